@@ -1,0 +1,28 @@
+"""fedsim simulates federated LoRA fine-tuning. `simulate` runs a federation; a recipe is a configuration of it."""
+
+from fedsim.data.federated import FederatedData, from_tensors
+from fedsim.launch import RunOptions, cli
+from fedsim.methods import FedIT, HiLoRA, Local
+from fedsim.models.client_module import LocalTraining
+from fedsim.plan import Plan
+from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
+from fedsim.simulation import Result, simulate
+
+__all__ = [
+    "Assignment",
+    "ClientUpdate",
+    "FedIT",
+    "FederatedData",
+    "HiLoRA",
+    "Local",
+    "LocalTraining",
+    "Outcome",
+    "Plan",
+    "Population",
+    "Result",
+    "RunOptions",
+    "ServerState",
+    "cli",
+    "from_tensors",
+    "simulate",
+]

@@ -1,0 +1,1 @@
+"""What is trained: where adapters sit, who holds which copy, and how they enter a linear map."""

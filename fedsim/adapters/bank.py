@@ -1,0 +1,86 @@
+"""The bank holds every copy of every slot, on worker 0, in CPU memory. It knows groups, not methods.
+
+Each slot is one stack (G, *shape): row g is the copy that group g holds. A row that was never written is the slot's
+initial value, so a population of a million clients costs nothing until clients have trained. Stacks are allocated
+uninitialised: the operating system hands out pages only for rows that are written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.layout import Slot, parse_slot
+
+NEVER = -1
+"""The round in which a row was written that never was; also the group of a client that has none yet."""
+
+
+@dataclass
+class Bank:
+    """Copies of slots by group.
+
+    `initial` maps a slot to its (*shape) starting value, `rows` to its stack (G, *shape), and `written` to the round
+    in which each row was last written (G,), `NEVER` where it was not.
+    """
+
+    initial: dict[Slot, Tensor]
+    rows: dict[Slot, Tensor] = field(default_factory=dict)
+    written: dict[Slot, Tensor] = field(default_factory=dict)
+
+    def read(self, slot: Slot, groups: Tensor) -> Tensor:
+        """Return the copies (len(groups), *shape) of these groups; a group without a copy has the initial value."""
+        values = self.initial[slot].expand(len(groups), *self.initial[slot].shape).clone()
+        has_copy = self.written_in(slot, groups) != NEVER
+        if bool(has_copy.any()):
+            values[has_copy] = self.rows[slot][groups[has_copy]]
+        return values
+
+    def written_in(self, slot: Slot, groups: Tensor) -> Tensor:
+        """Return the round in which each of these groups' copies was last written, `NEVER` for the initial value."""
+        if slot not in self.rows:
+            return torch.full_like(groups, NEVER)
+        rounds = self.written[slot][groups.clamp(min=0)]
+        return torch.where(groups == NEVER, NEVER, rounds)
+
+    def write(self, slot: Slot, values: Mapping[int, Tensor], n_groups: int, round_index: int) -> None:
+        """Store new copies `{group: (*shape)}` of a slot that `n_groups` groups hold; a smaller stack is widened."""
+        if slot not in self.rows or len(self.rows[slot]) < n_groups:
+            self._widen(slot, n_groups)
+        for group, value in values.items():
+            self.rows[slot][group] = value
+            self.written[slot][group] = round_index
+
+    def _widen(self, slot: Slot, n_groups: int) -> None:
+        rows = torch.empty(n_groups, *self.initial[slot].shape)
+        written = torch.full((n_groups,), NEVER)
+        if slot in self.rows:
+            had = self.written[slot] != NEVER
+            rows[: len(had)][had] = self.rows[slot][had]
+            written[: len(had)] = self.written[slot]
+        self.rows[slot], self.written[slot] = rows, written
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return what a checkpoint must hold: for each slot its written rows, their groups, rounds and the width."""
+        tensors: dict[str, Tensor] = {}
+        for slot in sorted(self.rows):
+            groups = (self.written[slot] != NEVER).nonzero().flatten()
+            tensors[f"{slot}|rows"] = self.rows[slot][groups]
+            tensors[f"{slot}|groups"] = groups
+            tensors[f"{slot}|rounds"] = self.written[slot][groups]
+            tensors[f"{slot}|width"] = torch.tensor(len(self.rows[slot]))
+        return tensors
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `state_tensors` returned; raises ValueError when a slot is not one of this bank's."""
+        self.rows.clear()
+        self.written.clear()
+        for key in [key for key in tensors if key.endswith("|rows")]:
+            name = key.removesuffix("|rows")
+            slot, rows = parse_slot(name), tensors[key]
+            if slot not in self.initial or rows.shape[1:] != self.initial[slot].shape:
+                raise ValueError(f"The checkpoint holds slot '{name}' {tuple(rows.shape[1:])}, which this run has not.")
+            self._widen(slot, int(tensors[f"{name}|width"]))
+            self.rows[slot][tensors[f"{name}|groups"]] = rows
+            self.written[slot][tensors[f"{name}|groups"]] = tensors[f"{name}|rounds"]

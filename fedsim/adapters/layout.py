@@ -1,0 +1,118 @@
+"""Where trainable tensors live: tiers, sites and slots. No values, no training.
+
+Shape legend, used in every docstring of fedsim:
+
+    C  clients of the population        K  clients trained together      G  groups (holders of one copy)
+    B  samples of a batch               T  tokens                        I/O  in and out features of a site
+    R  LoRA rank                        D  depth (number of blocks)      N  classes
+
+A LoRA site adds  ΔW = scale · B @ A  with A (R, I) and B (O, R). A head site adds a full ΔW = W (O, I) and b (O,) to the
+backbone's own classifier, so a head is trained, shared and counted exactly as an adapter is: tier by tier.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+HeadPolicy = Literal["frozen", "global", "tier", "local"]
+"""Who trains the classifier: nobody; everybody one shared copy; the tier in training; every client its own."""
+
+HEAD_TIER = "head"
+"""The tier that holds the classifier when `head_policy` is global or local; under `tier` each tier holds its share."""
+
+
+class Slot(NamedTuple):
+    """The place of one tensor: which tier, at which site, which factor (A or B; W or b for a head)."""
+
+    tier: str
+    site: str
+    factor: str
+
+    def __str__(self) -> str:
+        return "/".join(self)
+
+
+def parse_slot(text: str) -> Slot:
+    """Return the slot that `str(slot)` wrote; raises ValueError when it is none."""
+    parts = text.split("/")
+    if len(parts) != 3:
+        raise ValueError(f"'{text}' is not a slot; a slot is written tier/site/factor.")
+    return Slot(*parts)
+
+
+@dataclass(frozen=True)
+class Site:
+    """A linear map, or a row slice of a fused one, that carries adapters.
+
+    `module` is its path in the backbone, `rows` the (start, stop) of a slice of a fused projection (None: all rows),
+    `depth` its block number from the input, `is_head` whether it is part of the classifier.
+    """
+
+    name: str
+    module: str
+    in_features: int
+    out_features: int
+    depth: int
+    rows: tuple[int, int] | None = None
+    is_head: bool = False
+    has_bias: bool = True
+
+
+@dataclass(frozen=True)
+class Layout:
+    """All slots of a method on a backbone, with their shapes at the largest LoRA rank."""
+
+    sites: tuple[Site, ...]
+    tiers: tuple[str, ...]
+    lora_rank: int
+    head_policy: HeadPolicy = "frozen"
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.lora_rank < 1:
+            problems.append(f"lora_rank is {self.lora_rank}; it must be 1 or more (--method.lora-rank)")
+        if not any(not site.is_head for site in self.sites):
+            problems.append("no adapter site was found in the backbone; change the pattern (--model.sites)")
+        if len(set(self.tiers)) != len(self.tiers) or HEAD_TIER in self.tiers:
+            problems.append(f"tiers {self.tiers} must be distinct names other than '{HEAD_TIER}'")
+        for site in self.sites:
+            if not site.is_head and self.lora_rank > min(site.in_features, site.out_features):
+                width = min(site.in_features, site.out_features)
+                problems.append(f"lora_rank {self.lora_rank} exceeds the width {width} of site '{site.name}'")
+                break
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    @property
+    def shapes(self) -> dict[Slot, torch.Size]:
+        """Every slot with its shape, in a fixed order: tiers outermost, then sites, then factors."""
+        shapes: dict[Slot, torch.Size] = {}
+        for tier in (*self.tiers, HEAD_TIER):
+            for site in self.sites:
+                for factor, shape in self._factors(tier, site):
+                    shapes[Slot(tier, site.name, factor)] = torch.Size(shape)
+        return shapes
+
+    def _factors(self, tier: str, site: Site) -> list[tuple[str, tuple[int, ...]]]:
+        inputs, outputs, rank = site.in_features, site.out_features, self.lora_rank
+        if not site.is_head:
+            return [("A", (rank, inputs)), ("B", (outputs, rank))] if tier != HEAD_TIER else []
+        holder = {"frozen": False, "tier": tier != HEAD_TIER}.get(self.head_policy, tier == HEAD_TIER)
+        if not holder:
+            return []
+        return [("W", (outputs, inputs))] + ([("b", (outputs,))] if site.has_bias else [])
+
+
+def fit_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
+    """Return the leading `lora_rank` rows of an A or columns of a B; a head's tensors pass through."""
+    if factor == "A":
+        return tensor[..., :lora_rank, :]
+    return tensor[..., :lora_rank] if factor == "B" else tensor
+
+
+def byte_count(tensors: Iterable[Tensor]) -> int:
+    """Bytes that these tensors take on the wire and in memory."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -1,0 +1,125 @@
+"""The embedded data set: scikit-learn's 1,797 handwritten digits (8×8, UCI, CC BY 4.0) drawn in six styles at 32×32.
+
+Three disjoint pools of digits: one to pre-train a backbone (plain style only), one to train and one to test on. A
+digit of a pool appears once in every style, so no test digit was ever trained on in any style.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.datasets import load_digits
+from torch import Tensor
+
+from fedsim.data.federated import FederatedData
+from fedsim.data.partition import by_group, choose_unseen
+
+STYLES = ("plain", "inverted", "rotated", "outline", "textured", "warped")
+SIZE = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class DigitStyles:
+    """How the digits are split over clients."""
+
+    clients_per_style: int = 4
+    """Clients in each of the six styles."""
+    train_per_client: int = 40
+    """Mean number of training digits of a client."""
+    test_per_client: int = 60
+    """Mean number of test digits of a client."""
+    alpha: float = 1.0
+    """Dirichlet concentration over labels inside a style."""
+    unseen_fraction: float = 0.2
+    """Share of the clients that do not take part in training."""
+
+
+def draw(digits: Tensor, style: str) -> Tensor:
+    """Draw digits (S, 8, 8) in [0, 1] in one of the six styles, (S, 1, 32, 32) uint8; deterministic."""
+    plain = F.interpolate(digits[:, None], size=(SIZE, SIZE), mode="bilinear", align_corners=False).clamp(0, 1)
+    return (_STYLE_FUNCTIONS[style](plain).clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def _outline(images: Tensor) -> Tensor:
+    thick = F.max_pool2d(images, 3, stride=1, padding=1)
+    thin = -F.max_pool2d(-images, 3, stride=1, padding=1)
+    return (thick - thin) * 2
+
+
+def _textured(images: Tensor) -> Tensor:
+    axis = torch.arange(SIZE) * (2 * math.pi / 8)
+    stripes = 0.5 + 0.5 * torch.sin(axis[:, None] + axis[None, :])
+    return 0.5 * stripes + 0.5 * images
+
+
+def _warped(images: Tensor) -> Tensor:
+    line = torch.linspace(-1, 1, SIZE)
+    y, x = torch.meshgrid(line, line, indexing="ij")
+    grid = torch.stack((x + 0.2 * torch.sin(5 * y), y + 0.2 * torch.sin(5 * x)), dim=-1)
+    return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)
+
+
+_STYLE_FUNCTIONS = {
+    "plain": lambda images: images,
+    "inverted": lambda images: 1 - images,
+    "rotated": lambda images: images.rot90(1, dims=(-2, -1)),
+    "outline": _outline,
+    "textured": _textured,
+    "warped": _warped,
+}
+
+
+def pools() -> dict[str, tuple[Tensor, Tensor]]:
+    """Return the three disjoint pools "pretrain", "train" and "test" of (digits (S, 8, 8) in [0, 1], targets (S,))."""
+    digits, targets = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(targets))
+    images = torch.from_numpy(digits[order]).float().view(-1, 8, 8) / 16
+    labels = torch.from_numpy(targets[order]).long()
+    cuts = {"pretrain": slice(0, 597), "train": slice(597, 1197), "test": slice(1197, None)}
+    return {name: (images[cut], labels[cut]) for name, cut in cuts.items()}
+
+
+def normalise(images: Tensor) -> Tensor:
+    """uint8 (B, 1, 32, 32) to floats around zero."""
+    return images.float() / 127.5 - 1
+
+
+def digit_styles(split: DigitStyles, rng: np.random.Generator) -> FederatedData:
+    """Return the federation: `clients_per_style` clients in each style, labels Dirichlet inside a style."""
+    images, targets, groups, offsets = [], [], [], {}
+    for pool, per_client in (("train", split.train_per_client), ("test", split.test_per_client)):
+        digits, labels = pools()[pool]
+        wanted = split.clients_per_style * per_client
+        if wanted > len(labels):
+            raise ValueError(
+                f"{split.clients_per_style} clients with {per_client} {pool} digits each need {wanted} digits; the "
+                f"{pool} pool has {len(labels)} (--data.clients-per-style, --data.{pool}-per-client)."
+            )
+        offsets[pool] = sum(map(len, targets))
+        for group, style in enumerate(STYLES):
+            chosen = torch.from_numpy(np.sort(rng.permutation(len(labels))[:wanted]))
+            images.append(draw(digits[chosen], style))
+            targets.append(labels[chosen])
+            groups.append(torch.full((wanted,), group))
+    all_targets, all_groups = torch.cat(targets).numpy(), torch.cat(groups).numpy()
+    border = offsets["test"]
+    train, test, client_groups = by_group(
+        (all_targets[:border], all_groups[:border]),
+        (all_targets[border:], all_groups[border:]),
+        split.clients_per_style,
+        split.alpha,
+        rng,
+    )
+    return FederatedData(
+        inputs=torch.cat(images),
+        targets=torch.cat(targets),
+        train=train,
+        test=[rows + border for rows in test],
+        class_names=[str(digit) for digit in range(10)],
+        unseen=choose_unseen(client_groups, split.unseen_fraction, rng),
+        groups=client_groups,
+        group_names=STYLES,
+        transform=normalise,
+    )

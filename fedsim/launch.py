@@ -1,0 +1,182 @@
+"""Starting: the command line first, then processes. A typo must fail in one line before any process group exists."""
+
+import dataclasses
+import functools
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import torch
+import tyro
+from lightning.fabric import Fabric
+
+from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
+
+USAGE_ERROR = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every recipe takes."""
+
+    out: Path | None = None
+    """Run folder; default runs/<recipe>-<time>."""
+    resume: Path | None = None
+    """Continue the run in this folder, with the options it was started with."""
+    seed: int = 0
+    """Seed of everything random."""
+    rounds: int = 50
+    """Rounds in all."""
+    cohort_size: int | None = None
+    """Clients sampled in a round; default all."""
+    engine: Literal["sequential"] = "sequential"
+    """How a worker trains its clients."""
+    threads: int | None = None
+    """CPU threads of a worker; default cores ÷ workers."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.rounds < 1:
+            problems.append(f"rounds is {self.rounds}; it must be 1 or more (--rounds)")
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads is {self.threads}; it must be 1 or more (--threads)")
+        if self.cohort_size is not None and self.cohort_size < 1:
+            problems.append(f"cohort_size is {self.cohort_size}; it must be 1 or more (--cohort-size)")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+
+HOW_NOT_WHAT = ("out", "resume", "threads")
+"""Options that say how a run is carried out; they may differ when it is resumed."""
+
+Recipe = TypeVar("Recipe", bound=RunOptions)
+
+
+def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
+    """Parse the command line into a recipe and run `main(recipe)`.
+
+    A usage error, or a ValueError from the recipe, is one message and exit code 2. With `--resume DIR` the folder's own
+    recipe is the default, and options that contradict it are refused.
+    """
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        main(parse(recipe_type))
+    except ValueError as error:
+        fail(str(error))
+
+
+def parse(recipe_type: type[Recipe]) -> Recipe:
+    """Return the recipe that the command line asks for."""
+    folder = _resume_folder(sys.argv[1:])
+    default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
+    try:
+        with _quiet_unless_first():
+            recipe = tyro.cli(recipe_type, default=default, description=sys.modules["__main__"].__doc__)
+    except SystemExit as error:
+        if error.code:
+            _wait_for_first()
+        raise
+    if folder is None:
+        out = recipe.out or Path("runs") / f"{Path(sys.argv[0]).stem}-{_start_time()}"
+        check_is_new(out)
+        return dataclasses.replace(recipe, out=out)
+    check_same_recipe(folder, to_dict(recipe))
+    return dataclasses.replace(recipe, out=folder)
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Return a recipe's fields, nested, without those that only say how it is carried out."""
+    fields = dataclasses.asdict(recipe)
+    return {name: value for name, value in fields.items() if name not in HOW_NOT_WHAT}
+
+
+def from_dict(default: Recipe, values: dict[str, Any]) -> Recipe:
+    """Return `default` with the fields that `to_dict` wrote, nested dataclasses included."""
+    changes: dict[str, Any] = {}
+    types = get_type_hints(type(default))
+    for field in dataclasses.fields(default):  # type: ignore[arg-type]
+        if field.name in values:
+            value, current = values[field.name], getattr(default, field.name)
+            if dataclasses.is_dataclass(current) and not isinstance(current, type):
+                value = from_dict(current, value)  # type: ignore[type-var]
+            elif isinstance(value, list):
+                value = tuple(value)
+            elif isinstance(value, str) and (isinstance(current, Path) or "Path" in str(types[field.name])):
+                value = Path(value)
+            changes[field.name] = value
+    return dataclasses.replace(default, **changes)
+
+
+def fail(message: str) -> None:
+    """Print one message, on one worker, and leave with exit code 2.
+
+    The other workers wait until the launcher ends them: the first to leave would end the one that has yet to speak.
+    """
+    if _is_first():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        _wait_for_first()
+    sys.exit(USAGE_ERROR)
+
+
+@functools.cache
+def launch() -> Fabric:
+    """Return the process's Fabric: that of `fabric run`, or one worker under plain `python`.
+
+    Under `fabric run` constructing Fabric starts the process group, and launching again would raise.
+    """
+    if os.environ.get("LT_CLI_USED") == "1":
+        return Fabric()
+    fabric = Fabric(accelerator="auto", devices=1)
+    fabric.launch()
+    return fabric
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many CPU threads; by default the machine's cores shared among its workers.
+
+    With two threads per process on two shared cores, the same work takes many times as long.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def _resume_folder(arguments: list[str]) -> Path | None:
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--resume":
+            value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            return Path(value) if value and value.lower() != "none" else None
+    return None
+
+
+def _start_time() -> str:
+    """The launch's time; workers of one launch agree on it because the first one's parent started them all."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    started = os.stat(f"/proc/{os.getppid()}").st_ctime if run_id and os.path.exists("/proc") else time.time()
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(started))
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _wait_for_first() -> None:
+    if not _is_first():
+        time.sleep(30)
+
+
+class _quiet_unless_first:
+    """Silence standard output and error on every worker but the first."""
+
+    def __enter__(self) -> None:
+        self.streams = sys.stdout, sys.stderr
+        if not _is_first():
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout, sys.stderr = self.streams

@@ -1,0 +1,7 @@
+"""One file per paper. A method is a frozen dataclass of its hyper-parameters; `plan` states how it departs from FedAvg."""
+
+from fedsim.methods.fedit import FedIT
+from fedsim.methods.hilora import HiLoRA
+from fedsim.methods.local import Local
+
+__all__ = ["FedIT", "HiLoRA", "Local"]

@@ -1,0 +1,115 @@
+"""HiLoRA: root, cluster and leaf adapters, trained one tier after another (arXiv 2603.02785).
+
+    W_i = W0 + B_r A_r + B_c,j(i) A_c,j(i) + B_l,i A_l,i
+
+Root: all clients, product-space SVD. Then clients are clustered by the subspaces of their root B. Cluster: the same
+inside each cluster, plus γ_c ‖B_rᵀB‖². Leaf: each client alone, plus γ_c ‖B_rᵀB‖² + γ_l ‖B_cᵀB‖². A finished tier is
+frozen and stays in the forward pass. The server sees every client's own B, so secure summation does not apply.
+
+Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); the caps of
+root and cluster stage are shares of the budget, so that any number of rounds passes through all tiers. The paper does
+not state caps, τ, γ, λ, the range of K or the probe, hence they are parameters.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.layout import HeadPolicy, Slot
+from fedsim.parts.aggregation import product_svd, relative_change
+from fedsim.parts.directions import TIER, SubspaceClustering, admit_by_route, tier_overlaps, with_routed
+from fedsim.parts.objectives import cross_entropy, tier_overlap
+from fedsim.parts.sharing import alone, everyone, ungrouped, with_head
+from fedsim.plan import Plan, is_adapter, merge_groups, train_tier
+from fedsim.round import ClientUpdate, Outcome, Population, ServerState
+
+STAGES = ("root", "cluster", "leaf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HiLoRA:
+    """Three tiers of adapters on every site."""
+
+    lora_rank: int = 8
+    """Width R of each tier's adapter."""
+    lora_alpha: float | None = None
+    """α of the scale α/R; None means α = R, the printed formulas."""
+    head_policy: HeadPolicy = "tier"
+    """Who trains the classifier; `tier` means: the tier in training, on top of the tiers before it."""
+    root_share: float = 0.3
+    """Cap of the root stage, as a share of all rounds."""
+    cluster_share: float = 0.4
+    """Cap of the cluster stage, as a share of all rounds; the leaf stage has the rest."""
+    tolerance: float = 0.05
+    """τ: root and cluster stage end early once ‖ΔW' − ΔW‖ / ‖ΔW‖ falls to it."""
+    gamma_c: float = 0.1
+    """γ_c: weight of ‖B_rᵀB‖², summed over sites."""
+    gamma_l: float = 0.1
+    """γ_l: weight of ‖B_cᵀB_l‖², summed over sites."""
+    clustering: SubspaceClustering = field(default_factory=SubspaceClustering)
+
+    tiers = (*STAGES, TIER)
+
+    def __post_init__(self) -> None:
+        if not (self.root_share > 0 and self.cluster_share > 0 and self.root_share + self.cluster_share <= 1):
+            given = f"{self.root_share} and {self.cluster_share}"
+            raise ValueError(f"root_share and cluster_share are {given}; both positive, at most 1 in sum (--method.*).")
+        if min(self.gamma_c, self.gamma_l, self.tolerance) < 0:
+            given = f"{self.gamma_c}, {self.gamma_l} and {self.tolerance}"
+            raise ValueError(f"gamma_c, gamma_l and tolerance are {given}; none may be negative (--method.*).")
+
+    def plan(self, state: ServerState, population: Population) -> Plan:
+        """Train the current tier on top of the finished ones; a newcomer's probe trains the root adapter."""
+        stage, labels = STAGES[int(state.learnt.get("stage", 0))], state.learnt.get("labels")
+        steps = self.clustering.probe_steps
+        probe = Plan(population=population, stage="probe", tiers=("root",), trains=is_adapter, steps=steps)
+        return Plan(
+            population=population,
+            stage=stage,
+            tiers=STAGES[: STAGES.index(stage) + 1],
+            trains=partial(train_tier, stage),
+            sharing=partial(self._sharing, ungrouped(population) if labels is None else labels),
+            objective=partial(self._objective, stage),
+            combine=product_svd,
+            server_update=self._server_update,
+            probe=None if labels is None else probe,
+            admit=self._admit,
+        )
+
+    def _sharing(self, labels: Tensor, slot: Slot, population: Population) -> Tensor:
+        holders = {"root": everyone(population), "cluster": labels}
+        return with_head(self.head_policy, slot, holders.get(slot.tier, alone(population)), population)
+
+    def _objective(self, stage: str, logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
+        loss = cross_entropy(logits, targets, tensors)
+        if stage != "root":
+            loss = loss + self.gamma_c * tier_overlap(tensors, "root", stage)
+        if stage == "leaf":
+            loss = loss + self.gamma_l * tier_overlap(tensors, "cluster", "leaf")
+        return loss
+
+    def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
+        bank, learnt, stage = state.bank, dict(state.learnt), STAGES.index(plan.stage)
+        merged = merge_groups(plan, updates)
+        log = {**merged.log, **tier_overlaps(bank, merged.tensors, plan.tiers, plan.groups)}
+        if plan.stage == "leaf":
+            return Outcome(merged.tensors, with_routed(bank, learnt, updates, "leaf"), log)
+        directions = self.clustering.smoothed(bank, updates) if plan.stage == "root" else {}
+        learnt = with_routed(bank, learnt, updates, "cluster") if plan.stage == "cluster" else learnt
+        change = relative_change(bank, merged.tensors)
+        rounds_used = state.round_index + 1 - int(learnt.get("since", 0))
+        cap = max(1, round((self.root_share, self.cluster_share)[stage] * state.rounds))
+        if change <= self.tolerance or rounds_used >= cap:
+            learnt |= {"stage": torch.tensor(stage + 1), "since": torch.tensor(state.round_index + 1)}
+            log["next_stage"] = STAGES[stage + 1]
+            if plan.stage == "root":
+                learnt["labels"], found = self.clustering.cluster(bank, directions, plan.population)
+                log |= found
+        return Outcome({**merged.tensors, **directions}, learnt, {**log, "relative_change": change})
+
+    def _admit(self, state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
+        labels, log = admit_by_route(state.bank, state.learnt["labels"], population, probes, "root")
+        return Outcome(learnt={**state.learnt, "labels": labels, "stage": torch.tensor(2)}, log=log)

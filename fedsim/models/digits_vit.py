@@ -1,0 +1,78 @@
+"""The embedded backbone: a small timm ViT that learns plain digits in seconds and is then kept on disk."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fedsim.randomness import derive_seed, generator
+
+ARCHITECTURE = dict(
+    img_size=32, patch_size=8, in_chans=1, embed_dim=64, depth=4, num_heads=4, num_classes=10, mlp_ratio=2.0
+)
+EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS = 50, 32, 2e-3, 0, 2
+
+
+def default_cache() -> Path:
+    """Where pre-trained backbones are kept: $FEDSIM_CACHE, else ~/.cache/fedsim."""
+    return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
+
+
+def pretrained_digits_vit(
+    images: Tensor, targets: Tensor, cache: Path, on_epoch: Callable[[int, int, float], None] = lambda *_: None
+) -> nn.Module:
+    """Return the ViT trained on images (S, 1, 32, 32) in [-1, 1]; the first call trains it, later ones load the file.
+
+    The file's name holds a hash of the data, the architecture and the training recipe, so a stale one is never used.
+    Several processes may call this at once: one trains, the others wait. Training uses `THREADS` threads whatever the
+    caller's setting, so the weights do not depend on it. `on_epoch(epoch, epochs, loss)` reports progress.
+    """
+    recipe = f"{sorted(ARCHITECTURE.items())}{EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS}{timm.__version__}"
+    content = hashlib.sha256(recipe.encode())
+    content.update(images.numpy().tobytes() + targets.numpy().tobytes())
+    path = cache / f"digits-vit-{content.hexdigest()[:16]}.safetensors"
+    cache.mkdir(parents=True, exist_ok=True)
+    model = _untrained()
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            _train(model, images, targets, on_epoch)
+            partial = path.with_suffix(".partial")
+            save_file(model.state_dict(), partial)
+            partial.replace(path)
+    model.load_state_dict(load_file(path))
+    return model.eval()
+
+
+def _untrained() -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(SEED, "digits-vit"))
+        return timm.create_model("vit_tiny_patch16_224", pretrained=False, **ARCHITECTURE)
+
+
+def _train(model: nn.Module, images: Tensor, targets: Tensor, on_epoch: Callable[[int, int, float], None]) -> None:
+    """AdamW with a one-cycle schedule on randomly shifted digits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(THREADS)
+    random = generator(SEED, "digits-vit/batches")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
+    steps = EPOCHS * -(-len(images) // BATCH_SIZE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    model.train()
+    for epoch in range(EPOCHS):
+        for rows in torch.randperm(len(images), generator=random).split(BATCH_SIZE):
+            shift = torch.randint(-3, 4, (2,), generator=random).tolist()
+            batch = torch.roll(images[rows], shift, dims=(-2, -1))
+            loss = F.cross_entropy(model(batch), targets[rows], label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        on_epoch(epoch, EPOCHS, float(loss.detach()))
+    torch.set_num_threads(threads)

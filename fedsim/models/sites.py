@@ -1,0 +1,89 @@
+"""Finds adapter sites in a backbone by the names of its linear maps."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+from torch import nn
+
+from fedsim.adapters.layout import Site
+
+QUERY_VALUE = r"(?P<fused>qkv|c_attn|query_key_value)|q_proj|v_proj|query|value|q_lin|v_lin|wq|wv"
+"""Query and value of every attention block, in the spellings of timm and transformers; matched on a module's last name.
+
+A name caught by the group `fused` is one linear map of query, key and value: its first and last third of rows carry
+adapters.
+"""
+
+
+def find_sites(backbone: nn.Module, pattern: str = QUERY_VALUE, head: str = "") -> tuple[Site, ...]:
+    """Return the LoRA sites whose last name matches `pattern` whole, then the head sites (every linear map in `head`).
+
+    `head` is the path of the classifier ("" guesses it among head, classifier, score, fc). Raises ValueError when the
+    pattern is invalid or matches no `nn.Linear`, or the head is not there.
+    """
+    try:
+        matcher = re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"The site pattern '{pattern}' is no regular expression: {error} (--model.sites).") from None
+    head = head or guess_head(backbone)
+    linears = {path: module for path, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    in_head = {path for path in linears if path == head or path.startswith(f"{head}.")}
+    if not in_head:
+        raise ValueError(f"The backbone has no linear map at its classifier's path '{head}' (head=…).")
+    sites: list[Site] = []
+    for path, linear in linears.items():
+        if path not in in_head and (match := matcher.fullmatch(path.rpartition(".")[2])):
+            sites += _lora_sites(path, linear, _depth(path, sites), bool(match.groupdict().get("fused")))
+    if not sites:
+        names = sorted({path.rpartition(".")[2] for path in linears})
+        raise ValueError(
+            f"The site pattern '{pattern}' matches none of the backbone's linear maps, whose names are {names} "
+            "(--model.sites)."
+        )
+    depth = max(site.depth for site in sites) + 1
+    return (*sites, *(_head_site(path, linears[path], depth) for path in linears if path in in_head))
+
+
+def check_classes(sites: Sequence[Site], n_classes: int) -> None:
+    """Raise ValueError when the classifier's last linear map does not have one output per class."""
+    outputs = [site.out_features for site in sites if site.is_head][-1]
+    if outputs != n_classes:
+        raise ValueError(
+            f"The backbone's classifier has {outputs} outputs and the data have {n_classes} classes; build the backbone "
+            f"with num_classes={n_classes}."
+        )
+
+
+def guess_head(backbone: nn.Module) -> str:
+    """Return the path of the classifier by its usual names; raises ValueError when there is none."""
+    for name in ("head", "classifier", "score", "fc"):
+        module = getattr(backbone, name, None)
+        if module is not None and any(isinstance(part, nn.Linear) for part in module.modules()):
+            return name
+    raise ValueError(
+        "The backbone has no linear map under head, classifier, score or fc; say where its classifier is (head=…)."
+    )
+
+
+def _depth(path: str, before: list[Site]) -> int:
+    """The block number: the first integer in the path; without one, sites are numbered by their parent module."""
+    numbers = re.findall(r"\.(\d+)\.", f".{path}.")
+    if numbers:
+        return int(numbers[0])
+    parents = list(dict.fromkeys([*(site.module.rpartition(".")[0] for site in before), path.rpartition(".")[0]]))
+    return parents.index(path.rpartition(".")[0])
+
+
+def _lora_sites(path: str, linear: nn.Linear, depth: int, is_fused: bool) -> Iterator[Site]:
+    if not is_fused:
+        yield Site(path, path, linear.in_features, linear.out_features, depth)
+        return
+    width = linear.out_features // 3
+    for part, start in (("q", 0), ("v", 2 * width)):
+        yield Site(f"{path}.{part}", path, linear.in_features, width, depth, rows=(start, start + width))
+
+
+def _head_site(path: str, linear: nn.Linear, depth: int) -> Site:
+    return Site(
+        path, path, linear.in_features, linear.out_features, depth, is_head=True, has_bias=linear.bias is not None
+    )

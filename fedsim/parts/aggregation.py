@@ -1,0 +1,110 @@
+"""How the results inside one group become one adapter. Pairs (B, A) are merged; the mean of factors is the plain case.
+
+A p×q product is never formed unless the stacked factors are themselves wider than p and q.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from fedsim.adapters.bank import Bank
+from fedsim.adapters.layout import Slot
+
+
+class Merged(NamedTuple):
+    """One group's adapter at one site: B (O, R), A (R, I), and the share of ‖ΔW‖_F² that truncation threw away."""
+
+    B: Tensor
+    A: Tensor
+    discarded: float
+
+
+def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Return Σ w_i v_i over the first axis, (n, *shape) to (*shape); weights (n,) sum to 1."""
+    return torch.tensordot(weights.to(values.dtype), values, dims=1)
+
+
+def mean_factors(B: Tensor, A: Tensor, weights: Tensor) -> Merged:
+    """FedAvg on each factor alone: B (n, O, R), A (n, R, I), weights (n,). Its product is not the mean product."""
+    return Merged(weighted_mean(B, weights), weighted_mean(A, weights), 0.0)
+
+
+def product_svd(B: Tensor, A: Tensor, weights: Tensor) -> Merged:
+    """Return the best rank-R adapter of the mean product Σ w_i B_i A_i, as B := U and A := S Vᵀ.
+
+    HiLoRA, arXiv 2603.02785, root and cluster aggregation. B (n, O, R), A (n, R, I), weights (n,) summing to 1. The
+    factors are stacked and reduced by QR, and only the small core is decomposed, so the result is exact for the sum.
+    Signs are fixed (the largest entry of every column of B is positive), since an SVD leaves them to the library.
+    """
+    n, outputs, rank = B.shape
+    stacked_B = B.permute(1, 0, 2).reshape(outputs, n * rank)
+    stacked_A = (weights.to(A.dtype)[:, None, None] * A).reshape(n * rank, -1)
+    left, core_left = _reduce(stacked_B)
+    right, core_right = _reduce(stacked_A.mT)
+    core = core_left @ core_right.mT
+    U, S, V = leading_singular(core, rank)
+    new_B, new_A = left @ U if left is not None else U, (right @ V if right is not None else V).mT
+    signs = fixed_signs(new_B)
+    energy = core.square().sum()
+    discarded = float((1 - S.square().sum() / energy).clamp(min=0)) if energy > 0 else 0.0
+    return Merged(new_B * signs, signs[:, None] * S[:, None] * new_A, discarded)
+
+
+def _reduce(stacked: Tensor) -> tuple[Tensor | None, Tensor]:
+    """QR of a tall matrix; a wide one is already its own core (and is returned with no left factor)."""
+    if stacked.shape[0] <= stacked.shape[1]:
+        return None, stacked
+    return torch.linalg.qr(stacked)
+
+
+def leading_singular(core: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U (m, rank), S (rank,), V (n, rank) of the largest singular values of core (m, n).
+
+    A core much wider than `rank` goes to ARPACK (to machine precision, from a fixed starting vector): 8 of 768 singular
+    triplets take 8 ms against 300 ms for all of them.
+    """
+    if min(core.shape) >= 8 * rank and bool(core.any()):
+        start = np.random.default_rng(0).standard_normal(min(core.shape)).astype(core.numpy().dtype)
+        U, S, Vh = (torch.from_numpy(part.copy()) for part in svds(core.numpy(), k=rank, v0=start))
+        return U.flip(1), S.flip(0), Vh.flip(0).mT
+    U, S, Vh = torch.linalg.svd(core, full_matrices=False)
+    return U[:, :rank], S[:rank], Vh[:rank].mT
+
+
+def fixed_signs(columns: Tensor) -> Tensor:
+    """Return ±1 for each column of (O, R) so that its entry of largest magnitude becomes positive."""
+    largest = columns.gather(0, columns.abs().argmax(0, keepdim=True))[0]
+    return torch.where(largest < 0, -1.0, 1.0).to(columns.dtype)
+
+
+def product_norm(B: Tensor, A: Tensor) -> Tensor:
+    """‖B A‖_F² from the factors alone, tr(BᵀB · AAᵀ): B (..., O, R), A (..., R, I) to (...)."""
+    return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
+
+
+def relative_change(bank: Bank, copies: Mapping[Slot, Mapping[int, Tensor]], epsilon: float = 1e-12) -> float:
+    """Return ρ = ‖ΔW' − ΔW‖_F / (‖ΔW‖_F + ε) from the bank's copies to the new ones (HiLoRA's stopping rule).
+
+    All sites and groups count as one matrix. The difference of two products is itself a product of stacked factors, so
+    no p×q matrix is formed.
+    """
+    difference, before = 0.0, 0.0
+    for slot in [slot for slot in copies if slot.factor == "B"]:
+        pair = slot._replace(factor="A")
+        for group in copies[slot]:
+            old_B, old_A = (bank.read(place, torch.tensor([group]))[0].double() for place in (slot, pair))
+            stacked_B = torch.cat([copies[slot][group].double(), -old_B], dim=-1)
+            stacked_A = torch.cat([copies[pair][group].double(), old_A], dim=-2)
+            difference += float(product_norm(stacked_B, stacked_A))
+            before += float(product_norm(old_B, old_A))
+    return max(difference, 0.0) ** 0.5 / (before**0.5 + epsilon)
+
+
+def normalised_weights(samples: Sequence[int]) -> Tensor:
+    """Return n_i / Σ n, (n,) in float64; equal shares when nobody has a sample."""
+    counts = torch.tensor(samples, dtype=torch.float64)
+    return counts / counts.sum() if counts.sum() > 0 else torch.full_like(counts, 1 / len(counts))

@@ -1,0 +1,155 @@
+"""Groups of clients from the column spaces of their adapters (HiLoRA, arXiv 2603.02785, section 3.2)."""
+
+import warnings
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.cluster import SpectralClustering
+from torch import Tensor
+
+
+class Clusters(NamedTuple):
+    """Labels (n,) numbered by first appearance, how many, and the spectrum that decided it."""
+
+    labels: Tensor
+    n_clusters: int
+    eigenvalues: list[float]
+    gap: float
+    margin: float
+    """By how much the chosen eigengap exceeds the second largest in the range; near zero the choice is arbitrary."""
+
+
+def unit_direction(B: Tensor) -> Tensor:
+    """B / ‖B‖_F over the last two axes (step 1); a zero B stays zero."""
+    norm = torch.linalg.matrix_norm(B, keepdim=True)
+    return B / torch.where(norm > 0, norm, 1.0)
+
+
+def smoothed_direction(average: Tensor, B: Tensor, decay: float) -> Tensor:
+    """Return λ·B̄ + (1−λ)·B̂ Q (step 2) with Q the rotation that brings B̂ closest to B̄ (orthogonal Procrustes).
+
+    B̄ and B are (..., O, R). Only the product BA of a client is defined, not the basis of its B: without Q the average
+    mixes bases that differ by the arbitrary signs and order of an SVD. Where B̄ is zero (first round) B̂ is returned.
+    """
+    direction = unit_direction(B)
+    U, _, Vh = torch.linalg.svd(direction.mT @ average)
+    smoothed = decay * average + (1 - decay) * direction @ (U @ Vh)
+    is_first = torch.linalg.matrix_norm(average, keepdim=True) == 0
+    return torch.where(is_first, direction, smoothed)
+
+
+def column_basis(B: Tensor) -> Tensor:
+    """Return an orthonormal basis of B's column space, (..., O, R): the top-R left singular vectors up to a rotation."""
+    return torch.linalg.qr(B)[0]
+
+
+def common_basis(bases: Tensor) -> Tensor:
+    """Return the R directions that n subspaces (n, O, R) have most in common: top-R left singular vectors, (O, R)."""
+    n, outputs, rank = bases.shape
+    U, _, _ = torch.linalg.svd(bases.permute(1, 0, 2).reshape(outputs, n * rank), full_matrices=False)
+    return U[:, :rank]
+
+
+def subspace_similarities(left: Tensor, right: Tensor) -> Tensor:
+    """Mean cos² of the principal angles, ‖U_iᵀ V_j‖_F² / R: bases (n, O, R) and (m, O, R) to (n, m)."""
+    n, outputs, rank = left.shape
+    flat_left = left.permute(0, 2, 1).reshape(n * rank, outputs)
+    flat_right = right.permute(0, 2, 1).reshape(len(right) * rank, outputs)
+    products = (flat_left @ flat_right.mT).square_()
+    return products.view(n, rank, len(right), rank).sum((1, 3)) / rank
+
+
+def subspace_distances(bases: Sequence[Tensor], block: int = 128) -> Tensor:
+    """Return d_ij = 1 − mean cos² θ averaged over sites (steps 4 and 5): one basis (n, O, R) per site, to (n, n).
+
+    Works in blocks of `block` clients over the upper triangle, so memory stays at block² · R² numbers.
+    """
+    n = len(bases[0])
+    similarity = torch.zeros(n, n, dtype=torch.float64)
+    for basis in bases:
+        for i in range(0, n, block):
+            for j in range(i, n, block):
+                tile = subspace_similarities(basis[i : i + block], basis[j : j + block]).double()
+                similarity[i : i + block, j : j + block] += tile
+    similarity = torch.triu(similarity) + torch.triu(similarity, 1).T
+    distances = (1 - similarity / len(bases)).clamp(0, 1)
+    return distances.fill_diagonal_(0)
+
+
+def gaussian_affinity(distances: Tensor, contrast: bool = False) -> Tensor:
+    """exp(−d²/2σ²) with σ the median off-diagonal distance (step 6), (n, n).
+
+    `contrast` first subtracts the smallest off-diagonal distance (not in the paper): all clients restart from one
+    broadcast, so distances can lie in a narrow band far from zero, and the kernel is then nearly flat.
+    """
+    off_diagonal = distances[~torch.eye(len(distances), dtype=torch.bool)]
+    if contrast:
+        distances = (distances - off_diagonal.min()).clamp(min=0).fill_diagonal_(0)
+        off_diagonal = off_diagonal - off_diagonal.min()
+    sigma = off_diagonal.median().clamp(min=1e-12)
+    return torch.exp(-distances.square() / (2 * sigma**2))
+
+
+def normalised_laplacian_spectrum(affinity: Tensor) -> Tensor:
+    """Eigenvalues of I − D^−½ S D^−½, ascending, (n,)."""
+    scale = affinity.sum(1).rsqrt()
+    laplacian = torch.eye(len(affinity), dtype=affinity.dtype) - scale[:, None] * affinity * scale
+    return torch.linalg.eigvalsh(laplacian)
+
+
+def spectral_clusters(affinity: Tensor, k_min: int, k_max: int, seed: int = 0) -> Clusters:
+    """Spectral clustering with K* = argmax_K (λ_{K+1} − λ_K) over k_min … k_max (step 7).
+
+    `k_max` is lowered to n − 1, the last K that has a gap. Raises ValueError when the range is empty or n < 3.
+    """
+    n = len(affinity)
+    k_max = min(k_max, n - 1)
+    if n < 3 or not 1 <= k_min <= k_max:
+        raise ValueError(
+            f"Cannot choose between {k_min} and {k_max} clusters of {n} clients; "
+            "the range must lie in 1 … clients − 1 (--method.k-min, --method.k-max)."
+        )
+    eigenvalues = normalised_laplacian_spectrum(affinity)
+    gaps = eigenvalues[k_min : k_max + 1] - eigenvalues[k_min - 1 : k_max]
+    ranked = gaps.sort(descending=True).values
+    k = k_min + int(gaps.argmax())
+    if k == 1:
+        labels = torch.zeros(n, dtype=torch.long)
+    else:
+        model = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # "Graph is not fully connected" is a fine answer here: separate groups
+            labels = first_appearance(torch.from_numpy(model.fit_predict(affinity.numpy()).astype(np.int64)))
+    margin = float(ranked[0] - ranked[1]) if len(ranked) > 1 else float(ranked[0])
+    return Clusters(labels, int(labels.max()) + 1, eigenvalues.tolist(), float(ranked[0]), margin)
+
+
+def first_appearance(labels: Tensor) -> Tensor:
+    """Renumber labels (n,) 0, 1, … in the order in which they first occur."""
+    order = dict.fromkeys(labels.tolist())
+    position = {label: index for index, label in enumerate(order)}
+    return torch.tensor([position[label] for label in labels.tolist()])
+
+
+def mean_overlap(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    """Mean cos² of the principal angles between paired column spaces, averaged over pairs (HiLoRA, figure 4).
+
+    In [0, 1] and, unlike the penalty, blind to the scale of B; a pair with a zero B counts as no overlap.
+    """
+    values = []
+    for one, other in zip(left, right, strict=True):
+        both = bool(one.any()) and bool(other.any())
+        overlap = subspace_similarities(column_basis(one)[None], column_basis(other)[None])
+        values.append(float(overlap) if both else 0.0)
+    return sum(values) / len(values)
+
+
+def nearest_group(bases: Sequence[Tensor], prototypes: Sequence[Tensor]) -> Tensor:
+    """Return argmax_j of the mean over sites of cos² Θ(U_u, U_c,j) (HiLoRA's routing).
+
+    One (n, O, R) and one (G, O, R) tensor per site, to group numbers (n,).
+    """
+    similarity = sum(subspace_similarities(basis, group) for basis, group in zip(bases, prototypes, strict=True))
+    return torch.as_tensor(similarity).argmax(1)

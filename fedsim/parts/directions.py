@@ -1,0 +1,185 @@
+"""HiLoRA's server-side use of subspaces: smooth each client's direction, cluster by it, route newcomers to a cluster.
+
+Reads copies from the bank and client updates; the linear algebra is in clustering.py.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.bank import NEVER, Bank
+from fedsim.adapters.layout import Slot
+from fedsim.parts.clustering import (
+    column_basis,
+    common_basis,
+    gaussian_affinity,
+    mean_overlap,
+    nearest_group,
+    smoothed_direction,
+    spectral_clusters,
+    subspace_distances,
+)
+from fedsim.round import ClientUpdate, Population
+
+TIER = "directions"
+"""The server's own tier: every client's smoothed B. It is never part of a forward pass, hence never sent."""
+
+Copies = Mapping[Slot, Mapping[int, Tensor]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubspaceClustering:
+    """How clients are clustered by their adapters (HiLoRA, arXiv 2603.02785, section 3.2).
+
+    The printed rule smooths the factor B_i itself. After the server's re-setting B := U that factor is nearly the same
+    for all clients, so "change" (B_i − B_broadcast) is the default. The average is rotated to its predecessor before
+    it is updated, since the basis of B is arbitrary.
+    """
+
+    directions: Literal["change", "factor"] = "change"
+    """Cluster by what local training changed in B, or by B itself (the literal reading)."""
+    decay: float = 0.9
+    """λ of the moving average over rounds."""
+    contrast: bool = True
+    """Subtract the smallest distance before the Gaussian kernel (not in the paper)."""
+    k_min: int = 2
+    """Smallest number of clusters considered."""
+    k_max: int = 10
+    """Largest number of clusters considered."""
+    probe_steps: int = 10
+    """Local steps of a newcomer's probe."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay is {self.decay}; it must lie in [0, 1) (--method.clustering.decay).")
+        if not 1 <= self.k_min <= self.k_max:
+            raise ValueError(
+                f"k_min … k_max is {self.k_min} … {self.k_max}, which is no range of cluster numbers from 1 on "
+                "(--method.clustering.k-min, --method.clustering.k-max)."
+            )
+        if self.probe_steps < 1:
+            raise ValueError(f"probe_steps is {self.probe_steps}; it must be 1 or more (--method.clustering.probe-steps).")
+
+    def smoothed(self, bank: Bank, updates: Sequence[ClientUpdate], tier: str = "root") -> dict[Slot, dict[int, Tensor]]:
+        """Return the new moving average of every participant's direction, as copies of the directions tier."""
+        clients = [update.client for update in updates]
+        result = {}
+        for slot, moved in changes(bank, updates, tier, self.directions).items():
+            place = slot._replace(tier=TIER)
+            average = smoothed_direction(bank.read(place, torch.tensor(clients)), moved, self.decay)
+            result[place] = dict(zip(clients, average, strict=True))
+        return result
+
+    def cluster(self, bank: Bank, fresh: Copies, population: Population) -> tuple[Tensor, dict[str, object]]:
+        """Return the cluster of every client (C,), `NEVER` for those without a direction, and what to log about it."""
+        slot = next(iter(fresh))
+        known = set(fresh[slot])
+        if slot in bank.rows:
+            known |= set((bank.written[slot] != NEVER).nonzero().flatten().tolist())
+        clients = [client for client in population.seen if client in known]
+        log: dict[str, object] = {"n_clusters": 1}
+        found = torch.zeros(len(clients), dtype=torch.long)
+        if len(clients) > max(self.k_min, 2):
+            distances = subspace_distances(_bases(bank, fresh, clients))
+            clusters = spectral_clusters(gaussian_affinity(distances, self.contrast), self.k_min, self.k_max)
+            found = clusters.labels
+            log = {
+                "n_clusters": clusters.n_clusters,
+                "eigenvalues": clusters.eigenvalues[: self.k_max + 1],
+                "eigengap": clusters.gap,
+                "eigengap_margin": clusters.margin,
+                "distances": distances.tolist(),
+            }
+        labels = torch.full((population.n_clients,), NEVER)
+        labels[clients] = found
+        return labels, {**log, "clients": clients, "labels": found.tolist()}
+
+
+def changes(bank: Bank, updates: Sequence[ClientUpdate], tier: str, kind: Literal["change", "factor"]) -> dict[Slot, Tensor]:
+    """Return for each B slot of a shared tier what every update did to it: B_i − B_broadcast, or B_i; (n, O, R)."""
+    result = {}
+    for slot in updates[0].tensors:
+        if slot.tier == tier and slot.factor == "B":
+            trained = torch.stack([update.tensors[slot] for update in updates])
+            result[slot] = trained - bank.read(slot, torch.tensor([0])) if kind == "change" else trained
+    return result
+
+
+def _bases(bank: Bank, fresh: Copies, clients: Sequence[int]) -> list[Tensor]:
+    """Return one (n, O, R) stack of column bases per site, from this round's directions or else from the bank's."""
+    slots = sorted({slot for slot in (*bank.rows, *fresh) if slot.tier == TIER and slot.factor == "B"})
+    bases = []
+    for slot in slots:
+        values = bank.read(slot, torch.tensor(clients))
+        for row, client in enumerate(clients):
+            if client in fresh.get(slot, {}):
+                values[row] = fresh[slot][client]
+        bases.append(column_basis(values))
+    return bases
+
+
+def route(
+    bank: Bank, labels: Tensor, updates: Sequence[ClientUpdate], tier: str, kind: Literal["change", "factor"]
+) -> dict[int, int]:
+    """Return the cluster of each update's client: argmax_j of mean cos² between what moved in B and the cluster.
+
+    A cluster's subspace is what its members' directions have most in common, so both sides live in the same space.
+    """
+    members = [(labels == j).nonzero().flatten().tolist() for j in range(int(labels.max()) + 1)]
+    by_cluster = [_bases(bank, {}, clients) for clients in members]
+    prototypes = [torch.stack([common_basis(site) for site in sites]) for sites in zip(*by_cluster, strict=True)]
+    moved = changes(bank, updates, tier, kind)
+    nearest = nearest_group([column_basis(moved[slot]) for slot in sorted(moved)], prototypes)
+    return dict(zip([update.client for update in updates], nearest.tolist(), strict=True))
+
+
+def with_routed(
+    bank: Bank, learnt: Mapping[str, Tensor], updates: Sequence[ClientUpdate], tier: str
+) -> dict[str, Tensor]:
+    """Return `learnt` in which participants without a cluster have one, by the B that they trained from zero.
+
+    They are clients that were never sampled in the root stage; this round's work serves as their probe.
+    """
+    labels = learnt["labels"].clone()
+    lost = [update for update in updates if labels[update.client] == NEVER]
+    for client, cluster in (route(bank, labels, lost, tier, "factor") if lost else {}).items():
+        labels[client] = cluster
+    return {**learnt, "labels": labels}
+
+
+def admit_by_route(
+    bank: Bank, labels: Tensor, population: Population, updates: Sequence[ClientUpdate], tier: str
+) -> tuple[Tensor, dict[str, object]]:
+    """Place unseen clients; seen ones are only checked: the log tells how many are routed to their own cluster."""
+    routed = route(bank, labels, updates, tier, "change")
+    placed = labels.clone()
+    for client in population.unseen:
+        placed[client] = routed.get(client, NEVER)
+    seen = [client for client in population.seen if client in routed and labels[client] != NEVER]
+    agree = sum(routed[client] == int(labels[client]) for client in seen)
+    log = {"routed": {str(client): cluster for client, cluster in routed.items() if client in population.unseen}}
+    return placed, {**log, "routing_agreement": agree / len(seen) if seen else None}
+
+
+def tier_overlaps(
+    bank: Bank, fresh: Copies, tiers: Sequence[str], groups: Callable[[Slot], Tensor]
+) -> dict[str, object]:
+    """Return the normalised overlap (mean cos²) of the last of `tiers`, in training, with each finished one.
+
+    Averaged over sites and over the new copies `fresh`; `groups` gives the group of every client for a slot.
+    """
+    stage, log = tiers[-1], {}
+    for tier in tiers[:-1]:
+        frozen, trained = [], []
+        for slot, copies in fresh.items():
+            if (slot.tier, slot.factor) == (stage, "B"):
+                below, holders = slot._replace(tier=tier), groups(slot)
+                for group, value in copies.items():
+                    client = (holders == group).nonzero()[0]
+                    frozen.append(bank.read(below, groups(below)[client])[0])
+                    trained.append(value)
+        log[f"overlap.{tier}_{stage}"] = mean_overlap(frozen, trained) if trained else None
+    return log

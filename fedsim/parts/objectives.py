@@ -1,0 +1,37 @@
+"""What a client minimises. Every function returns one loss per client: no leading axis, or the leading axis K."""
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.adapters.layout import Slot
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
+    """Mean cross-entropy of logits (..., B, N) against class indices (..., B), shape (...)."""
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).mean(-1)
+
+
+def column_overlap(frozen: Tensor, trained: Tensor) -> Tensor:
+    """‖B_frozenᵀ B_trained‖_F² (HiLoRA, arXiv 2603.02785, stage losses): (..., O, R) twice to (...)."""
+    return (frozen.mT @ trained).square().sum((-2, -1))
+
+
+def tier_overlap(tensors: Mapping[Slot, Tensor], frozen: str, trained: str) -> Tensor:
+    """The sum over sites of `column_overlap` between two tiers' B; shape (...).
+
+    Raises ValueError when no site carries both tiers.
+    """
+    terms = [
+        column_overlap(tensors[slot._replace(tier=frozen)], factor)
+        for slot, factor in tensors.items()
+        if slot.tier == trained and slot.factor == "B" and slot._replace(tier=frozen) in tensors
+    ]
+    if not terms:
+        raise ValueError(f"No site carries both the tiers '{frozen}' and '{trained}'.")
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total

@@ -1,0 +1,40 @@
+"""Who shares what: the group of every client, an integer vector (C,), for one slot."""
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.bank import NEVER
+from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot
+from fedsim.round import Population
+
+
+def everyone(population: Population) -> Tensor:
+    """One copy for all: group 0 for every client, (C,)."""
+    return torch.zeros(population.n_clients, dtype=torch.long)
+
+
+def alone(population: Population) -> Tensor:
+    """A copy for each: every client its own group, (C,)."""
+    return torch.arange(population.n_clients)
+
+
+def is_private(groups: Tensor) -> bool:
+    """Whether every client is its own group, so nothing is merged and nothing needs to leave the client."""
+    return torch.equal(groups, torch.arange(len(groups)))
+
+
+def ungrouped(population: Population) -> Tensor:
+    """No copy yet: every client starts from the slot's initial value, (C,)."""
+    return torch.full((population.n_clients,), NEVER)
+
+
+def share_all(slot: Slot, population: Population) -> Tensor:
+    """FedAvg's sharing: one copy of every slot."""
+    return everyone(population)
+
+
+def with_head(policy: HeadPolicy, slot: Slot, groups: Tensor, population: Population) -> Tensor:
+    """Return `groups`, but for a slot of the head tier the policy's own: alone under "local", else everyone."""
+    if slot.tier != HEAD_TIER:
+        return groups
+    return alone(population) if policy == "local" else everyone(population)

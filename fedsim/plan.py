@@ -1,0 +1,143 @@
+"""What a method decides for one round. The defaults of `Plan` are FedAvg: a method names only its departures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.bank import NEVER
+from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot
+from fedsim.parts.aggregation import Merged, mean_factors, normalised_weights, weighted_mean
+from fedsim.parts.objectives import cross_entropy
+from fedsim.parts.sharing import is_private, share_all
+from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
+
+Combine = Callable[[Tensor, Tensor, Tensor], Merged]
+"""Merges a group at one site: B (n, O, R), A (n, R, I), weights (n,) to one adapter."""
+
+
+def train_all(slot: Slot) -> bool:
+    """FedAvg trains whatever there is."""
+    return True
+
+
+def train_tier(tier: str, slot: Slot) -> bool:
+    """Train one tier and, where it is a tier of its own, the head."""
+    return slot.tier in (tier, HEAD_TIER)
+
+
+def is_adapter(slot: Slot) -> bool:
+    """Train the LoRA factors and leave every head as it is."""
+    return slot.factor in ("A", "B")
+
+
+def fedavg_update(state: ServerState, plan: "Plan", updates: Sequence[ClientUpdate]) -> Outcome:
+    """The default server update: merge every group's results, learn nothing."""
+    return merge_groups(plan, updates)
+
+
+def admit_nothing(state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
+    """The default for unseen clients: nothing has to be found out about them."""
+    return Outcome()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One round of one method, recomputed on every worker from what the server learnt.
+
+    The functions take a slot; `sharing` returns the group of every client (C,), `NEVER` (-1) for a client that has
+    none yet and therefore starts from the slot's initial value.
+    """
+
+    population: Population
+    stage: str = "train"
+    tiers: tuple[str, ...] | None = None
+    """The tiers summed in the forward pass; None means all of them."""
+    trains: Callable[[Slot], bool] = train_all
+    sharing: Callable[[Slot, Population], Tensor] = share_all
+    objective: Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor] = cross_entropy
+    combine: Combine = mean_factors
+    server_update: Callable[[ServerState, "Plan", Sequence[ClientUpdate]], Outcome] = fedavg_update
+    steps: int | None = None
+    """Local steps; None means the recipe's local epochs."""
+    probe: "Plan | None" = None
+    """What a client trains briefly so that the server can place it; None where no placing is needed."""
+    admit: Callable[[ServerState, Population, Sequence[ClientUpdate]], Outcome] = admit_nothing
+    """Places unseen clients from their probe updates."""
+
+    def groups(self, slot: Slot) -> Tensor:
+        """Return the group of every client for this slot, (C,)."""
+        return self.sharing(slot, self.population)
+
+
+class Method(Protocol):
+    """What a file in methods/ provides: a frozen dataclass of hyper-parameters with one function, `plan`."""
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest LoRA rank of any client."""
+
+    @property
+    def lora_alpha(self) -> float | None:
+        """α of the scale α/R; None means α = R, so that ΔW = B A."""
+
+    @property
+    def head_policy(self) -> HeadPolicy:
+        """Who trains the classifier."""
+
+    @property
+    def tiers(self) -> tuple[str, ...]:
+        """All tiers that the method ever uses."""
+
+    def plan(self, state: ServerState, population: Population) -> Plan:
+        """Return this round's plan; pure, since every worker computes it for itself."""
+
+
+class Engine(Protocol):
+    """How a worker trains its clients; every engine returns the same numbers."""
+
+    def local_update(self, plan: Plan, assignments: Sequence[Assignment]) -> list[ClientUpdate]:
+        """Train every client of `assignments` and evaluate it on its own test split."""
+
+    def evaluate(self, plan: Plan, assignments: Sequence[Assignment]) -> list[ClientUpdate]:
+        """Evaluate every client on its own test split without training; the updates hold logs only."""
+
+
+def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
+    """Merge each slot inside each group: (A, B) pairs by `plan.combine`, head tensors by their weighted mean.
+
+    A private slot (every client its own group) passes through untouched. Weights are training samples, normalised
+    inside the group. The outcome's log holds the mean share of energy that truncation discarded.
+    """
+    tensors: dict[Slot, dict[int, Tensor]] = {}
+    discarded: list[float] = []
+    for slot in updates[0].tensors if updates else ():
+        if slot.factor == "A":
+            continue
+        pair = slot._replace(factor="A")
+        for group, members in _by_group(plan.groups(slot), updates).items():
+            if is_private(plan.groups(slot)):
+                for name in (slot, pair) if slot.factor == "B" else (slot,):
+                    tensors.setdefault(name, {})[group] = members[0].tensors[name]
+                continue
+            weights = normalised_weights([update.n_samples for update in members])
+            stacked = torch.stack([update.tensors[slot] for update in members])
+            if slot.factor != "B":
+                tensors.setdefault(slot, {})[group] = weighted_mean(stacked, weights)
+                continue
+            merged = plan.combine(stacked, torch.stack([update.tensors[pair] for update in members]), weights)
+            tensors.setdefault(slot, {})[group] = merged.B
+            tensors.setdefault(pair, {})[group] = merged.A
+            discarded.append(merged.discarded)
+    log = {"discarded_energy": sum(discarded) / len(discarded)} if discarded else {}
+    return Outcome(tensors=tensors, log=log)
+
+
+def _by_group(groups: Tensor, updates: Sequence[ClientUpdate]) -> dict[int, list[ClientUpdate]]:
+    members: dict[int, list[ClientUpdate]] = {}
+    for update in sorted(updates, key=lambda update: update.client):
+        if (group := int(groups[update.client])) != NEVER:
+            members.setdefault(group, []).append(update)
+    return members

@@ -1,0 +1,25 @@
+"""The only source of randomness: a generator is a function of (seed, purpose, round, client) and of nothing else.
+
+So results do not depend on the number of workers, on which worker trained whom, or on stop-and-resume.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def derive_seed(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> int:
+    """Return a 63-bit seed for one purpose (such as "batches") of one client in one round."""
+    digest = hashlib.sha256(f"{seed}|{purpose}|{round_index}|{client}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def generator(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> torch.Generator:
+    """Return a fresh CPU generator for torch."""
+    return torch.Generator().manual_seed(derive_seed(seed, purpose, round_index, client))
+
+
+def numpy_generator(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> np.random.Generator:
+    """Return a fresh generator for NumPy (partitions, sampling)."""
+    return np.random.default_rng(derive_seed(seed, purpose, round_index, client))

@@ -1,0 +1,107 @@
+"""What is written down after a round and at the end. Used by worker 0 only."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.fabric.loggers import TensorBoardLogger
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+from fedsim.adapters.bank import NEVER
+from fedsim.evaluation import STATISTICS, client_rows, mean_loss, summarise_updates
+from fedsim.report.summary import summarise_run
+from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.run_folder import RunFolder, digest_of
+
+
+class Recorder:
+    """Turns a round's updates into rows, events, curves and a checkpoint."""
+
+    def __init__(self, folder: RunFolder, population: Population):
+        self.folder, self.population = folder, population
+        self.curves = TensorBoardLogger(root_dir=folder.path, name="tensorboard", version="")
+        self.clock = time.perf_counter()
+
+    def round_done(
+        self,
+        after: ServerState,
+        stage: str,
+        updates: Sequence[ClientUpdate],
+        evaluated: Sequence[ClientUpdate],
+        log: Mapping[str, Any],
+    ) -> None:
+        """Record the round that led to the state `after`: tables first, then the checkpoint that makes them count."""
+        round_index = after.round_index - 1
+        metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
+        metrics |= {"train_loss": mean_loss(updates)}
+        for evaluation, source in (("after_training", updates), ("after_aggregation", evaluated)):
+            summary = summarise_updates(source, evaluation)
+            metrics |= {f"{evaluation}.{name}": summary.get(f"{evaluation}.{name}", "") for name in STATISTICS}
+        metrics |= {name: log.get(name, "") for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change")}
+        self.folder.append("metrics.csv", [metrics])
+        self.clients_done(round_index, stage, updates, {"after_training": "after_training"})
+        self.clients_done(round_index, stage, evaluated, {"after_aggregation": "after_aggregation"})
+        self.folder.log_event(round_index, {"stage": stage, **log})
+        seconds = time.perf_counter() - self.clock
+        self.clock = time.perf_counter()
+        timing = {"round": round_index, "seconds": seconds, "clients_per_second": len(updates) / seconds}
+        self.folder.append("timing.csv", [timing])
+        curves = metrics | {"clients_per_second": timing["clients_per_second"]}
+        self.curves.log_metrics({name: v for name, v in curves.items() if _is_number(v)}, step=round_index)
+        self.folder.save_checkpoint(after.round_index, state_tensors(after))
+
+    def clients_done(
+        self, round_index: int, stage: str, updates: Sequence[ClientUpdate], evaluations: Mapping[str, str]
+    ) -> None:
+        """Add rows to clients.csv; `evaluations` maps what a client logged to what the row calls it."""
+        rows = client_rows(updates, evaluations, round_index, stage, self.population.groups)
+        if rows:
+            self.folder.append("clients.csv", rows)
+
+    def finish(self, state: ServerState, admission: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """Write result.json and return the summary and the digest of the final state."""
+        self.folder.log_event(state.round_index, {"stage": "unseen", **admission})
+        summary: dict[str, Any] = summarise_run(self.folder.read_table("metrics.csv"), self.folder.read_table("clients.csv"))
+        summary |= {f"unseen.{name}": value for name, value in admission.items() if _is_number(value)}
+        summary |= cluster_summary(state.learnt.get("labels"), self.population)
+        self.folder.append("timing.csv", [{"round": state.round_index, "seconds": time.perf_counter() - self.clock}])
+        summary["seconds"] = sum(float(row["seconds"]) for row in self.folder.read_table("timing.csv"))
+        digest = digest_of(state_tensors(state))
+        self.folder.finish(summary | {"digest": digest})
+        self.curves.finalize("success")
+        return summary, digest
+
+
+def state_tensors(state: ServerState) -> dict[str, Tensor]:
+    """Return all tensors of worker 0's state under flat names, for a checkpoint and for the digest."""
+    assert state.bank is not None and state.last_seen is not None
+    learnt = {f"learnt|{name}": value for name, value in state.learnt.items()}
+    return learnt | {f"bank|{name}": value for name, value in state.bank.state_tensors().items()} | {"last_seen": state.last_seen}
+
+
+def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerState:
+    """Return the state that `state_tensors` took apart; without tensors, `state` itself."""
+    if not tensors:
+        return state
+    assert state.bank is not None
+    of = {prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} for prefix in ("learnt|", "bank|")}
+    state.bank.load_state_tensors(of["bank|"])
+    return ServerState(state.round_index, state.rounds, of["learnt|"], state.bank, tensors["last_seen"])
+
+
+def cluster_summary(labels: Tensor | None, population: Population) -> dict[str, float]:
+    """Return how many clusters of seen clients there are and their adjusted Rand index against natural groups."""
+    if labels is None:
+        return {}
+    placed = [client for client in population.seen if labels[client] != NEVER]
+    found = [int(labels[client]) for client in placed]
+    summary: dict[str, float] = {"clusters.count": len(set(found))}
+    if population.groups is not None:
+        summary["clusters.ari"] = float(adjusted_rand_score([population.groups[client] for client in placed], found))
+    return summary
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,68 @@
+"""Live progress on worker 0: a rich bar on a terminal, one plain line a round elsewhere."""
+
+import time
+from collections.abc import Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fedsim.evaluation import mean_loss, summarise_updates
+from fedsim.round import ClientUpdate
+
+
+class LiveProgress:
+    """Shows round, stage, loss, accuracy, clients per second and ETA; silent on every worker but 0."""
+
+    def __init__(self, title: str, rounds: int, first_round: int, is_shown: bool, console: Console | None = None):
+        self.title, self.rounds, self.first_round, self.is_shown = title, rounds, first_round, is_shown
+        self.console = console or Console()
+        self.started = time.perf_counter()
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> "LiveProgress":
+        self.started = time.perf_counter()
+        if self.is_shown and self.console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=self.rounds, completed=self.first_round)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def begin_round(self, round_index: int, stage: str, clients: int) -> None:
+        """Say which round begins and how many clients this worker will train in it."""
+        self.round_index, self.stage, self.clients, self.done = round_index, stage, clients, 0
+        self.round_started = time.perf_counter()
+
+    def client_done(self, update: ClientUpdate) -> None:
+        """Count one of this worker's clients (terminal only)."""
+        self.done += 1
+        if self.bar:
+            text = f"{self.title} · round {self.round_index + 1} · {self.stage} · client {self.done}/{self.clients}"
+            self.bar.update(self.task, description=text)
+
+    def end_round(self, updates: Sequence[ClientUpdate], evaluated: Sequence[ClientUpdate]) -> None:
+        """Show a finished round; the accuracy is after aggregation where that was evaluated, else after training."""
+        if not self.is_shown:
+            return
+        now, done = time.perf_counter(), self.round_index + 1
+        rate, loss = len(updates) / max(now - self.round_started, 1e-9), mean_loss(updates)
+        summary = summarise_updates(evaluated, "after_aggregation") or summarise_updates(updates, "after_training")
+        accuracy = next(iter(summary.values()), float("nan"))
+        text = f"{self.title} · {self.stage} · loss {loss:.3f} · accuracy {accuracy:.3f} · {rate:.1f} clients/s"
+        if self.bar:
+            self.bar.update(self.task, completed=done, description=text)
+            return
+        eta = (now - self.started) / max(done - self.first_round, 1) * (self.rounds - done)
+        self.console.print(f"round {done}/{self.rounds} · {text} · ETA {eta:.0f} s", highlight=False, soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.is_shown:
+            (self.bar.console if self.bar else self.console).print(text, highlight=False, soft_wrap=True)

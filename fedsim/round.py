@@ -1,0 +1,82 @@
+"""What travels in a round: the server's state, what a client is asked to do, and what it sends back."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from fedsim.adapters.bank import Bank
+from fedsim.adapters.layout import Slot
+
+
+@dataclass(frozen=True)
+class Population:
+    """Who takes part. Client ids are 0 … n_clients-1; `seen` train, `unseen` only meet the finished model."""
+
+    n_clients: int
+    seen: tuple[int, ...]
+    unseen: tuple[int, ...]
+    samples: tuple[int, ...]
+    """Training samples of each client, by id."""
+    groups: tuple[int, ...] | None = None
+    """The natural group (domain, speaker, …) of each client where it is known; for reports, never for training."""
+
+
+@dataclass(frozen=True)
+class ServerState:
+    """All that outlives a round.
+
+    `learnt` holds what a method found out (stage, cluster labels, cuts) as tensors that every worker gets; `bank` the
+    adapters, on worker 0 only. `last_seen` (C,) is the round in which each client last took part, -1 for never.
+    """
+
+    round_index: int
+    rounds: int
+    learnt: Mapping[str, Tensor] = field(default_factory=dict)
+    bank: Bank | None = None
+    last_seen: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One client's work: its starting tensors at its own LoRA rank, which of them it trains, and for how long."""
+
+    client: int
+    round_index: int
+    tensors: Mapping[Slot, Tensor]
+    trains: frozenset[Slot]
+    scales: Mapping[str, float]
+    """tier -> α/R, the factor in front of B @ A."""
+    steps: int
+    batch_size: int
+
+
+@dataclass(frozen=True)
+class ClientUpdate:
+    """What a client sends back: the slots it trained, how many samples weigh it, and what it logged (plain numbers)."""
+
+    client: int
+    n_samples: int
+    tensors: Mapping[Slot, Tensor] = field(default_factory=dict)
+    logs: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a server update decides: new copies `{slot: {group: tensor}}`, what it learnt, and what to log.
+
+    `log` values are numbers or (nested) lists of numbers; they go to events.jsonl. `learnt` replaces the state's; None
+    leaves it as it is.
+    """
+
+    tensors: Mapping[Slot, Mapping[int, Tensor]] = field(default_factory=dict)
+    learnt: Mapping[str, Tensor] | None = None
+    log: Mapping[str, object] = field(default_factory=dict)
+
+
+class ClientError(RuntimeError):
+    """A failure inside one client's work, with the first thing one asks: which client, in which round and stage."""
+
+    def __init__(self, client: int, round_index: int, stage: str, cause: BaseException):
+        super().__init__(f"client {client} failed in round {round_index}, stage '{stage}': {cause}")
+        self.client, self.round_index, self.stage = client, round_index, stage

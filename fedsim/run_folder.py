@@ -1,0 +1,196 @@
+"""The files of a run: recipe, tables, events, checkpoints, result. Knows how to write safely, not what to write.
+
+    recipe.json    what was asked for, with versions and git revision      metrics.csv  a row a round
+    events.jsonl   what a method found out (stages, clusters, gaps)        clients.csv  a row per client and evaluation
+    timing.csv     seconds, which differ from run to run                   result.json  the summary, at the end
+    checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboard/ the same curves as events
+"""
+
+import csv
+import hashlib
+import importlib.metadata
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+PACKAGES = ("fedsim", "torch", "lightning", "timm", "transformers", "peft", "datasets", "scikit-learn", "scipy", "numpy")
+TABLES = ("metrics.csv", "clients.csv", "timing.csv")
+
+
+class RunFolder:
+    """One run's folder. Open it with `create` or `reopen`."""
+
+    def __init__(self, path: Path, keep_checkpoints: int = 2):
+        self.path, self.keep_checkpoints = path, keep_checkpoints
+
+    @classmethod
+    def create(cls, folder: Path, recipe: Mapping[str, Any]) -> "RunFolder":
+        """Start a run folder; raises ValueError when there is a run in it already."""
+        check_is_new(folder)
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        _write_atomically(folder / "recipe.json", _json(dict(recipe) | {"environment": environment()}))
+        return cls(folder)
+
+    @classmethod
+    def reopen(cls, folder: Path, round_index: int) -> "RunFolder":
+        """Continue a run folder with this round; rows and events from it on will be written again, so they go."""
+        for name in (*TABLES, "events.jsonl"):
+            path = folder / name
+            if path.exists():
+                lines = path.read_text().splitlines(keepends=True)
+                kept = [line for line in lines if line.endswith("\n") and _round_of(line) < round_index]
+                _write_atomically(path, "".join(kept).encode())
+        return cls(folder)
+
+    def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Add rows to a CSV table, whose header is the first row's keys."""
+        path = self.path / table
+        fields = _header(path) or list(rows[0])
+        is_new = not path.exists()
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
+            if is_new:
+                writer.writeheader()
+            writer.writerows(rows)
+
+    def log_event(self, round_index: int, event: Mapping[str, Any]) -> None:
+        """Add a line to events.jsonl."""
+        with (self.path / "events.jsonl").open("a") as file:
+            file.write(json.dumps({"round": round_index, **event}) + "\n")
+
+    def read_table(self, table: str) -> list[dict[str, str]]:
+        """Return the rows of a CSV table so far."""
+        path = self.path / table
+        if not path.exists():
+            return []
+        with path.open(newline="") as file:
+            return list(csv.DictReader(file))
+
+    def save_checkpoint(self, round_index: int, tensors: Mapping[str, Tensor]) -> None:
+        """Write the state with which `round_index` will begin, whole or not at all, and drop the oldest ones."""
+        payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        path = self.path / "checkpoints" / f"round-{round_index:06d}"
+        _write_atomically(path.with_suffix(".safetensors"), payload)
+        seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest()}
+        _write_atomically(path.with_suffix(".json"), _json(seal))
+        for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
+            old.unlink()
+            old.with_suffix(".safetensors").unlink(missing_ok=True)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """Write result.json."""
+        _write_atomically(self.path / "result.json", _json(result))
+
+
+def _round_of(line: str) -> int:
+    """The round of a table's row or of an event, whose first field it is; -1 for a header."""
+    if line.startswith("{"):
+        return int(json.loads(line)["round"])
+    first = line.partition(",")[0]
+    return -1 if first == "round" else int(first)
+
+
+def check_is_new(folder: Path) -> None:
+    """Raise ValueError when the folder already holds a run."""
+    if (folder / "recipe.json").exists():
+        raise ValueError(
+            f"The folder '{folder}' already holds a run. Continue it with --resume {folder}, or choose another --out."
+        )
+
+
+def read_recipe(folder: Path) -> dict[str, Any]:
+    """Return the recipe that a run folder was started with; raises ValueError when it is no run folder."""
+    path = folder / "recipe.json"
+    if not path.exists():
+        raise ValueError(f"'{folder}' is no run folder: it has no recipe.json (--resume).")
+    recipe: dict[str, Any] = json.loads(path.read_text())
+    recipe.pop("environment", None)
+    return recipe
+
+
+def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Raise ValueError that lists every field in which a run folder's recipe differs from this one."""
+    before, now = _flat(read_recipe(folder)), _flat(json.loads(_json(recipe)))
+    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if differing:
+        listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing[:8])
+        raise ValueError(f"'{folder}' is the run folder of another recipe: {listed}. Resume it with its own options.")
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
+    """Return (round, tensors) of the newest checkpoint, (0, {}) before the first; raises ValueError when it is damaged."""
+    seals = sorted((folder / "checkpoints").glob("round-*.json"))
+    if not seals:
+        return 0, {}
+    try:
+        seal = json.loads(seals[-1].read_text())
+        payload = seals[-1].with_suffix(".safetensors").read_bytes()
+        if hashlib.sha256(payload).hexdigest() != seal["sha256"]:
+            raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
+        return int(seal["round_index"]), load(payload)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        stem = seals[-1].with_suffix("")
+        raise ValueError(
+            f"The checkpoint '{stem}.safetensors' is damaged: {error}. Delete {stem.name}.json and "
+            f"{stem.name}.safetensors to resume from the checkpoint before it."
+        ) from None
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def environment() -> dict[str, Any]:
+    """Return package versions and the git revision of the code that runs, with a mark when files differ from it."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        revision = ""
+    return {"versions": versions, "git": revision or "unknown"}
+
+
+def _write_atomically(path: Path, payload: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return (json.dumps(value, indent=1, default=str) + "\n").encode()
+
+
+def _header(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, entry in value.items():
+        flat |= _flat(entry, f"{prefix}{name}.") if isinstance(entry, dict) else {f"{prefix}{name}": entry}
+    return flat
