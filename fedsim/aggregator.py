@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsim.adapters.bank import NEVER, Bank
+from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, Slot, byte_count, fit_rank, parse_slot
 from fedsim.federation import deal
 from fedsim.models.client_module import LocalTraining
@@ -108,7 +108,9 @@ class Aggregator:
 
     def collect(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return everyone's updates in client order on worker 0, and nothing elsewhere."""
-        tensors = {f"{update.client}|{slot}": t.contiguous() for update in updates for slot, t in update.tensors.items()}
+        tensors = {
+            f"{update.client}|{slot}": t.contiguous() for update in updates for slot, t in update.tensors.items()
+        }
         logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
         payload = save(tensors | {"logs": _as_tensor(json.dumps(logs).encode())})
         collected = [update for part in self.workers.gather(payload) for update in _unpack(load(part))]
@@ -156,7 +158,8 @@ class Aggregator:
         follow from the seed). Up: the trained slots that are shared. Private slots never leave their client.
         """
         up = down = 0
-        assert state.bank is not None and state.last_seen is not None
+        assert state.bank is not None
+        assert state.last_seen is not None
         ids = torch.tensor(clients)
         for slot in self._slots(plan):
             groups = plan.groups(slot)

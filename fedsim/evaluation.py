@@ -31,16 +31,20 @@ def summarise(values: Sequence[float], weights: Sequence[float] | None = None) -
 
 
 def summarise_updates(updates: Iterable[ClientUpdate], evaluation: str) -> dict[str, float]:
-    """Return `{evaluation}.{statistic}` of accuracy, weighted by training samples, over clients that have a test split."""
+    """Return `{evaluation}.{statistic}` of accuracy over clients with a test split; weights are training samples."""
     rows = [(update.logs[f"{evaluation}.accuracy"], update.n_samples) for update in updates if _has(update, evaluation)]
     summary = summarise([accuracy for accuracy, _ in rows], [max(n, 1) for _, n in rows])
     return {f"{evaluation}.{name}": value for name, value in summary.items()}
 
 
 def client_rows(
-    updates: Iterable[ClientUpdate], evaluations: Mapping[str, str], round_index: int, stage: str, groups: Sequence[int] | None
+    updates: Iterable[ClientUpdate],
+    evaluations: Mapping[str, str],
+    round_index: int,
+    stage: str,
+    groups: Sequence[int] | None,
 ) -> list[dict[str, object]]:
-    """Return one row per client and evaluation for clients.csv; `evaluations` maps the logged name to the row's name."""
+    """Return a row per client and evaluation for clients.csv; `evaluations` maps the logged name to the row's name."""
     return [
         {
             "round": round_index,

@@ -39,7 +39,9 @@ class Recorder:
         for evaluation, source in (("after_training", updates), ("after_aggregation", evaluated)):
             summary = summarise_updates(source, evaluation)
             metrics |= {f"{evaluation}.{name}": summary.get(f"{evaluation}.{name}", "") for name in STATISTICS}
-        metrics |= {name: log.get(name, "") for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change")}
+        metrics |= {
+            name: log.get(name, "") for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change")
+        }
         self.folder.append("metrics.csv", [metrics])
         self.clients_done(round_index, stage, updates, {"after_training": "after_training"})
         self.clients_done(round_index, stage, evaluated, {"after_aggregation": "after_aggregation"})
@@ -63,7 +65,9 @@ class Recorder:
     def finish(self, state: ServerState, admission: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """Write result.json and return the summary and the digest of the final state."""
         self.folder.log_event(state.round_index, {"stage": "unseen", **admission})
-        summary: dict[str, Any] = summarise_run(self.folder.read_table("metrics.csv"), self.folder.read_table("clients.csv"))
+        summary: dict[str, Any] = summarise_run(
+            self.folder.read_table("metrics.csv"), self.folder.read_table("clients.csv")
+        )
         summary |= {f"unseen.{name}": value for name, value in admission.items() if _is_number(value)}
         summary |= cluster_summary(state.learnt.get("labels"), self.population)
         self.folder.append("timing.csv", [{"round": state.round_index, "seconds": time.perf_counter() - self.clock}])
@@ -76,9 +80,14 @@ class Recorder:
 
 def state_tensors(state: ServerState) -> dict[str, Tensor]:
     """Return all tensors of worker 0's state under flat names, for a checkpoint and for the digest."""
-    assert state.bank is not None and state.last_seen is not None
+    assert state.bank is not None
+    assert state.last_seen is not None
     learnt = {f"learnt|{name}": value for name, value in state.learnt.items()}
-    return learnt | {f"bank|{name}": value for name, value in state.bank.state_tensors().items()} | {"last_seen": state.last_seen}
+    return (
+        learnt
+        | {f"bank|{name}": value for name, value in state.bank.state_tensors().items()}
+        | {"last_seen": state.last_seen}
+    )
 
 
 def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerState:
@@ -86,7 +95,10 @@ def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerSt
     if not tensors:
         return state
     assert state.bank is not None
-    of = {prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)} for prefix in ("learnt|", "bank|")}
+    of = {
+        prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        for prefix in ("learnt|", "bank|")
+    }
     state.bank.load_state_tensors(of["bank|"])
     return ServerState(state.round_index, state.rounds, of["learnt|"], state.bank, tensors["last_seen"])
 

@@ -1,9 +1,9 @@
 """The files of a run: recipe, tables, events, checkpoints, result. Knows how to write safely, not what to write.
 
-    recipe.json    what was asked for, with versions and git revision      metrics.csv  a row a round
-    events.jsonl   what a method found out (stages, clusters, gaps)        clients.csv  a row per client and evaluation
-    timing.csv     seconds, which differ from run to run                   result.json  the summary, at the end
-    checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboard/ the same curves as events
+recipe.json    what was asked for, with versions and git revision      metrics.csv  a row a round
+events.jsonl   what a method found out (stages, clusters, gaps)        clients.csv  a row per client and evaluation
+timing.csv     seconds, which differ from run to run                   result.json  the summary, at the end
+checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboard/ the same curves as events
 """
 
 import csv
@@ -20,7 +20,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-PACKAGES = ("fedsim", "torch", "lightning", "timm", "transformers", "peft", "datasets", "scikit-learn", "scipy", "numpy")
+PACKAGES = (
+    "fedsim",
+    "torch",
+    "lightning",
+    "timm",
+    "transformers",
+    "peft",
+    "datasets",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+)
 TABLES = ("metrics.csv", "clients.csv", "timing.csv")
 
 
@@ -125,7 +136,7 @@ def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
-    """Return (round, tensors) of the newest checkpoint, (0, {}) before the first; raises ValueError when it is damaged."""
+    """Return (round, tensors) of the newest checkpoint, (0, {}) before the first; a damaged one is a ValueError."""
     seals = sorted((folder / "checkpoints").glob("round-*.json"))
     if not seals:
         return 0, {}

@@ -6,8 +6,8 @@ Shape legend, used in every docstring of fedsim:
     B  samples of a batch               T  tokens                        I/O  in and out features of a site
     R  LoRA rank                        D  depth (number of blocks)      N  classes
 
-A LoRA site adds  ΔW = scale · B @ A  with A (R, I) and B (O, R). A head site adds a full ΔW = W (O, I) and b (O,) to the
-backbone's own classifier, so a head is trained, shared and counted exactly as an adapter is: tier by tier.
+A LoRA site adds  ΔW = scale · B @ A  with A (R, I) and B (O, R). A head site adds a full ΔW = W (O, I) and b (O,) to
+the backbone's own classifier, so a head is trained, shared and counted exactly as an adapter is: tier by tier.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
 """How adapters enter the forward pass of a frozen linear map. No optimiser, no clients' bookkeeping.
 
-              x (..., I)
-               ├──────────── frozen W, b ─────────────► y (..., O)
-               └─ A_t (R, I) ─ B_t (O, R) ─ · scale_t ──► + at the site's rows, for every tier t
+x (..., I)
+ ├──────────── frozen W, b ─────────────► y (..., O)
+ └─ A_t (R, I) ─ B_t (O, R) ─ · scale_t ──► + at the site's rows, for every tier t
 """
 
 from collections.abc import Iterable, Mapping

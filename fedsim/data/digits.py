@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.data.federated import FederatedData
 from fedsim.data.partition import by_group, choose_unseen
 
-STYLES = ("plain", "inverted", "rotated", "outline", "textured", "warped")
+STYLES = ("flipped", "inverted", "rotated", "outline", "textured", "warped")
 SIZE = 32
 
 
@@ -26,11 +26,11 @@ class DigitStyles:
 
     clients_per_style: int = 4
     """Clients in each of the six styles."""
-    train_per_client: int = 40
+    train_per_client: int = 100
     """Mean number of training digits of a client."""
     test_per_client: int = 60
     """Mean number of test digits of a client."""
-    alpha: float = 1.0
+    alpha: float = 3.0
     """Dirichlet concentration over labels inside a style."""
     unseen_fraction: float = 0.2
     """Share of the clients that do not take part in training."""
@@ -51,18 +51,19 @@ def _outline(images: Tensor) -> Tensor:
 def _textured(images: Tensor) -> Tensor:
     axis = torch.arange(SIZE) * (2 * math.pi / 8)
     stripes = 0.5 + 0.5 * torch.sin(axis[:, None] + axis[None, :])
-    return 0.5 * stripes + 0.5 * images
+    return 0.3 * stripes + 0.7 * images
 
 
 def _warped(images: Tensor) -> Tensor:
     line = torch.linspace(-1, 1, SIZE)
     y, x = torch.meshgrid(line, line, indexing="ij")
-    grid = torch.stack((x + 0.2 * torch.sin(5 * y), y + 0.2 * torch.sin(5 * x)), dim=-1)
+    grid = torch.stack((-x + 0.2 * torch.sin(5 * y), y + 0.2 * torch.sin(5 * x)), dim=-1)
     return F.grid_sample(images, grid.expand(len(images), -1, -1, -1), align_corners=True)
 
 
 _STYLE_FUNCTIONS = {
     "plain": lambda images: images,
+    "flipped": lambda images: images.flip(-2),
     "inverted": lambda images: 1 - images,
     "rotated": lambda images: images.rot90(1, dims=(-2, -1)),
     "outline": _outline,

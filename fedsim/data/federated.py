@@ -41,7 +41,9 @@ class FederatedData:
             low, high = int(self.targets.min()), int(self.targets.max())
             problems.append(f"targets run from {low} to {high}, but there are {self.n_classes} class names (0 … N-1)")
         if self.unseen and not self.unseen < set(range(len(self.train))):
-            problems.append(f"unseen clients {sorted(self.unseen)} must leave at least one of {len(self.train)} clients")
+            problems.append(
+                f"unseen clients {sorted(self.unseen)} must leave at least one of {len(self.train)} clients"
+            )
         if self.groups is not None and len(self.groups) != len(self.train):
             problems.append(f"{len(self.groups)} group numbers for {len(self.train)} clients")
         if any(len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.inputs) for rows in self.tables):
@@ -92,7 +94,12 @@ class FederatedData:
 
 
 def from_tensors(
-    inputs: Tensor, targets: Tensor, client_of_sample: Tensor, *, test_fraction: float = 0.25, unseen: Sequence[int] = ()
+    inputs: Tensor,
+    targets: Tensor,
+    client_of_sample: Tensor,
+    *,
+    test_fraction: float = 0.25,
+    unseen: Sequence[int] = (),
 ) -> FederatedData:
     """Split your own tensors: sample s belongs to client `client_of_sample[s]`; every client keeps a share for testing.
 

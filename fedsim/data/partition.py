@@ -40,9 +40,13 @@ def dirichlet(
 
 
 def pathological(
-    train_targets: np.ndarray, test_targets: np.ndarray, n_clients: int, classes_per_client: int, rng: np.random.Generator
+    train_targets: np.ndarray,
+    test_targets: np.ndarray,
+    n_clients: int,
+    classes_per_client: int,
+    rng: np.random.Generator,
 ) -> Split:
-    """Give each client `classes_per_client` classes, dealt from reshuffled decks; a class is split evenly among holders."""
+    """Give each client `classes_per_client` classes, the least held first, each split evenly among its holders."""
     n_classes = int(max(train_targets.max(), test_targets.max())) + 1
     if not 1 <= classes_per_client <= n_classes:
         raise ValueError(
@@ -68,7 +72,8 @@ def superclass_dirichlet(
 ) -> Split:
     """SC-Dir(α): each client has one or two super-classes, whose fine classes are split over their holders by Dir(α).
 
-    HiLoRA (arXiv 2603.02785) describes this in words only; the construction is ours. `superclass` maps class to super-class.
+    HiLoRA (arXiv 2603.02785) describes this in words only; the construction is ours. `superclass` maps a class to its
+    super-class.
     """
     groups = np.asarray(superclass)
     shares = np.zeros((len(groups), n_clients))

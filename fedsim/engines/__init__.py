@@ -1,1 +1,1 @@
-"""How a worker trains its clients. Every engine keeps one contract (`fedsim.plan.Engine`) and gives the same numbers."""
+"""How a worker trains its clients. Every engine keeps one contract (`fedsim.plan.Engine`), with the same numbers."""

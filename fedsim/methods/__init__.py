@@ -1,4 +1,4 @@
-"""One file per paper. A method is a frozen dataclass of its hyper-parameters; `plan` states how it departs from FedAvg."""
+"""One file per paper: a frozen dataclass of hyper-parameters whose `plan` states how it departs from FedAvg."""
 
 from fedsim.methods.fedit import FedIT
 from fedsim.methods.hilora import HiLoRA

@@ -6,9 +6,9 @@ Root: all clients, product-space SVD. Then clients are clustered by the subspace
 inside each cluster, plus γ_c ‖B_rᵀB‖². Leaf: each client alone, plus γ_c ‖B_rᵀB‖² + γ_l ‖B_cᵀB‖². A finished tier is
 frozen and stays in the forward pass. The server sees every client's own B, so secure summation does not apply.
 
-Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); the caps of
-root and cluster stage are shares of the budget, so that any number of rounds passes through all tiers. The paper does
-not state caps, τ, γ, λ, the range of K or the probe, hence they are parameters.
+Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); the caps
+of root and cluster stage are shares of the budget, so that any number of rounds passes through all tiers. The paper
+does not state caps, τ, γ, λ, the range of K or the probe, hence they are parameters.
 """
 
 from collections.abc import Mapping, Sequence

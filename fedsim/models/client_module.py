@@ -64,7 +64,9 @@ class ClientModule(LightningModule):
         self, tensors: Mapping[Slot, Tensor], trains: frozenset[Slot], scales: Mapping[str, float], objective: Objective
     ) -> None:
         """Become the client that holds copies of `tensors`; those in `trains` will collect gradients."""
-        self.tensors = {slot: t.to(self.device, copy=True).requires_grad_(slot in trains) for slot, t in tensors.items()}
+        self.tensors = {
+            slot: t.to(self.device, copy=True).requires_grad_(slot in trains) for slot, t in tensors.items()
+        }
         self.trained = [slot for slot in self.tensors if slot in trains]
         self.objective = objective
         for linear in self.linears.values():

@@ -49,8 +49,8 @@ def check_classes(sites: Sequence[Site], n_classes: int) -> None:
     outputs = [site.out_features for site in sites if site.is_head][-1]
     if outputs != n_classes:
         raise ValueError(
-            f"The backbone's classifier has {outputs} outputs and the data have {n_classes} classes; build the backbone "
-            f"with num_classes={n_classes}."
+            f"The backbone's classifier has {outputs} outputs and the data have {n_classes} classes; "
+            f"build the backbone with num_classes={n_classes}."
         )
 
 

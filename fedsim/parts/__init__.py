@@ -1,1 +1,1 @@
-"""The mathematics: pure functions of tensors, each naming its equation. No processes, no files, no randomness of its own."""
+"""The mathematics: pure functions of tensors, each naming its equation. No processes, files or hidden randomness."""

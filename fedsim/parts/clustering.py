@@ -41,7 +41,7 @@ def smoothed_direction(average: Tensor, B: Tensor, decay: float) -> Tensor:
 
 
 def column_basis(B: Tensor) -> Tensor:
-    """Return an orthonormal basis of B's column space, (..., O, R): the top-R left singular vectors up to a rotation."""
+    """Return an orthonormal basis of B's column space (..., O, R), its left singular vectors up to a rotation."""
     return torch.linalg.qr(B)[0]
 
 

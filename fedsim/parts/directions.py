@@ -27,6 +27,9 @@ from fedsim.round import ClientUpdate, Population
 TIER = "directions"
 """The server's own tier: every client's smoothed B. It is never part of a forward pass, hence never sent."""
 
+Kind = Literal["change", "factor"]
+"""What moved: B_i − B_broadcast, or B_i itself."""
+
 Copies = Mapping[Slot, Mapping[int, Tensor]]
 
 
@@ -39,7 +42,7 @@ class SubspaceClustering:
     it is updated, since the basis of B is arbitrary.
     """
 
-    directions: Literal["change", "factor"] = "change"
+    directions: Kind = "change"
     """Cluster by what local training changed in B, or by B itself (the literal reading)."""
     decay: float = 0.9
     """λ of the moving average over rounds."""
@@ -61,9 +64,13 @@ class SubspaceClustering:
                 "(--method.clustering.k-min, --method.clustering.k-max)."
             )
         if self.probe_steps < 1:
-            raise ValueError(f"probe_steps is {self.probe_steps}; it must be 1 or more (--method.clustering.probe-steps).")
+            raise ValueError(
+                f"probe_steps is {self.probe_steps}; it must be positive (--method.clustering.probe-steps)."
+            )
 
-    def smoothed(self, bank: Bank, updates: Sequence[ClientUpdate], tier: str = "root") -> dict[Slot, dict[int, Tensor]]:
+    def smoothed(
+        self, bank: Bank, updates: Sequence[ClientUpdate], tier: str = "root"
+    ) -> dict[Slot, dict[int, Tensor]]:
         """Return the new moving average of every participant's direction, as copies of the directions tier."""
         clients = [update.client for update in updates]
         result = {}
@@ -98,7 +105,7 @@ class SubspaceClustering:
         return labels, {**log, "clients": clients, "labels": found.tolist()}
 
 
-def changes(bank: Bank, updates: Sequence[ClientUpdate], tier: str, kind: Literal["change", "factor"]) -> dict[Slot, Tensor]:
+def changes(bank: Bank, updates: Sequence[ClientUpdate], tier: str, kind: Kind) -> dict[Slot, Tensor]:
     """Return for each B slot of a shared tier what every update did to it: B_i − B_broadcast, or B_i; (n, O, R)."""
     result = {}
     for slot in updates[0].tensors:
@@ -122,7 +129,11 @@ def _bases(bank: Bank, fresh: Copies, clients: Sequence[int]) -> list[Tensor]:
 
 
 def route(
-    bank: Bank, labels: Tensor, updates: Sequence[ClientUpdate], tier: str, kind: Literal["change", "factor"]
+    bank: Bank,
+    labels: Tensor,
+    updates: Sequence[ClientUpdate],
+    tier: str,
+    kind: Kind,
 ) -> dict[int, int]:
     """Return the cluster of each update's client: argmax_j of mean cos² between what moved in B and the cluster.
 

@@ -28,7 +28,11 @@ def summarise_run(metrics: Rows, clients: Rows) -> dict[str, float]:
         rounds = [(float(row[f"{evaluation}.mean"]), int(row["round"])) for row in metrics if row[f"{evaluation}.mean"]]
         if rounds:
             best, round_index = max(rounds, key=lambda entry: (entry[0], -entry[1]))
-            summary |= {f"{name}.best.mean": best, f"{name}.best.round": round_index, f"{name}.last.mean": rounds[-1][0]}
+            summary |= {
+                f"{name}.best.mean": best,
+                f"{name}.best.round": round_index,
+                f"{name}.last.mean": rounds[-1][0],
+            }
     for row in metrics:
         if row["after_aggregation.mean"]:
             summary |= {f"stage.{row['stage']}.{key}": float(row[f"after_aggregation.{key}"]) for key in STATISTICS}
