@@ -1,12 +1,14 @@
 """fedsim simulates federated LoRA fine-tuning. `simulate` runs a federation; a recipe is a configuration of it."""
 
+from fedsim.comparison import simulate_each
 from fedsim.data.federated import FederatedData, from_tensors
 from fedsim.launch import RunOptions, cli
 from fedsim.methods import FedIT, HiLoRA, Local
 from fedsim.models.client_module import LocalTraining
-from fedsim.plan import Plan
+from fedsim.plan import Method, Plan
+from fedsim.report.summary import Result
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
-from fedsim.simulation import Result, simulate
+from fedsim.simulation import simulate
 
 __all__ = [
     "Assignment",
@@ -16,6 +18,7 @@ __all__ = [
     "HiLoRA",
     "Local",
     "LocalTraining",
+    "Method",
     "Outcome",
     "Plan",
     "Population",
@@ -25,4 +28,5 @@ __all__ = [
     "cli",
     "from_tensors",
     "simulate",
+    "simulate_each",
 ]

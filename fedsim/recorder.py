@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.evaluation import STATISTICS, client_rows, mean_loss, summarise_updates
-from fedsim.report.summary import summarise_run
+from fedsim.report.summary import Result, summarise_run
 from fedsim.round import ClientUpdate, Population, ServerState
 from fedsim.run_folder import RunFolder, digest_of
 
@@ -62,8 +62,8 @@ class Recorder:
         if rows:
             self.folder.append("clients.csv", rows)
 
-    def finish(self, state: ServerState, admission: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
-        """Write result.json and return the summary and the digest of the final state."""
+    def finish(self, state: ServerState, admission: Mapping[str, Any]) -> Result:
+        """Write result.json and return it, with the digest of the final state."""
         self.folder.log_event(state.round_index, {"stage": "unseen", **admission})
         summary: dict[str, Any] = summarise_run(
             self.folder.read_table("metrics.csv"), self.folder.read_table("clients.csv")
@@ -75,7 +75,7 @@ class Recorder:
         digest = digest_of(state_tensors(state))
         self.folder.finish(summary | {"digest": digest})
         self.curves.finalize("success")
-        return summary, digest
+        return Result(self.folder.path, summary, digest)
 
 
 def state_tensors(state: ServerState) -> dict[str, Tensor]:

@@ -22,17 +22,9 @@ from fedsim.plan import Engine, Method
 from fedsim.randomness import generator
 from fedsim.recorder import Recorder, restore_state
 from fedsim.report.progress import LiveProgress
+from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a finished run says: its folder, its summary (flat names, as in result.json) and the state's digest."""
-
-    folder: Path
-    summary: Mapping[str, Any]
-    digest: str
 
 
 def simulate(
@@ -150,8 +142,7 @@ class Simulation:
             return None
         self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
         self.recorder.clients_done(state.round_index, "unseen", tuned, {"after_training": "unseen_tuned"})
-        summary, digest = self.recorder.finish(state, admission)
-        return Result(self.recorder.folder.path, summary, digest)
+        return self.recorder.finish(state, admission)
 
     def admit(self, state: ServerState) -> tuple[ServerState, Mapping[str, Any]]:
         """Let every client train the method's probe, if there is one, and place the unseen ones by it."""

@@ -5,8 +5,10 @@ x (..., I)
  └─ A_t (R, I) ─ B_t (O, R) ─ · scale_t ──► + at the site's rows, for every tier t
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -20,7 +22,7 @@ class TieredLinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.sites = tuple(sites)
-        self.active: list[tuple[Site, dict[str, Tensor], float]] = []
+        self.active: list[tuple[Site, list[dict[str, Tensor]], list[float]]] = []
 
     @property
     def weight(self) -> Tensor:
@@ -31,24 +33,43 @@ class TieredLinear(nn.Module):
         """Use these factors from now on; a tier without a scale has scale 1 and a slot that is absent adds nothing."""
         self.active = []
         for site in self.sites:
-            for tier in dict.fromkeys(slot.tier for slot in tensors if slot.site == site.name):
-                factors = {slot.factor: t for slot, t in tensors.items() if slot[:2] == (tier, site.name)}
-                self.active.append((site, factors, scales.get(tier, 1.0)))
+            tiers = dict.fromkeys(slot.tier for slot in tensors if slot.site == site.name)
+            factors = [
+                {slot.factor: t for slot, t in tensors.items() if slot[:2] == (tier, site.name)} for tier in tiers
+            ]
+            if factors:
+                self.active.append((site, factors, [scales.get(tier, 1.0) for tier in tiers]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b plus every installed tier's share, x (..., I) to (..., O)."""
         y = self.base(x)
-        for site, factors, scale in self.active:
-            if site.is_head:
-                y = y + F.linear(x, factors["W"], factors.get("b"))
-                continue
-            change = F.linear(F.linear(x, factors["A"]), factors["B"]) * scale
-            if site.rows is None:
-                y = y + change
-            else:
-                start, stop = site.rows
-                y = y + F.pad(change, (start, y.shape[-1] - stop))
-        return y
+        by_rows = {site.rows: _change(site, x, factors, scales) for site, factors, scales in self.active}
+        if None in by_rows:
+            return y + by_rows[None]
+        return _add_rows(y, by_rows) if by_rows else y
+
+
+def _change(site: Site, x: Tensor, factors: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Tensor:
+    """Σ_t scale_t · B_t A_t x as one product of the tiers' stacked factors; for a head Σ_t (W_t x + b_t)."""
+    if site.is_head:
+        weight = sum(tier["W"] for tier in factors)
+        bias = sum(tier["b"] for tier in factors) if site.has_bias else None
+        return F.linear(x, weight, bias)
+    A = torch.cat([tier["A"] for tier in factors])
+    B = torch.cat([scale * tier["B"] for tier, scale in zip(factors, scales, strict=True)], dim=-1)
+    return F.linear(F.linear(x, A), B)
+
+
+def _add_rows(y: Tensor, by_rows: Mapping[tuple[int, int], Tensor]) -> Tensor:
+    """Return y with each change added at its rows (start, stop) of the last axis.
+
+    Split and cat, not slices: the gradient of a slice is a zero-filled copy of the whole.
+    """
+    edges = sorted({0, y.shape[-1], *(edge for rows in by_rows for edge in rows)})
+    pieces = list(y.split([stop - start for start, stop in pairwise(edges)], dim=-1))
+    for (start, _), change in by_rows.items():
+        pieces[edges.index(start)] = pieces[edges.index(start)] + change
+    return torch.cat(pieces, dim=-1)
 
 
 def insert_tiered_linears(backbone: nn.Module, sites: Iterable[Site]) -> dict[str, TieredLinear]:

@@ -1,6 +1,6 @@
 """The embedded data set: scikit-learn's 1,797 handwritten digits (8×8, UCI, CC BY 4.0) drawn in six styles at 32×32.
 
-Three disjoint pools of digits: one to pre-train a backbone (plain style only), one to train and one to test on. A
+Three disjoint pools of digits: one, drawn plainly, to pre-train a backbone, one to train and one to test on. A
 digit of a pool appears once in every style, so no test digit was ever trained on in any style.
 """
 
@@ -80,6 +80,12 @@ def pools() -> dict[str, tuple[Tensor, Tensor]]:
     labels = torch.from_numpy(targets[order]).long()
     cuts = {"pretrain": slice(0, 597), "train": slice(597, 1197), "test": slice(1197, None)}
     return {name: (images[cut], labels[cut]) for name, cut in cuts.items()}
+
+
+def pretraining_set() -> tuple[Tensor, Tensor]:
+    """Return the plain digits (S, 1, 32, 32), normalised, and targets (S,) that no client has."""
+    digits, targets = pools()["pretrain"]
+    return normalise(draw(digits, "plain")), targets
 
 
 def normalise(images: Tensor) -> Tensor:

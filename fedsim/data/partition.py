@@ -1,6 +1,9 @@
-"""Ways to split labelled samples over clients. Train and test of a client share its label proportions."""
+"""Ways to split labelled samples over clients. Train and test of a client share its label proportions.
 
-from collections.abc import Sequence
+Every split is disjoint and complete: each sample of the two pools has exactly one client.
+"""
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,6 +11,9 @@ from torch import Tensor
 
 Split = tuple[list[Tensor], list[Tensor]]
 """Train and test index tables, one of each per client."""
+
+DRAWS = 1000
+"""So often a split is drawn again before the minimum sizes are given up."""
 
 
 def dirichlet(
@@ -23,20 +29,13 @@ def dirichlet(
 
     Draws again until every client has the minimum sizes; raises ValueError when a thousand draws did not give that.
     """
-    if alpha <= 0:
-        raise ValueError(f"The Dirichlet concentration is {alpha}; it must be positive (--data.alpha).")
-    n_classes = int(max(train_targets.max(), test_targets.max())) + 1
-    for _ in range(1000):
-        shares = rng.dirichlet(np.full(n_clients, alpha), size=n_classes)
-        train = deal_by_shares(train_targets, shares, rng)
-        test = deal_by_shares(test_targets, shares, rng)
-        if min(map(len, train)) >= min_train and min(map(len, test)) >= min_test:
-            return train, test
-    raise ValueError(
-        f"No Dirichlet({alpha}) split of {len(train_targets)} train and {len(test_targets)} test samples over "
-        f"{n_clients} clients leaves each at least {min_train} and {min_test}; raise --data.alpha or lower the number "
-        "of clients."
-    )
+    _check(n_clients, alpha)
+    n_classes = _n_classes(train_targets, test_targets)
+
+    def draw() -> np.ndarray:
+        return rng.dirichlet(np.full(n_clients, alpha), size=n_classes)
+
+    return _deal_when_large_enough(draw, f"Dirichlet({alpha})", train_targets, test_targets, min_train, min_test, rng)
 
 
 def pathological(
@@ -45,21 +44,28 @@ def pathological(
     n_clients: int,
     classes_per_client: int,
     rng: np.random.Generator,
+    min_train: int = 4,
+    min_test: int = 2,
 ) -> Split:
     """Give each client `classes_per_client` classes, the least held first, each split evenly among its holders."""
-    n_classes = int(max(train_targets.max(), test_targets.max())) + 1
+    _check(n_clients)
+    n_classes = _n_classes(train_targets, test_targets)
     if not 1 <= classes_per_client <= n_classes:
         raise ValueError(
             f"classes_per_client is {classes_per_client}; it must lie in 1 … {n_classes} (--data.classes-per-client)."
         )
     if n_clients * classes_per_client < n_classes:
         raise ValueError(f"{n_clients} clients with {classes_per_client} classes each cannot hold {n_classes} classes.")
-    shares = np.zeros((n_classes, n_clients))
-    for client in range(n_clients):
-        load = (shares > 0).sum(1) + rng.random(n_classes)
-        shares[np.argsort(load)[:classes_per_client], client] = 1
-    shares /= shares.sum(1, keepdims=True)
-    return deal_by_shares(train_targets, shares, rng), deal_by_shares(test_targets, shares, rng)
+
+    def draw() -> np.ndarray:
+        shares = np.zeros((n_classes, n_clients))
+        for client in range(n_clients):
+            load = (shares > 0).sum(1) + rng.random(n_classes)
+            shares[np.argsort(load)[:classes_per_client], client] = 1
+        return shares / shares.sum(1, keepdims=True)
+
+    name = f"split of {classes_per_client} classes per client"
+    return _deal_when_large_enough(draw, name, train_targets, test_targets, min_train, min_test, rng)
 
 
 def superclass_dirichlet(
@@ -69,22 +75,42 @@ def superclass_dirichlet(
     n_clients: int,
     alpha: float,
     rng: np.random.Generator,
+    min_train: int = 4,
+    min_test: int = 2,
 ) -> Split:
     """SC-Dir(α): each client has one or two super-classes, whose fine classes are split over their holders by Dir(α).
 
-    HiLoRA (arXiv 2603.02785) describes this in words only; the construction is ours. `superclass` maps a class to its
-    super-class.
+    HiLoRA (arXiv 2603.02785) describes this in words only; the construction is ours: super-classes are dealt evenly,
+    and about half of the clients get a second one. `superclass` maps a class to its super-class.
     """
-    groups = np.asarray(superclass)
-    shares = np.zeros((len(groups), n_clients))
-    deck = rng.permutation(np.arange(n_clients) % (groups.max() + 1))
-    second = np.where(rng.random(n_clients) < 0.5, rng.integers(groups.max() + 1, size=n_clients), deck)
-    for label, group in enumerate(groups):
-        holders = np.flatnonzero((deck == group) | (second == group))
-        if not len(holders):
-            raise ValueError(f"{n_clients} clients cannot hold {groups.max() + 1} super-classes; ask for more clients.")
-        shares[label, holders] = rng.dirichlet(np.full(len(holders), alpha))
-    return deal_by_shares(train_targets, shares, rng), deal_by_shares(test_targets, shares, rng)
+    _check(n_clients, alpha)
+    present, groups = np.unique(np.asarray(superclass), return_inverse=True)
+    if n_clients < len(present):
+        raise ValueError(f"{n_clients} clients cannot hold {len(present)} super-classes; ask for more (--data.n-clients).")
+
+    def draw() -> np.ndarray:
+        shares = np.zeros((len(groups), n_clients))
+        first = rng.permutation(np.arange(n_clients) % len(present))
+        second = np.where(rng.random(n_clients) < 0.5, rng.permutation(first), first)
+        for label, group in enumerate(groups):
+            holders = np.flatnonzero((first == group) | (second == group))
+            shares[label, holders] = rng.dirichlet(np.full(len(holders), alpha))
+        return shares
+
+    return _deal_when_large_enough(draw, f"SC-Dir({alpha})", train_targets, test_targets, min_train, min_test, rng)
+
+
+def superclass_of(targets: np.ndarray, groups: np.ndarray) -> tuple[int, ...]:
+    """Return the super-class of every class, read off samples; raises ValueError when a class has two or none."""
+    found = [np.unique(groups[targets == label]) for label in range(_n_classes(targets))]
+    unclear = {label: group.tolist() for label, group in enumerate(found) if len(group) != 1}
+    if unclear:
+        label, given = next(iter(unclear.items()))
+        raise ValueError(
+            f"{len(unclear)} classes do not belong to exactly one super-class; class {label} has the super-classes "
+            f"{given[:5]} (--data.group-column)."
+        )
+    return tuple(int(group[0]) for group in found)
 
 
 def by_group(
@@ -97,11 +123,15 @@ def by_group(
     """Give every natural group (domain) its own clients and split inside it by Dir(α) over labels.
 
     `train` and `test` are (targets, group numbers) of the two pools. Returns the tables and each client's group.
+    Raises ValueError when a group lacks training or test samples.
     """
     tables: Split = ([], [])
     groups: list[int] = []
-    for group in range(int(train[1].max()) + 1):
+    for group in range(_n_classes(train[1], test[1])):
         rows = [np.flatnonzero(pool[1] == group) for pool in (train, test)]
+        if not all(map(len, rows)):
+            sizes = f"{len(rows[0])} training and {len(rows[1])} test samples"
+            raise ValueError(f"Group {group} has {sizes}; every group needs some of both (--data.group-column).")
         split = dirichlet(train[0][rows[0]], test[0][rows[1]], clients_per_group, alpha, rng)
         for table, inside, pool_rows in zip(tables, split, rows, strict=True):
             table += [torch.from_numpy(pool_rows)[index] for index in inside]
@@ -114,8 +144,7 @@ def deal_by_shares(targets: np.ndarray, shares: np.ndarray, rng: np.random.Gener
     tables: list[list[np.ndarray]] = [[] for _ in range(shares.shape[1])]
     for label in range(int(targets.max()) + 1 if len(targets) else 0):
         rows = rng.permutation(np.flatnonzero(targets == label))
-        cuts = np.rint(np.cumsum(shares[label])[:-1] * len(rows)).astype(int)
-        for table, part in zip(tables, np.split(rows, cuts), strict=True):
+        for table, part in zip(tables, np.split(rows, _cuts(shares[label], len(rows))[:-1]), strict=True):
             table.append(part)
     return [torch.from_numpy(np.sort(np.concatenate(table)) if table else np.empty(0, int)) for table in tables]
 
@@ -133,3 +162,46 @@ def choose_unseen(groups: Sequence[int], fraction: float, rng: np.random.Generat
             if left[group] and len(chosen) < wanted:
                 chosen.append(int(left[group].pop()))
     return frozenset(chosen)
+
+
+def _deal_when_large_enough(
+    draw: Callable[[], np.ndarray],
+    name: str,
+    train_targets: np.ndarray,
+    test_targets: np.ndarray,
+    min_train: int,
+    min_test: int,
+    rng: np.random.Generator,
+) -> Split:
+    """Draw shares (N, clients) until every client has the minimum sizes, then deal by them."""
+    for _ in range(DRAWS):
+        shares = draw()
+        sizes = (_sizes(train_targets, shares), _sizes(test_targets, shares))
+        if sizes[0].min() >= min_train and sizes[1].min() >= min_test:
+            return deal_by_shares(train_targets, shares, rng), deal_by_shares(test_targets, shares, rng)
+    raise ValueError(
+        f"No {name} of {len(train_targets)} training and {len(test_targets)} test samples over {shares.shape[1]} "
+        f"clients leaves each at least {min_train} and {min_test}; raise --data.alpha or ask for fewer clients."
+    )
+
+
+def _cuts(shares: np.ndarray, count: int | np.ndarray) -> np.ndarray:
+    """Where to cut `count` samples, the end included."""
+    return np.rint(np.cumsum(shares, axis=-1) * count).astype(int)
+
+
+def _sizes(targets: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Samples that each client would get, without dealing them."""
+    counts = np.bincount(targets, minlength=len(shares))[:, None]
+    return np.diff(_cuts(shares, counts), axis=1, prepend=0).sum(0)
+
+
+def _n_classes(*targets: np.ndarray) -> int:
+    return int(max(part.max(initial=-1) for part in targets)) + 1
+
+
+def _check(n_clients: int, alpha: float = 1.0) -> None:
+    if n_clients < 1:
+        raise ValueError(f"{n_clients} clients were asked for; there must be 1 or more (--data.*).")
+    if alpha <= 0:
+        raise ValueError(f"The Dirichlet concentration is {alpha}; it must be positive (--data.alpha).")

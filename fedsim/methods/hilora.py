@@ -111,5 +111,6 @@ class HiLoRA:
         return Outcome({**merged.tensors, **directions}, learnt, {**log, "relative_change": change})
 
     def _admit(self, state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
-        labels, log = admit_by_route(state.bank, state.learnt["labels"], population, probes, "root")
+        kind = self.clustering.directions
+        labels, log = admit_by_route(state.bank, state.learnt["labels"], population, probes, "root", kind)
         return Outcome(learnt={**state.learnt, "labels": labels, "stage": torch.tensor(2)}, log=log)

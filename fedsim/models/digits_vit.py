@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -12,6 +13,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fedsim.models.sites import QUERY_VALUE
 from fedsim.randomness import derive_seed, generator
 
 ARCHITECTURE = dict(
@@ -20,13 +22,21 @@ ARCHITECTURE = dict(
 EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS = 50, 32, 2e-3, 0, 2
 
 
-def default_cache() -> Path:
-    """Where pre-trained backbones are kept: $FEDSIM_CACHE, else ~/.cache/fedsim."""
+@dataclass(frozen=True, kw_only=True)
+class DigitsViT:
+    """The embedded backbone: a ViT of width 64 with 4 blocks and patches of 8×8, 144 k parameters."""
+
+    sites: str = QUERY_VALUE
+    """Names of the linear maps that carry adapters, a regular expression."""
+
+
+def cache_folder() -> Path:
+    """Where the pre-trained backbone is kept: $FEDSIM_CACHE, else ~/.cache/fedsim."""
     return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
 
 
 def pretrained_digits_vit(
-    images: Tensor, targets: Tensor, cache: Path, on_epoch: Callable[[int, int, float], None] = lambda *_: None
+    images: Tensor, targets: Tensor, on_epoch: Callable[[int, int, float], None] = lambda *_: None
 ) -> nn.Module:
     """Return the ViT trained on images (S, 1, 32, 32) in [-1, 1]; the first call trains it, later ones load the file.
 
@@ -37,6 +47,7 @@ def pretrained_digits_vit(
     recipe = f"{sorted(ARCHITECTURE.items())}{EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS}{timm.__version__}"
     content = hashlib.sha256(recipe.encode())
     content.update(images.numpy().tobytes() + targets.numpy().tobytes())
+    cache = cache_folder()
     path = cache / f"digits-vit-{content.hexdigest()[:16]}.safetensors"
     cache.mkdir(parents=True, exist_ok=True)
     model = _untrained()

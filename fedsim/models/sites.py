@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from torch import nn
 
 from fedsim.adapters.layout import Site
+from fedsim.adapters.linear import TieredLinear
 
 QUERY_VALUE = r"(?P<fused>qkv|c_attn|query_key_value)|q_proj|v_proj|query|value|q_lin|v_lin|wq|wv"
 """Query and value of every attention block, in the spellings of timm and transformers; matched on a module's last name.
@@ -26,7 +27,7 @@ def find_sites(backbone: nn.Module, pattern: str = QUERY_VALUE, head: str = "") 
     except re.error as error:
         raise ValueError(f"The site pattern '{pattern}' is no regular expression: {error} (--model.sites).") from None
     head = head or guess_head(backbone)
-    linears = {path: module for path, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    linears = _linears(backbone)
     in_head = {path for path in linears if path == head or path.startswith(f"{head}.")}
     if not in_head:
         raise ValueError(f"The backbone has no linear map at its classifier's path '{head}' (head=…).")
@@ -63,6 +64,18 @@ def guess_head(backbone: nn.Module) -> str:
     raise ValueError(
         "The backbone has no linear map under head, classifier, score or fc; say where its classifier is (head=…)."
     )
+
+
+def _linears(backbone: nn.Module) -> dict[str, nn.Linear]:
+    """Linear maps by path; one that carries adapters from an earlier run stands for the map it wraps."""
+    wrapped = {path: module.base for path, module in backbone.named_modules() if isinstance(module, TieredLinear)}
+    plain = {
+        path: module
+        for path, module in backbone.named_modules()
+        if isinstance(module, nn.Linear) and path.removesuffix(".base") not in wrapped
+    }
+    order = {path: index for index, (path, _) in enumerate(backbone.named_modules())}
+    return dict(sorted((wrapped | plain).items(), key=lambda entry: order[entry[0]]))
 
 
 def _depth(path: str, before: list[Site]) -> int:

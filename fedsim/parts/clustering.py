@@ -1,13 +1,15 @@
 """Groups of clients from the column spaces of their adapters (HiLoRA, arXiv 2603.02785, section 3.2)."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from sklearn.cluster import SpectralClustering
 from torch import Tensor
+
+from fedsim.parts.aggregation import leading_singular
 
 
 class Clusters(NamedTuple):
@@ -48,8 +50,7 @@ def column_basis(B: Tensor) -> Tensor:
 def common_basis(bases: Tensor) -> Tensor:
     """Return the R directions that n subspaces (n, O, R) have most in common: top-R left singular vectors, (O, R)."""
     n, outputs, rank = bases.shape
-    U, _, _ = torch.linalg.svd(bases.permute(1, 0, 2).reshape(outputs, n * rank), full_matrices=False)
-    return U[:, :rank]
+    return leading_singular(bases.permute(1, 0, 2).reshape(outputs, n * rank), rank)[0]
 
 
 def subspace_similarities(left: Tensor, right: Tensor) -> Tensor:
@@ -61,20 +62,23 @@ def subspace_similarities(left: Tensor, right: Tensor) -> Tensor:
     return products.view(n, rank, len(right), rank).sum((1, 3)) / rank
 
 
-def subspace_distances(bases: Sequence[Tensor], block: int = 128) -> Tensor:
+def subspace_distances(bases: Iterable[Tensor], block: int = 128) -> Tensor:
     """Return d_ij = 1 − mean cos² θ averaged over sites (steps 4 and 5): one basis (n, O, R) per site, to (n, n).
 
-    Works in blocks of `block` clients over the upper triangle, so memory stays at block² · R² numbers.
+    Takes one site after another, in blocks of `block` clients over the upper triangle, so beside one site's bases
+    memory stays at n² + block² · R² numbers.
     """
-    n = len(bases[0])
-    similarity = torch.zeros(n, n, dtype=torch.float64)
+    similarity, n_sites = torch.zeros(0), 0
     for basis in bases:
+        n = len(basis)
+        similarity = similarity if n_sites else torch.zeros(n, n, dtype=torch.float64)
+        n_sites += 1
         for i in range(0, n, block):
             for j in range(i, n, block):
                 tile = subspace_similarities(basis[i : i + block], basis[j : j + block]).double()
                 similarity[i : i + block, j : j + block] += tile
     similarity = torch.triu(similarity) + torch.triu(similarity, 1).T
-    distances = (1 - similarity / len(bases)).clamp(0, 1)
+    distances = (1 - similarity / n_sites).clamp(0, 1)
     return distances.fill_diagonal_(0)
 
 
@@ -88,7 +92,7 @@ def gaussian_affinity(distances: Tensor, contrast: bool = False) -> Tensor:
     if contrast:
         distances = (distances - off_diagonal.min()).clamp(min=0).fill_diagonal_(0)
         off_diagonal = off_diagonal - off_diagonal.min()
-    sigma = off_diagonal.median().clamp(min=1e-12)
+    sigma = max(float(np.median(off_diagonal.numpy())), 1e-12)  # torch.median takes the lower of two middle values
     return torch.exp(-distances.square() / (2 * sigma**2))
 
 

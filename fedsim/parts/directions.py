@@ -3,7 +3,7 @@
 Reads copies from the bank and client updates; the linear algebra is in clustering.py.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -46,7 +46,7 @@ class SubspaceClustering:
     """Cluster by what local training changed in B, or by B itself (the literal reading)."""
     decay: float = 0.9
     """λ of the moving average over rounds."""
-    contrast: bool = True
+    contrast: bool = False
     """Subtract the smallest distance before the Gaussian kernel (not in the paper)."""
     k_min: int = 2
     """Smallest number of clusters considered."""
@@ -115,17 +115,15 @@ def changes(bank: Bank, updates: Sequence[ClientUpdate], tier: str, kind: Kind) 
     return result
 
 
-def _bases(bank: Bank, fresh: Copies, clients: Sequence[int]) -> list[Tensor]:
-    """Return one (n, O, R) stack of column bases per site, from this round's directions or else from the bank's."""
+def _bases(bank: Bank, fresh: Copies, clients: Sequence[int]) -> Iterator[Tensor]:
+    """Yield a (n, O, R) stack of column bases per site, from this round's directions or else from the bank's."""
     slots = sorted({slot for slot in (*bank.rows, *fresh) if slot.tier == TIER and slot.factor == "B"})
-    bases = []
     for slot in slots:
         values = bank.read(slot, torch.tensor(clients))
         for row, client in enumerate(clients):
             if client in fresh.get(slot, {}):
                 values[row] = fresh[slot][client]
-        bases.append(column_basis(values))
-    return bases
+        yield column_basis(values)
 
 
 def route(
@@ -138,8 +136,11 @@ def route(
     """Return the cluster of each update's client: argmax_j of mean cos² between what moved in B and the cluster.
 
     A cluster's subspace is what its members' directions have most in common, so both sides live in the same space.
+    Members that were routed themselves have no direction and do not count.
     """
-    members = [(labels == j).nonzero().flatten().tolist() for j in range(int(labels.max()) + 1)]
+    place = next(slot for slot in bank.rows if slot.tier == TIER and slot.factor == "B")
+    has_direction = bank.written_in(place, torch.arange(len(labels))) != NEVER
+    members = [((labels == j) & has_direction).nonzero().flatten().tolist() for j in range(int(labels.max()) + 1)]
     by_cluster = [_bases(bank, {}, clients) for clients in members]
     prototypes = [torch.stack([common_basis(site) for site in sites]) for sites in zip(*by_cluster, strict=True)]
     moved = changes(bank, updates, tier, kind)
@@ -162,10 +163,10 @@ def with_routed(
 
 
 def admit_by_route(
-    bank: Bank, labels: Tensor, population: Population, updates: Sequence[ClientUpdate], tier: str
+    bank: Bank, labels: Tensor, population: Population, updates: Sequence[ClientUpdate], tier: str, kind: Kind
 ) -> tuple[Tensor, dict[str, object]]:
     """Place unseen clients; seen ones are only checked: the log tells how many are routed to their own cluster."""
-    routed = route(bank, labels, updates, tier, "change")
+    routed = route(bank, labels, updates, tier, kind)
     placed = labels.clone()
     for client in population.unseen:
         placed[client] = routed.get(client, NEVER)

@@ -62,7 +62,9 @@ class LiveProgress:
         eta = (now - self.started) / max(done - self.first_round, 1) * (self.rounds - done)
         self.console.print(f"round {done}/{self.rounds} · {text} · ETA {eta:.0f} s", highlight=False, soft_wrap=True)
 
-    def note(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.is_shown:
-            (self.bar.console if self.bar else self.console).print(text, highlight=False, soft_wrap=True)
+
+def show_pretraining(epoch: int, epochs: int, loss: float) -> None:
+    """Print every tenth epoch of a backbone's pre-training (by whichever worker does it)."""
+    if (epoch + 1) % 10 == 0:
+        text = f"pre-training the backbone, once · epoch {epoch + 1}/{epochs} · loss {loss:.3f}"
+        Console().print(text, highlight=False, soft_wrap=True)

@@ -1,10 +1,23 @@
 """The summary of a run (result.json), from its own tables."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from fedsim.evaluation import STATISTICS, summarise
 
 Rows = Sequence[Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished run says: its folder, its summary (flat names, as in result.json) and its state's digest."""
+
+    folder: Path
+    summary: Mapping[str, Any]
+    digest: str
+
 
 NAMES = {"after_training": "personal", "after_aggregation": "global"}
 """What the table calls them: a client's own model after its local training; what it holds after aggregation."""

@@ -1,0 +1,41 @@
+# fedsim's commands. `make help` lists them; every target makes .venv first where it needs one.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORKERS ?= 2
+RECIPE ?= recipes/quickstart.py
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check run clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(BIN)/.installed ## Create .venv and install fedsim with its development tools
+
+$(BIN)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	touch $@
+
+demo: setup ## Train HiLoRA, FedIT and Local on the embedded digits with two workers and compare them
+	$(BIN)/fabric run recipes/quickstart.py --accelerator cpu --devices $(WORKERS) $(ARGS)
+
+run: setup ## Run a recipe: make run RECIPE=recipes/x.py WORKERS=8 ARGS="--seed 1"
+	$(BIN)/fabric run $(RECIPE) --devices $(WORKERS) $(ARGS)
+
+test: setup ## Run the default tests (minutes)
+	$(BIN)/pytest -m 'not slow' $(ARGS)
+
+test-slow: setup ## Run the slow tests: kill-and-resume, learning on real data
+	$(BIN)/pytest -m slow $(ARGS)
+
+check: setup ## Lint, check formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy fedsim/adapters fedsim/parts fedsim/methods fedsim/round.py fedsim/plan.py
+
+clean: ## Remove caches and build leftovers (not .venv, not runs)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

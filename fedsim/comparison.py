@@ -1,0 +1,57 @@
+"""Several methods on one split, one backbone and one budget, each in a run folder of its own inside one folder."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedsim.aggregator import Workers
+from fedsim.plan import Method
+from fedsim.report.summary import Result
+from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe
+from fedsim.simulation import simulate
+
+
+def simulate_each(
+    methods: Mapping[str, Method], *, out: Path, recipe: Mapping[str, Any], resume: bool = False, **common: Any
+) -> dict[str, Result] | None:
+    """Run every method with the arguments `common` of `simulate`; return results by name on worker 0, None elsewhere.
+
+    Each run has its own folder `out/<name>`; `out` itself holds the recipe and a result.json with all summaries under
+    `<name>.` and one digest over the runs' digests. With `resume`, finished runs are read and unfinished ones go on.
+    """
+    if Workers.is_first_or_alone():
+        check_same_recipe(out, recipe) if resume else check_is_new(out)
+    results: dict[str, Result | None] = {}
+    for name, method in methods.items():
+        folder = out / name
+        own = {**recipe, "method_name": name}
+        results[name] = finished(folder) if resume else None
+        if results[name] is None:
+            is_begun = resume and (folder / "recipe.json").exists()
+            results[name] = simulate(method=method, out=folder, recipe=own, resume=is_begun, **common)
+            if Workers.is_first_or_alone() and not (out / "recipe.json").exists():
+                RunFolder.create(out, recipe)
+    if not Workers.is_first_or_alone():
+        return None
+    complete = {name: result for name, result in results.items() if result is not None}
+    summary = {f"{name}.{key}": value for name, result in complete.items() for key, value in result.summary.items()}
+    digest = combined_digest(complete)
+    RunFolder(out).finish(summary | {"digest": digest})
+    return complete
+
+
+def finished(folder: Path) -> Result | None:
+    """Return the result of a run folder whose run is complete, else None."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    summary = json.loads(path.read_text())
+    return Result(folder, summary, summary.pop("digest"))
+
+
+def combined_digest(results: Mapping[str, Result]) -> str:
+    """Return the SHA-256 over the names and digests of several results, in the order of their names."""
+    text = "".join(f"{name} {results[name].digest}\n" for name in sorted(results))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,133 @@
+"""The federations that papers make of labelled images: domains, GL-Dir, SC-Dir and Patho (HiLoRA, arXiv 2603.02785)."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fedsim.data.federated import FederatedData
+from fedsim.data.images import ImageOptions, LabelledImages
+from fedsim.data.partition import (
+    Split,
+    by_group,
+    choose_unseen,
+    dirichlet,
+    pathological,
+    superclass_dirichlet,
+    superclass_of,
+)
+
+Splits = tuple[LabelledImages, LabelledImages]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DomainClients(ImageOptions):
+    """Every domain has its own clients, with Dirichlet label skew inside it."""
+
+    group_column: str = "domain"
+    """Column of domains, in parquet files and on the hub."""
+    clients_per_domain: int = 15
+    """Clients in each domain."""
+    alpha: float = 0.6
+    """Dirichlet concentration over labels inside a domain."""
+    unseen_fraction: float = 0.2
+    """Share of the clients that do not take part in training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkewedClients(ImageOptions):
+    """Clients differ in their labels only."""
+
+    partition: Literal["gl-dir", "sc-dir", "patho"] = "gl-dir"
+    """Dirichlet over all classes; one or two super-classes a client; or a fixed number of classes a client."""
+    n_clients: int = 100
+    """Clients in all."""
+    alpha: float | None = None
+    """Dirichlet concentration; default 0.3 for gl-dir and 3 for sc-dir."""
+    classes_per_client: int = 10
+    """Of patho."""
+    unseen_fraction: float = 0.2
+    """Share of the clients that do not take part in training."""
+
+
+def domain_clients(options: DomainClients, splits: Splits, rng: np.random.Generator) -> FederatedData:
+    """Return a federation whose groups are the domains; raises ValueError when the images have none."""
+    train, test = splits
+    if train.groups is None or test.groups is None:
+        raise ValueError("The images have no domains; say which column holds them (--data.group-column).")
+    *tables, groups = by_group(
+        (train.targets.numpy(), train.groups.numpy()),
+        (test.targets.numpy(), test.groups.numpy()),
+        options.clients_per_domain,
+        options.alpha,
+        rng,
+    )
+    unseen = choose_unseen(groups, options.unseen_fraction, rng)
+    return _federation(options, splits, (tables[0], tables[1]), unseen, groups, train.group_names)
+
+
+def skewed_clients(options: SkewedClients, splits: Splits, rng: np.random.Generator) -> FederatedData:
+    """Return a federation by one of the three partitions; a client's group in SC-Dir is its main super-class.
+
+    Raises ValueError when SC-Dir has no super-classes to work with or the split cannot be made.
+    """
+    train, test = splits
+    targets = train.targets.numpy(), test.targets.numpy()
+    groups, names = None, ()
+    if options.partition == "patho":
+        tables = pathological(*targets, options.n_clients, options.classes_per_client, rng)
+    elif options.partition == "gl-dir":
+        tables = dirichlet(*targets, options.n_clients, 0.3 if options.alpha is None else options.alpha, rng)
+    else:
+        if train.groups is None:
+            raise ValueError("The images have no super-classes; say which column holds them (--data.group-column).")
+        superclass = superclass_of(targets[0], train.groups.numpy())
+        alpha = 3.0 if options.alpha is None else options.alpha
+        tables = superclass_dirichlet(*targets, superclass, options.n_clients, alpha, rng)
+        groups = tuple(int(train.groups[rows].mode().values) for rows in tables[0])
+        names = train.group_names
+    unseen = choose_unseen(groups or (0,) * options.n_clients, options.unseen_fraction, rng)
+    return _federation(options, splits, tables, unseen, groups, names)
+
+
+def _federation(
+    options: ImageOptions,
+    splits: Splits,
+    tables: Split,
+    unseen: frozenset[int],
+    groups: tuple[int, ...] | None,
+    group_names: tuple[str, ...],
+) -> FederatedData:
+    train, test = splits
+    transform = partial(normalise, size=options.image_size, mean=options.mean, std=options.std)
+    return FederatedData(
+        inputs=torch.cat((train.images, test.images)),
+        targets=torch.cat((train.targets, test.targets)),
+        train=tables[0],
+        test=[rows + len(train.targets) for rows in tables[1]],
+        class_names=train.class_names,
+        unseen=unseen,
+        groups=groups,
+        group_names=group_names,
+        transform=transform,
+        augment=lambda images, generator: transform(flip_some(images, generator)),
+    )
+
+
+def normalise(images: Tensor, *, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (B, 3, H, W) to floats (B, 3, size, size), resized if need be and normalised by mean and std of [0, 1]."""
+    scaled = images.float() / 255
+    if scaled.shape[-1] != size:
+        # With antialias, torch's bicubic kernel is Pillow's.
+        scaled = F.interpolate(scaled, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
+    return (scaled - scaled.new_tensor(mean).view(-1, 1, 1)) / scaled.new_tensor(std).view(-1, 1, 1)
+
+
+def flip_some(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image left to right with probability one half, drawn from the (CPU) generator."""
+    is_flipped = torch.rand(len(images), generator=generator) < 0.5
+    return torch.where(is_flipped.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
