@@ -216,10 +216,9 @@ class Aggregator:
 
 def _unpack(tensors: Mapping[str, Tensor]) -> list[ClientUpdate]:
     by_client: dict[str, dict[Slot, Tensor]] = {}
-    for key, value in tensors.items():
-        if key != "logs":
-            client, _, slot = key.partition("|")
-            by_client.setdefault(client, {})[parse_slot(slot)] = value
+    for key in sorted(tensors.keys() - {"logs"}):  # safetensors returns them in no particular order
+        client, _, slot = key.partition("|")
+        by_client.setdefault(client, {})[parse_slot(slot)] = tensors[key]
     logs = json.loads(tensors["logs"].numpy().tobytes())
     return [
         ClientUpdate(int(client), n_samples, by_client.get(client, {}), entries)

@@ -10,6 +10,7 @@ import csv
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -72,7 +73,8 @@ class RunFolder:
             writer.writerows(rows)
 
     def log_event(self, round_index: int, event: Mapping[str, Any]) -> None:
-        """Add a line to events.jsonl."""
+        """Add a line to events.jsonl; a number that JSON does not know (infinity, NaN) becomes null."""
+        event = {name: value if _is_json(value) else None for name, value in event.items()}
         with (self.path / "events.jsonl").open("a") as file:
             file.write(json.dumps({"round": round_index, **event}) + "\n")
 
@@ -98,6 +100,10 @@ class RunFolder:
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""
         _write_atomically(self.path / "result.json", _json(result))
+
+
+def _is_json(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _round_of(line: str) -> int:

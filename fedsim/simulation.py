@@ -112,7 +112,7 @@ class Simulation:
         server, population = self.aggregator, self.aggregator.population
         cohort = sample_cohort(population, self.cohort_size, self.seed, state.round_index)
         plan, mine = server.hand_out(state, cohort)
-        self.progress.begin_round(state.round_index, plan.stage, len(mine))
+        self.progress.begin_phase(state.round_index, plan.stage, len(mine))
         updates = server.collect(self.engine.local_update(plan, mine))
         after, log = server.step(state, plan, updates)
         is_due = after.round_index % self.evaluate_every == 0 or after.round_index == after.rounds
@@ -137,6 +137,7 @@ class Simulation:
         state, admission = self.admit(state)
         untuned = self.evaluate(state, population.unseen)
         plan, mine = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
+        self.progress.begin_phase(state.round_index, "tuning", len(mine))
         tuned = server.collect(self.engine.local_update(plan, mine))
         if not self.recorder:
             return None
@@ -151,6 +152,7 @@ class Simulation:
         if plan.probe is None:
             return state, {}
         probe, mine = server.hand_out(state, list(range(population.n_clients)), probe=True)
+        self.progress.begin_phase(state.round_index, "probe", len(mine))
         probes = server.collect(self.engine.local_update(probe, mine))
         if not self.recorder:
             return state, {}

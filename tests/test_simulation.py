@@ -5,9 +5,9 @@ import json
 
 import pytest
 import torch
+from conftest import TinyAttention, tiny_data
 
 import fedsim
-from conftest import TinyAttention, tiny_data
 from fedsim import aggregator
 
 
@@ -19,7 +19,15 @@ def rows(folder, table):
 def test_the_run_folder_holds_what_the_readme_says(tiny_run):
     result = tiny_run(method=fedsim.HiLoRA(lora_rank=2), rounds=4)
     names = {path.name for path in result.folder.iterdir()}
-    assert {"recipe.json", "metrics.csv", "clients.csv", "timing.csv", "events.jsonl", "checkpoints", "result.json"} <= names
+    assert {
+        "recipe.json",
+        "metrics.csv",
+        "clients.csv",
+        "timing.csv",
+        "events.jsonl",
+        "checkpoints",
+        "result.json",
+    } <= names
     assert list((result.folder / "tensorboard").glob("events.out.tfevents.*"))
     recorded = json.loads((result.folder / "result.json").read_text())
     assert recorded["digest"] == result.digest
@@ -29,7 +37,12 @@ def test_the_run_folder_holds_what_the_readme_says(tiny_run):
     assert json.loads((result.folder / "recipe.json").read_text())["environment"]["versions"]["torch"]
     assert [row["round"] for row in rows(result.folder, "metrics.csv")] == ["0", "1", "2", "3"]
     evaluations = {(row["evaluation"], row["client"]) for row in rows(result.folder, "clients.csv")}
-    assert {("after_aggregation", "0"), ("after_training", "4"), ("unseen_untuned", "5"), ("unseen_tuned", "5")} <= evaluations
+    assert {
+        ("after_aggregation", "0"),
+        ("after_training", "4"),
+        ("unseen_untuned", "5"),
+        ("unseen_tuned", "5"),
+    } <= evaluations
 
 
 def test_the_last_two_checkpoints_are_kept(tiny_run):
@@ -47,7 +60,9 @@ def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tiny_run):
 
 def test_summary_is_the_mean_over_the_rows_of_the_last_round(tiny_run):
     result = tiny_run()
-    last = [r for r in rows(result.folder, "clients.csv") if r["round"] == "2" and r["evaluation"] == "after_aggregation"]
+    last = [
+        r for r in rows(result.folder, "clients.csv") if r["round"] == "2" and r["evaluation"] == "after_aggregation"
+    ]
     assert len(last) == 5
     assert result.summary["global.mean"] == pytest.approx(sum(float(r["accuracy"]) for r in last) / 5)
     assert result.summary["global.worst"] == min(float(r["accuracy"]) for r in last)

@@ -41,8 +41,9 @@ class Bank:
         """Return the round in which each of these groups' copies was last written, `NEVER` for the initial value."""
         if slot not in self.rows:
             return torch.full_like(groups, NEVER)
-        rounds = self.written[slot][groups.clamp(min=0)]
-        return torch.where(groups == NEVER, NEVER, rounds)
+        rounds = self.written[slot]
+        is_held = (groups != NEVER) & (groups < len(rounds))
+        return torch.where(is_held, rounds[groups.clamp(0, len(rounds) - 1)], NEVER)
 
     def write(self, slot: Slot, values: Mapping[int, Tensor], n_groups: int, round_index: int) -> None:
         """Store new copies `{group: (*shape)}` of a slot that `n_groups` groups hold; a smaller stack is widened."""

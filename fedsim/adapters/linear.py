@@ -6,6 +6,7 @@ x (..., I)
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
 from itertools import pairwise
 
 import torch
@@ -45,15 +46,16 @@ class TieredLinear(nn.Module):
         y = self.base(x)
         by_rows = {site.rows: _change(site, x, factors, scales) for site, factors, scales in self.active}
         if None in by_rows:
-            return y + by_rows[None]
-        return _add_rows(y, by_rows) if by_rows else y
+            y = y + by_rows[None]
+        slices = {rows: change for rows, change in by_rows.items() if rows is not None}
+        return _add_rows(y, slices) if slices else y
 
 
 def _change(site: Site, x: Tensor, factors: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Tensor:
     """Σ_t scale_t · B_t A_t x as one product of the tiers' stacked factors; for a head Σ_t (W_t x + b_t)."""
     if site.is_head:
-        weight = sum(tier["W"] for tier in factors)
-        bias = sum(tier["b"] for tier in factors) if site.has_bias else None
+        weight = reduce(torch.add, [tier["W"] for tier in factors])
+        bias = reduce(torch.add, [tier["b"] for tier in factors]) if site.has_bias else None
         return F.linear(x, weight, bias)
     A = torch.cat([tier["A"] for tier in factors])
     B = torch.cat([scale * tier["B"] for tier, scale in zip(factors, scales, strict=True)], dim=-1)
@@ -66,7 +68,7 @@ def _add_rows(y: Tensor, by_rows: Mapping[tuple[int, int], Tensor]) -> Tensor:
     Split and cat, not slices: the gradient of a slice is a zero-filled copy of the whole.
     """
     edges = sorted({0, y.shape[-1], *(edge for rows in by_rows for edge in rows)})
-    pieces = list(y.split([stop - start for start, stop in pairwise(edges)], dim=-1))
+    pieces = list(torch.split(y, [stop - start for start, stop in pairwise(edges)], dim=-1))
     for (start, _), change in by_rows.items():
         pieces[edges.index(start)] = pieces[edges.index(start)] + change
     return torch.cat(pieces, dim=-1)

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedsim.data.image_sources import Encoded, Listed, Listing, list_folder, list_hub
+from fedsim.data.image_sources import Encoded, Listed, Listing, list_class_folders, list_lists
+from fedsim.data.image_tables import list_hub, list_parquet
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -85,6 +86,11 @@ class FoundImages:
     group_names: tuple[str, ...]
     size: int
 
+    @property
+    def n_classes(self) -> int:
+        """N."""
+        return len(self.class_names)
+
     def decode(self) -> tuple[LabelledImages, LabelledImages]:
         """Return the train and the test split; a damaged image is a ValueError that names it."""
         return self._decoded(self.train), self._decoded(self.test)
@@ -117,28 +123,31 @@ def find_images(options: ImageOptions) -> FoundImages:
 
 
 def _listed(options: ImageOptions) -> Listed:
-    name = Path(options.path or options.hub.rpartition("/")[2].lower())
+    name = options.path or Path(options.hub.rpartition("/")[2].lower())
+    tried = [f"--data.path '{options.path}' is no folder" if options.path else "--data.path is not given"]
     variable = os.environ.get(VARIABLE)
-    tried = []
-    if options.path is None:
-        tried.append("--data.path is not given")
-    elif options.path.is_dir():
-        return list_folder(options.path, options.label_column, options.group_column)
-    else:
-        tried.append(f"--data.path '{options.path}' is no folder")
-    if not variable:
-        tried.append(f"the environment variable {VARIABLE} is not set")
-    elif name.name and (Path(variable) / name).is_dir():
-        return list_folder(Path(variable) / name, options.label_column, options.group_column)
-    else:
-        tried.append(f"{VARIABLE} is '{variable}', which has no folder '{name}'")
-    if options.hub and options.path is None:
+    if options.path and options.path.is_dir():
+        return _list_folder(options.path, options)
+    if variable and name != Path() and (Path(variable) / name).is_dir():
+        return _list_folder(Path(variable) / name, options)
+    tried.append(f"{VARIABLE} is '{variable}', without a folder '{name}'" if variable else f"{VARIABLE} is not set")
+    if options.hub and not options.path:
         try:
             return list_hub(options.hub, options.label_column, options.group_column)
         except OSError as error:
             cache = datasets.config.HF_DATASETS_CACHE
-            tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({error})")
+            why = str(error).partition("\n")[0]
+            tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({why})")
     raise ValueError(f"The images are not to be had: {'; '.join(tried)}. {_command(options)}")
+
+
+def _list_folder(folder: Path, options: ImageOptions) -> Listed:
+    """DomainNet's lists if there are any, else parquet files, else images in folders named by class."""
+    if lists := sorted(folder.glob("*_train.txt")):
+        return list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
+    if files := sorted(folder.rglob("*.parquet")):
+        return list_parquet(folder, files, options.label_column, options.group_column)
+    return list_class_folders(folder)
 
 
 def _command(options: ImageOptions) -> str:
@@ -192,7 +201,7 @@ def _decode_all(encoded: Iterator[tuple[str, Encoded]], count: int, size: int) -
     done = 0
     with ThreadPoolExecutor() as pool:
         while chunk := list(islice(encoded, 256)):
-            for image in pool.map(lambda item: decode(*item, size), chunk):
+            for image in pool.map(lambda item: decode(item[0], item[1], size), chunk):
                 images[done] = image
                 done += 1
     assert done == count, "a source yields as many images as it listed"

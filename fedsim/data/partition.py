@@ -62,7 +62,8 @@ def pathological(
         for client in range(n_clients):
             load = (shares > 0).sum(1) + rng.random(n_classes)
             shares[np.argsort(load)[:classes_per_client], client] = 1
-        return shares / shares.sum(1, keepdims=True)
+        shares /= shares.sum(1, keepdims=True)
+        return shares
 
     name = f"split of {classes_per_client} classes per client"
     return _deal_when_large_enough(draw, name, train_targets, test_targets, min_train, min_test, rng)
@@ -86,7 +87,7 @@ def superclass_dirichlet(
     _check(n_clients, alpha)
     present, groups = np.unique(np.asarray(superclass), return_inverse=True)
     if n_clients < len(present):
-        raise ValueError(f"{n_clients} clients cannot hold {len(present)} super-classes; ask for more (--data.n-clients).")
+        raise ValueError(f"{n_clients} clients cannot hold {len(present)} super-classes (--data.n-clients).")
 
     def draw() -> np.ndarray:
         shares = np.zeros((len(groups), n_clients))
@@ -187,13 +188,15 @@ def _deal_when_large_enough(
 
 def _cuts(shares: np.ndarray, count: int | np.ndarray) -> np.ndarray:
     """Where to cut `count` samples, the end included."""
-    return np.rint(np.cumsum(shares, axis=-1) * count).astype(int)
+    cuts: np.ndarray = np.rint(np.cumsum(shares, axis=-1) * count).astype(int)
+    return cuts
 
 
 def _sizes(targets: np.ndarray, shares: np.ndarray) -> np.ndarray:
     """Samples that each client would get, without dealing them."""
     counts = np.bincount(targets, minlength=len(shares))[:, None]
-    return np.diff(_cuts(shares, counts), axis=1, prepend=0).sum(0)
+    sizes: np.ndarray = np.diff(_cuts(shares, counts), axis=1, prepend=0).sum(0)
+    return sizes
 
 
 def _n_classes(*targets: np.ndarray) -> int:

@@ -77,7 +77,8 @@ def skewed_clients(options: SkewedClients, splits: Splits, rng: np.random.Genera
     """
     train, test = splits
     targets = train.targets.numpy(), test.targets.numpy()
-    groups, names = None, ()
+    groups: tuple[int, ...] | None = None
+    names: tuple[str, ...] = ()
     if options.partition == "patho":
         tables = pathological(*targets, options.n_clients, options.classes_per_client, rng)
     elif options.partition == "gl-dir":

@@ -99,7 +99,7 @@ class HiLoRA:
             return Outcome(merged.tensors, with_routed(bank, learnt, updates, "leaf"), log)
         directions = self.clustering.smoothed(bank, updates) if plan.stage == "root" else {}
         learnt = with_routed(bank, learnt, updates, "cluster") if plan.stage == "cluster" else learnt
-        change = relative_change(bank, merged.tensors)
+        log["relative_change"] = change = relative_change(bank, merged.tensors)
         rounds_used = state.round_index + 1 - int(learnt.get("since", 0))
         cap = max(1, round((self.root_share, self.cluster_share)[stage] * state.rounds))
         if change <= self.tolerance or rounds_used >= cap:
@@ -108,7 +108,7 @@ class HiLoRA:
             if plan.stage == "root":
                 learnt["labels"], found = self.clustering.cluster(bank, directions, plan.population)
                 log |= found
-        return Outcome({**merged.tensors, **directions}, learnt, {**log, "relative_change": change})
+        return Outcome({**merged.tensors, **directions}, learnt, log)
 
     def _admit(self, state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
         kind = self.clustering.directions

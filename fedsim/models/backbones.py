@@ -2,18 +2,16 @@
 
 import difflib
 import os
-import pickle
-import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import huggingface_hub
 import timm
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from huggingface_hub.constants import HF_HUB_CACHE
+from torch import nn
 
 from fedsim.models.sites import QUERY_VALUE, guess_head
 from fedsim.randomness import derive_seed
@@ -21,7 +19,7 @@ from fedsim.randomness import derive_seed
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder in which weights may lie."""
 SEED = 0
-"""Of fresh classifiers: every run and every method starts from the same one."""
+"""Of fresh classifiers and of random backbones: every run and every method starts from the same ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +41,123 @@ def timm_backbone(
 ) -> nn.Module:
     """Return timm's model for images (B, 3, image_size, image_size), with a fresh classifier of n_classes outputs.
 
-    A ViT's position embedding is resampled to the image size. Every tensor but the classifier's must be in the
-    checkpoint. Raises ValueError when the name is unknown, or weights are not to be had, damaged or of another model.
+    A ViT's position embedding is resampled to the image size. `weights` is a checkpoint file; without it the weights
+    come from the hub or its cache. Raises ValueError when the name is unknown, or the weights are not to be had,
+    damaged or another model's.
     """
-    if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(pretrained=False) + timm.list_pretrained(), 3)
-        raise ValueError(f"timm knows no model '{name}' (--model.name); close names are {close}.")
-    config = timm.get_pretrained_cfg(name)
-    kwargs = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
-    with _seeded(name):
+    config = _timm_config(name)
+    options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
+    if weights is not None and pretrained:
+        file = _find_weights(name, weights)
+        # With as many classes as the checkpoint has, timm loads strictly; else a missing tensor would pass unnoticed.
+        n_stored = _classes_in(file, config.classifier)
+        overlay = {"file": str(file), "num_classes": n_stored, "label_offset": 0}
+        options |= {"num_classes": n_stored, "pretrained_cfg_overlay": overlay}
+    remedy = "pass --model.weights {folder}/model.safetensors, or start from random weights by --model.no-pretrained"
+    hub = f"timm/{config.architecture}.{config.tag}"
+    with _seeded("backbone"), _explained(name, weights, hub, remedy):
+        model = timm.create_model(name, pretrained=pretrained, **options)
+    assert isinstance(model, nn.Module)
+    with _seeded("classifier"):
+        model.reset_classifier(n_classes)  # type: ignore[operator]
+    return model.eval()
+
+
+def transformers_backbone(name: str | Path, n_classes: int, image_size: int | None = None) -> nn.Module:
+    """Return transformers' image classifier from a folder or the hub, with a fresh classifier of n_classes outputs.
+
+    Raises ValueError when the model is not to be had, damaged, lacks tensors, or takes images of another size.
+    """
+    from transformers import AutoModelForImageClassification  # 4 s, and most recipes do without
+
+    folder = _inside_variable(Path(name))
+    source = str(name) if folder is None else str(folder)
+    with _seeded("backbone"), _explained(str(name), None, str(name), "give that folder as its name"):
+        model, loading = AutoModelForImageClassification.from_pretrained(
+            source, num_labels=n_classes, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    assert isinstance(model, nn.Module)
+    head = guess_head(model)
+    absent = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+    _check_only_head_is_absent(source, absent, head)
+    expected = getattr(model.config, "image_size", None)
+    if image_size is not None and expected is not None and expected != image_size:
+        raise ValueError(f"'{source}' takes images of {expected} pixels, not {image_size} (--data.image-size).")
+    with _seeded("classifier"):
+        for module in model.get_submodule(head).modules():
+            if isinstance(module, nn.Linear):
+                module.reset_parameters()
+    return model.eval()
+
+
+def _timm_config(name: str) -> Any:
+    try:
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    except RuntimeError:  # a known architecture with an unknown tag
+        config = None
+    if config is None:
+        close = difflib.get_close_matches(name, {*timm.list_models(), *timm.list_pretrained()}, 3, 0.5)
+        raise ValueError(f"timm knows no model '{name}' (--model.name); names close to it are {sorted(close)}.")
+    return config
+
+
+def _find_weights(name: str, weights: Path) -> Path:
+    found = _inside_variable(weights)
+    if found is None or not found.is_file():
+        variable = os.environ.get(VARIABLE)
+        also = f"'{Path(variable) / weights}'" if variable else f"{VARIABLE} is not set"
+        raise ValueError(
+            f"The weights of '{name}' are not to be had: looked for '{weights}' (--model.weights) and, by the "
+            f"environment variable {VARIABLE}, {also}. Leave --model.weights out to take them from the hub."
+        )
+    return found
+
+
+def _inside_variable(path: Path) -> Path | None:
+    """The path itself if it exists, else inside $FEDSIM_DATA, else None."""
+    places = (path, Path(os.environ.get(VARIABLE) or ".") / path)
+    return next((place for place in places if place.exists()), None)
+
+
+def _classes_in(file: Path, classifier: str | Iterable[str] | None) -> int:
+    """The outputs of a checkpoint's classifier, 0 if it has none."""
+    first = classifier if isinstance(classifier, str) else next(iter(classifier or ()), "")
+    try:
+        state = timm.models.load_state_dict(str(file))
+        return len(state.get(f"{first}.weight", ()))
+    except Exception as error:  # safetensors, pickle, zip and torch each raise their own
+        raise ValueError(f"The weights '{file}' are damaged or no checkpoint: {error} (--model.weights).") from error
+
+
+def _check_only_head_is_absent(source: str, absent: Iterable[str], head: str) -> None:
+    missing = sorted(key for key in absent if not key.startswith(f"{head}."))
+    if missing:
+        raise ValueError(
+            f"'{source}' does not fit its own configuration: {len(missing)} tensors are missing or of another shape, "
+            f"such as {missing[:3]}."
+        )
+
+
+@contextmanager
+def _seeded(purpose: str) -> Iterator[None]:
+    """Global randomness from a fixed seed inside, and untouched outside: libraries initialise from it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(derive_seed(SEED, purpose))  # of the CPU, where models are built
+        yield
+
+
+@contextmanager
+def _explained(name: str, weights: Path | None, hub: str, remedy: str) -> Iterator[None]:
+    """Turn what the libraries raise into one ValueError: what is missing, where it was looked for, how to get it."""
+    try:
+        yield
+    except Exception as error:  # timm, transformers, huggingface_hub and safetensors each raise their own
+        why = " ".join(str(error).split())[:300]
         if weights is not None:
-            state = _read_weights(name, weights)
-            # With as many classes as the checkpoint has, timm loads strictly; else a wrong one would pass unnoticed.
-            classes = len(state.get(f"{_first(config.classifier)}.weight", ()))
-            overlay = {"state_dict": state, "num_classes": classes, "label_offset": 0}
-            with _fitting(name, weights):
-                model = timm.create_model(
-                    name, pretrained=True, num_classes=classes, pretrained_cfg_overlay=overlay, **kwargs
-                )
-            model.pretrained_cfg.pop("state_dict", None)
-        else:
-            with _downloading(name, f"timm/{name}"):
-                model = timm.create_model(name, pretrained=pretrained, **kwargs)
-    return _with_classifier(model, lambda: model.reset_classifier(n_classes))
+            raise ValueError(f"The weights '{weights}' do not fit '{name}': {why} … (--model.weights).") from error
+        folder = hub.rpartition("/")[2]
+        raise ValueError(
+            f"The weights of '{name}' are not to be had: looked for '{hub}' in the hub cache '{HF_HUB_CACHE}' and on "
+            f"the hub ({why}). Get them, on a machine with network, by `hf download {hub} --local-dir {folder}` and "
+            f"{remedy.format(folder=folder)}."
+        ) from error

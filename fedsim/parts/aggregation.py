@@ -3,6 +3,7 @@
 A p×q product is never formed unless the stacked factors are themselves wider than p and q.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -87,8 +88,10 @@ def product_norm(B: Tensor, A: Tensor) -> Tensor:
     return ((B.mT @ B) * (A @ A.mT)).sum((-2, -1))
 
 
-def relative_change(bank: Bank, copies: Mapping[Slot, Mapping[int, Tensor]], epsilon: float = 1e-12) -> float:
-    """Return ρ = ‖ΔW' − ΔW‖_F / (‖ΔW‖_F + ε) from the bank's copies to the new ones (HiLoRA's stopping rule).
+def relative_change(bank: Bank, copies: Mapping[Slot, Mapping[int, Tensor]]) -> float:
+    """Return ρ = ‖ΔW' − ΔW‖_F / ‖ΔW‖_F from the bank's copies to the new ones (HiLoRA's stopping rule).
+
+    Infinite for the first change from ΔW = 0, where the paper's ε would give a number without meaning.
 
     All sites and groups count as one matrix. The difference of two products is itself a product of stacked factors, so
     no p×q matrix is formed.
@@ -102,7 +105,7 @@ def relative_change(bank: Bank, copies: Mapping[Slot, Mapping[int, Tensor]], eps
             stacked_A = torch.cat([copies[pair][group].double(), old_A], dim=-2)
             difference += float(product_norm(stacked_B, stacked_A))
             before += float(product_norm(old_B, old_A))
-    return max(difference, 0.0) ** 0.5 / (before**0.5 + epsilon)
+    return (max(difference, 0.0) / before) ** 0.5 if before > 0 else math.inf
 
 
 def normalised_weights(samples: Sequence[int]) -> Tensor:

@@ -183,7 +183,7 @@ def tier_overlaps(
 
     Averaged over sites and over the new copies `fresh`; `groups` gives the group of every client for a slot.
     """
-    stage, log = tiers[-1], {}
+    stage, log = tiers[-1], dict[str, object]()
     for tier in tiers[:-1]:
         frozen, trained = [], []
         for slot, copies in fresh.items():

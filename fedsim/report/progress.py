@@ -19,6 +19,7 @@ class LiveProgress:
         self.console = console or Console()
         self.started = time.perf_counter()
         self.bar: Progress | None = None
+        self.begin_phase(first_round, "", 0)
 
     def __enter__(self) -> "LiveProgress":
         self.started = time.perf_counter()
@@ -35,8 +36,8 @@ class LiveProgress:
         if self.bar:
             self.bar.stop()
 
-    def begin_round(self, round_index: int, stage: str, clients: int) -> None:
-        """Say which round begins and how many clients this worker will train in it."""
+    def begin_phase(self, round_index: int, stage: str, clients: int) -> None:
+        """Say what begins (a round's training, the probe, the tuning) and how many clients this worker will train."""
         self.round_index, self.stage, self.clients, self.done = round_index, stage, clients, 0
         self.round_started = time.perf_counter()
 

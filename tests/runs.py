@@ -1,0 +1,48 @@
+"""Runs recipes as a user does: through `fabric run` or plain `python`, in processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import ROOT
+
+FABRIC = str(Path(sys.executable).parent / "fabric")
+QUICKSTART = "recipes/quickstart.py"
+SMALL = (
+    "--data.clients-per-style", "2", "--data.train-per-client", "12", "--data.test-per-client", "8",
+    "--data.alpha", "10", "--local.epochs", "1", "--threads", "1",
+)  # fmt: skip
+
+
+def environment() -> dict[str, str]:
+    """This process's environment without what `fabric run` adds, so that runs can be nested."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("LT_", "TORCHELASTIC"))}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def python(recipe: str, *options: object) -> list[str]:
+    """The command for one worker."""
+    return [sys.executable, recipe, *map(str, options)]
+
+
+def fabric(workers: int, recipe: str, *options: object) -> list[str]:
+    """The command for several workers; the port is free for this process."""
+    port = 20000 + os.getpid() % 20000
+    launcher = [FABRIC, "run", recipe, "--accelerator", "cpu", "--devices", str(workers), "--main-port", str(port)]
+    return [*launcher, *map(str, options)]
+
+
+def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """Run a command from the project's root and return what it printed."""
+    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+
+
+def finished(command: list[str], out: Path) -> dict[str, object]:
+    """Run a command that must succeed; return result.json, whose digest must be the last line printed."""
+    done = run(command)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert done.stdout.splitlines()[-1] == f"digest {result['digest']}"
+    return result
