@@ -1,7 +1,6 @@
 """HiLoRA on CIFAR-100: ViT-B/16, 100 clients by GL-Dir(0.3), SC-Dir(3) or Patho(10) (arXiv 2603.02785).
 
-The paper leaves LoRA rank, optimiser, batch size and image size open; the defaults here are the usual choice. Images
-are kept at 32 pixels and enlarged batch by batch. Run it on eight GPUs, or try it without data or network:
+The paper leaves rank, optimiser, batch and image size open: the usual choices. Images are enlarged batch by batch.
 
     fabric run recipes/hilora_cifar100.py --devices 8 --data.partition sc-dir
     python recipes/hilora_cifar100.py --embedded --rounds 2

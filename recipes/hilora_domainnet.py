@@ -1,7 +1,6 @@
 """HiLoRA on DomainNet: ViT-B/16, six domains of fifteen clients, the ten largest classes (arXiv 2603.02785).
 
-The paper leaves LoRA rank, optimiser, batch size and image size open; the defaults here are the usual choice. An image
-takes 150 kB in every worker's memory. Run it on eight GPUs, or try it without data or network:
+The paper leaves rank, optimiser, batch and image size open: the usual choices. Each image takes 150 kB in a worker.
 
     fabric run recipes/hilora_domainnet.py --devices 8 --data.path domainnet
     python recipes/hilora_domainnet.py --embedded --rounds 2

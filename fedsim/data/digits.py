@@ -28,7 +28,7 @@ class DigitStyles:
     """Clients in each of the six styles."""
     train_per_client: int = 100
     """Mean number of training digits of a client."""
-    test_per_client: int = 60
+    test_per_client: int = 50
     """Mean number of test digits of a client."""
     alpha: float = 3.0
     """Dirichlet concentration over labels inside a style."""

@@ -1,0 +1,193 @@
+"""Directions, clusters and routes of HiLoRA's server on a bank with planted updates: 3 groups in 48 dimensions."""
+
+import pytest
+import torch
+
+from fedsim.adapters.bank import NEVER, Bank
+from fedsim.adapters.layout import Slot
+from fedsim.parts.clustering import column_basis, unit_direction
+from fedsim.parts.directions import (
+    TIER,
+    SubspaceClustering,
+    admit_by_route,
+    changes,
+    tier_overlaps,
+    with_routed,
+)
+from fedsim.parts.sharing import alone, everyone
+from fedsim.round import ClientUpdate, Population
+
+N_GROUPS, OUTPUTS, INPUTS, RANK = 3, 48, 40, 4
+SITES = ("blocks.0.q", "blocks.0.v", "blocks.1.q")
+POPULATION = Population(15, tuple(range(12)), (12, 13, 14), (10,) * 15)
+TRUTH = torch.arange(15) % N_GROUPS
+
+
+def random(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def broadcast(site: str) -> torch.Tensor:
+    """What all clients start from: an orthonormal B, as after an aggregation."""
+    return column_basis(random(OUTPUTS, RANK, seed=100 + SITES.index(site)))
+
+
+def group_direction(site: str, group: int) -> torch.Tensor:
+    return column_basis(random(N_GROUPS, OUTPUTS, RANK, seed=200 + SITES.index(site)))[group]
+
+
+def update(client: int, round_index: int = 0, tier: str = "root", step: float = 0.1) -> ClientUpdate:
+    """A client whose B moved from the broadcast (from zero in another tier) along its group's direction, and noise."""
+    tensors = {}
+    for s, site in enumerate(SITES):
+        noise = 0.3 * random(OUTPUTS, RANK, seed=1000 * round_index + 10 * client + s) / OUTPUTS**0.5
+        rotation = torch.linalg.qr(random(RANK, RANK, seed=7 * client + round_index))[0]
+        start = broadcast(site) if tier == "root" else 0
+        moved = (group_direction(site, int(TRUTH[client])) + noise) @ rotation
+        tensors[Slot(tier, site, "A")] = random(RANK, INPUTS, seed=client)
+        tensors[Slot(tier, site, "B")] = start + step * moved
+    return ClientUpdate(client, 10, tensors)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    shapes = {"A": (RANK, INPUTS), "B": (OUTPUTS, RANK)}
+    tiers = ("root", "cluster", TIER)
+    bank = Bank({Slot(t, s, f): torch.zeros(shape) for t in tiers for s in SITES for f, shape in shapes.items()})
+    for site in SITES:
+        bank.write(Slot("root", site, "B"), {0: broadcast(site)}, 1, 0)
+    return bank
+
+
+def sample(bank: Bank, clustering: SubspaceClustering, cohorts) -> None:
+    """Let cohorts take part, one a round."""
+    for round_index, cohort in enumerate(cohorts):
+        fresh = clustering.smoothed(bank, [update(client, round_index) for client in cohort])
+        for slot, copies in fresh.items():
+            bank.write(slot, copies, POPULATION.n_clients, round_index)
+
+
+def labels_of(bank: Bank, clustering: SubspaceClustering, cohorts):
+    """Cluster in the last of these rounds, whose directions are not in the bank yet."""
+    *before, last = cohorts
+    sample(bank, clustering, before)
+    fresh = clustering.smoothed(bank, [update(client, len(before)) for client in last])
+    return clustering.cluster(bank, fresh, POPULATION)
+
+
+@pytest.mark.parametrize("contrast", [False, True])
+def test_planted_groups_are_found_exactly_under_partial_participation(bank, contrast):
+    cohorts = [range(0, 6), range(6, 12), range(0, 12, 2), range(1, 12, 2)]
+    labels, log = labels_of(bank, SubspaceClustering(contrast=contrast), cohorts)
+    assert labels.tolist() == [*TRUTH[:12].tolist(), NEVER, NEVER, NEVER]
+    assert log["n_clusters"] == N_GROUPS
+    assert log["clients"] == list(range(12))
+    assert log["labels"] == TRUTH[:12].tolist()
+    assert log["eigengap_margin"] > 0.1
+
+
+def test_the_literal_factor_buries_what_the_change_shows(bank):
+    cohorts = [range(12)]
+    _, change = labels_of(bank, SubspaceClustering(directions="change"), cohorts)
+    _, factor = labels_of(bank, SubspaceClustering(directions="factor"), cohorts)
+    assert torch.tensor(change["distances"]).max() > 0.8
+    assert torch.tensor(factor["distances"]).max() < 0.05
+
+
+def test_clients_never_sampled_have_no_cluster(bank):
+    labels, _ = labels_of(bank, SubspaceClustering(), [range(0, 6), range(2, 9)])
+    assert labels[:9].tolist() == TRUTH[:9].tolist()
+    assert labels[9:].tolist() == [NEVER] * 6
+
+
+def test_two_clients_are_too_few_to_divide(bank):
+    labels, log = labels_of(bank, SubspaceClustering(), [[3, 4]])
+    assert labels[[3, 4]].tolist() == [0, 0]
+    assert int((labels == NEVER).sum()) == 13
+    assert log["n_clusters"] == 1
+
+
+def test_the_first_direction_is_the_unit_change_of_b(bank):
+    fresh = SubspaceClustering().smoothed(bank, [update(5)])
+    assert {slot.tier for slot in fresh} == {TIER}
+    for site in SITES:
+        expected = unit_direction(update(5).tensors[Slot("root", site, "B")] - broadcast(site))
+        torch.testing.assert_close(fresh[Slot(TIER, site, "B")][5], expected)
+
+
+def test_directions_of_one_client_do_not_touch_another(bank):
+    clustering = SubspaceClustering()
+    sample(bank, clustering, [range(6)])
+    alone_again = clustering.smoothed(bank, [update(2, 1)])
+    together = clustering.smoothed(bank, [update(client, 1) for client in (1, 2, 3)])
+    for slot in alone_again:
+        torch.testing.assert_close(alone_again[slot][2], together[slot][2])
+
+
+def test_changes_are_of_the_shared_tier_and_of_b_only(bank):
+    both = ClientUpdate(0, 10, {**update(0).tensors, **update(0, tier="cluster").tensors})
+    found = changes(bank, [both], "root", "change")
+    assert set(found) == {Slot("root", site, "B") for site in SITES}
+    factors = changes(bank, [both], "root", "factor")
+    for slot, moved in found.items():
+        torch.testing.assert_close(moved[0], both.tensors[slot] - broadcast(slot.site))
+        torch.testing.assert_close(factors[slot][0], both.tensors[slot])
+
+
+def test_a_client_without_a_cluster_is_routed_by_the_b_it_trained_from_zero(bank):
+    labels, _ = labels_of(bank, SubspaceClustering(), [range(9), range(9)])
+    updates = [update(client, 5, "cluster") for client in (0, 9, 10)]
+    found = with_routed(bank, {"labels": labels, "stage": torch.tensor(1)}, updates, "cluster")
+    assert found["labels"][:11].tolist() == TRUTH[:11].tolist()
+    assert found["labels"][11:].tolist() == [NEVER] * 4
+    assert found["stage"] == 1
+    assert labels[9] == NEVER, "what was learnt before is not changed in place"
+
+
+def test_nobody_is_routed_when_everyone_has_a_cluster(bank):
+    labels, _ = labels_of(bank, SubspaceClustering(), [range(12), range(12)])
+    found = with_routed(bank, {"labels": labels}, [update(0, 5, "cluster")], "cluster")
+    assert torch.equal(found["labels"], labels)
+
+
+def test_routed_members_without_a_direction_do_not_pull_their_clusters_subspace(bank):
+    sample(bank, SubspaceClustering(), [range(3)])
+    labels = torch.tensor([0, 1, 2] + [0] * 11 + [NEVER])  # clients 3 … 13 were routed to cluster 0
+    mixed = {Slot("cluster", site, "B"): group_direction(site, 0) + 0.2 * group_direction(site, 1) for site in SITES}
+    found = with_routed(bank, {"labels": labels}, [ClientUpdate(14, 10, mixed)], "cluster")
+    assert int(found["labels"][14]) == 0
+
+
+def test_unseen_clients_are_admitted_and_seen_ones_only_checked(bank):
+    labels, _ = labels_of(bank, SubspaceClustering(), [range(11), range(11)])
+    labels[1] = 2  # not where it belongs, so routing disagrees
+    probes = [update(client, 6) for client in (*range(12), 12, 14)]
+    placed, log = admit_by_route(bank, labels, POPULATION, probes, "root", "change")
+    assert placed[[12, 14]].tolist() == TRUTH[[12, 14]].tolist()
+    assert placed[13] == NEVER, "it sent no probe"
+    assert torch.equal(placed[:12], labels[:12])
+    assert log["routed"] == {"12": int(TRUTH[12]), "14": int(TRUTH[14])}
+    assert log["routing_agreement"] == pytest.approx(10 / 11)
+
+
+def test_tier_overlaps_are_mean_squared_cosines_with_each_finished_tier(bank):
+    columns = torch.eye(OUTPUTS)
+    for site in SITES:
+        bank.write(Slot("root", site, "B"), {0: columns[:, :4]}, 1, 0)
+        bank.write(Slot("cluster", site, "B"), {0: columns[:, 2:6], 1: columns[:, 8:12]}, 2, 0)
+    labels = torch.zeros(15, dtype=torch.long)
+    labels[7] = 1
+    holders = {"root": everyone(POPULATION), "cluster": labels, "leaf": alone(POPULATION)}
+    fresh = {Slot("leaf", site, "B"): {6: 3 * columns[:, 3:7], 7: columns[:, 8:12]} for site in SITES}
+    log = tier_overlaps(bank, fresh, ("root", "cluster", "leaf"), lambda slot: holders[slot.tier])
+    assert log["overlap.root_leaf"] == pytest.approx((1 / 4 + 0) / 2)
+    assert log["overlap.cluster_leaf"] == pytest.approx((3 / 4 + 1) / 2)
+    assert tier_overlaps(bank, {}, ("root", "cluster"), lambda slot: labels) == {"overlap.root_cluster": None}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("decay", 1.0), ("decay", -0.1), ("k_min", 0), ("k_max", 1), ("probe_steps", 0)]
+)
+def test_bad_settings_name_the_option(field, value):
+    with pytest.raises(ValueError, match=f"--method.clustering.{field.replace('_', '-')}"):
+        SubspaceClustering(**{field: value})

@@ -1,0 +1,56 @@
+"""Objectives against torch's own losses and against arithmetic by hand."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fedsim.adapters.layout import Slot
+from fedsim.parts.objectives import column_overlap, cross_entropy, tier_overlap
+
+
+def test_cross_entropy_is_torchs_mean_for_one_client():
+    logits, targets = torch.randn(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
+    torch.testing.assert_close(cross_entropy(logits, targets, {}), F.cross_entropy(logits, targets))
+
+
+def test_cross_entropy_of_stacked_clients_is_one_loss_each():
+    logits, targets = torch.randn(3, 6, 4), torch.randint(4, (3, 6))
+    losses = cross_entropy(logits, targets, {})
+    expected = torch.stack([F.cross_entropy(one, target) for one, target in zip(logits, targets, strict=True)])
+    torch.testing.assert_close(losses, expected)
+
+
+def test_overlap_of_columns_is_zero_when_orthogonal_and_the_number_of_columns_when_equal_and_orthonormal():
+    columns = torch.eye(6)
+    assert column_overlap(columns[:, :2], columns[:, 2:4]) == 0
+    assert column_overlap(columns[:, :2], columns[:, :2]) == 2
+    assert column_overlap(columns[:, :2], 3 * columns[:, 1:3]) == 9
+
+
+def test_tier_overlap_sums_the_sites_that_carry_both_tiers():
+    columns = torch.eye(6)
+    tensors = {
+        Slot("root", "q", "B"): columns[:, :2],
+        Slot("leaf", "q", "B"): 2 * columns[:, 1:3],
+        Slot("root", "v", "B"): columns[:, :2],
+        Slot("leaf", "v", "B"): columns[:, :2],
+        Slot("leaf", "v", "A"): torch.full((2, 6), 100.0),
+        Slot("cluster", "v", "B"): torch.full((6, 2), 100.0),
+        Slot("leaf", "only", "B"): torch.full((6, 2), 100.0),
+    }
+    assert tier_overlap(tensors, "root", "leaf") == 4 + 2
+
+
+def test_tier_overlap_moves_only_the_trained_tier_and_keeps_stacked_clients_apart():
+    frozen = torch.randn(3, 6, 2)
+    trained = torch.randn(3, 6, 2, requires_grad=True)
+    tensors = {Slot("root", "q", "B"): frozen, Slot("leaf", "q", "B"): trained}
+    overlap = tier_overlap(tensors, "root", "leaf")
+    assert overlap.shape == (3,)
+    (gradient,) = torch.autograd.grad(overlap.sum(), trained)
+    torch.testing.assert_close(gradient, 2 * frozen @ frozen.mT @ trained.detach())
+
+
+def test_tier_overlap_refuses_tiers_that_never_meet():
+    with pytest.raises(ValueError, match="both the tiers 'root' and 'leaf'"):
+        tier_overlap({Slot("leaf", "q", "B"): torch.ones(2, 2)}, "root", "leaf")

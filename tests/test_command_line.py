@@ -1,0 +1,111 @@
+"""What a person types: options, mistakes, messages. In this process where possible, since a new one takes seconds."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+import fedsim
+from fedsim import launch
+from runs import QUICKSTART, SMALL, fabric, python, run
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe(fedsim.RunOptions):
+    """A recipe for these tests."""
+
+    method: fedsim.HiLoRA = dataclasses.field(default_factory=fedsim.HiLoRA)
+    """The method."""
+    local: fedsim.LocalTraining = dataclasses.field(default_factory=fedsim.LocalTraining)
+    """Local training."""
+
+
+@pytest.fixture
+def parse(monkeypatch, tmp_path):
+    """Parse these options as `python recipe.py …` would."""
+    monkeypatch.chdir(tmp_path)
+
+    def parse(*options: object) -> Recipe:
+        monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
+        return launch.parse(Recipe)
+
+    return parse
+
+
+def test_dotted_options_reach_nested_settings(parse):
+    recipe = parse("--method.gamma-c", 0.5, "--method.clustering.k-max", 4, "--local.batch-size", 7, "--seed", 3)
+    assert (recipe.method.gamma_c, recipe.method.clustering.k_max, recipe.local.batch_size, recipe.seed) == (0.5, 4, 7, 3)
+
+
+def test_the_run_folder_defaults_to_recipe_and_time(parse):
+    assert parse().out.parent == Path("runs")
+    assert parse().out.name.startswith("recipe-20")
+
+
+@pytest.mark.parametrize("option", ["--gama", "--method.gama-c", "--engine=parallel", "--seed=x"])
+def test_a_mistyped_option_is_a_usage_error(parse, capsys, option):
+    with pytest.raises(SystemExit) as error:
+        parse(option)
+    assert error.value.code == 2
+    assert option.split("=")[0] in capsys.readouterr().err
+
+
+def test_a_mistyped_option_gets_a_suggestion(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse("--method.gama-c", 1)
+    assert "--method.gamma-c" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--rounds", 0), "rounds is 0"),
+        (("--threads", 0), "threads is 0"),
+        (("--cohort-size", -1), "cohort_size is -1"),
+        (("--local.learning-rate", 0), "learning_rate is 0"),
+        (("--method.root-share", 0.9), "root_share and cluster_share are 0.9 and 0.4"),
+        (("--method.clustering.k-min", 5, "--method.clustering.k-max", 3), "is no range of cluster numbers"),
+    ],
+)
+def test_a_value_out_of_range_is_one_message_with_exit_code_2(monkeypatch, capsys, options, message):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
+    with pytest.raises(SystemExit) as error:
+        fedsim.cli(Recipe, lambda recipe: None)
+    assert error.value.code == 2
+    said = " ".join(capsys.readouterr().err.replace("│", " ").split())
+    assert message in said
+
+
+def test_resume_takes_the_options_of_the_folder(parse, tmp_path):
+    first = parse("--seed", 5, "--method.gamma-l", 0.7, "--out", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(launch.to_dict(first)))
+    resumed = parse("--resume", tmp_path / "run", "--threads", 2)
+    assert launch.to_dict(resumed) == launch.to_dict(first)
+    assert resumed.out == tmp_path / "run"
+    with pytest.raises(ValueError, match=r"another recipe: seed was 5 and is 6"):
+        parse("--resume", tmp_path / "run", "--seed", 6)
+
+
+def test_resume_of_no_run_folder_is_refused(parse, tmp_path):
+    with pytest.raises(ValueError, match="is no run folder"):
+        parse("--resume", tmp_path)
+
+
+def test_several_workers_print_one_message_before_the_launcher_speaks():
+    done = run(fabric(2, QUICKSTART, "--sed", 1))
+    assert done.returncode != 0
+    assert done.stderr.count("Unrecognized options: --sed") == 1
+    assert "Traceback" not in done.stderr[: done.stderr.index("Unrecognized options")]
+    assert "process group" not in done.stderr[: done.stderr.index("Unrecognized options")]
+
+
+def test_plain_python_is_one_worker_and_its_mistakes_have_exit_code_2(tmp_path):
+    out = tmp_path / "run"
+    done = run(python(QUICKSTART, *SMALL, "--method", "hilora", "--cohort-size", 99, "--out", out))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: cohort_size is 99; it must lie in 1 … 10")
+    assert "Traceback" not in done.stderr
+    assert not out.exists()
