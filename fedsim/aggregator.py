@@ -126,7 +126,6 @@ class Aggregator:
         after = replace(state, round_index=state.round_index + 1)
         if not self.workers.is_first:
             return after, {}
-        assert state.last_seen is not None
         clients = [update.client for update in updates]
         up, down = self.traffic(state, plan, clients)
         outcome = plan.server_update(state, plan, updates)
@@ -138,7 +137,6 @@ class Aggregator:
     def apply(self, state: ServerState, plan: Plan, outcome: Outcome) -> ServerState:
         """Write the outcome's copies into the bank and return the state with what was learnt."""
         bank = state.bank
-        assert bank is not None, "only worker 0 applies outcomes"
         for slot, copies in outcome.tensors.items():
             n_groups = max(int(plan.groups(slot).max()), *copies) + 1
             bank.write(slot, copies, n_groups, state.round_index)
@@ -158,8 +156,6 @@ class Aggregator:
         follow from the seed). Up: the trained slots that are shared. Private slots never leave their client.
         """
         up = down = 0
-        assert state.bank is not None
-        assert state.last_seen is not None
         ids = torch.tensor(clients)
         for slot in self._slots(plan):
             groups = plan.groups(slot)
@@ -185,7 +181,6 @@ class Aggregator:
 
     def _pack_copies(self, state: ServerState, clients: Sequence[int], probe: bool) -> bytes:
         """Serialise what was learnt and, once each, the written copies that these clients hold."""
-        assert state.bank is not None
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         plan = self._plan(state, probe)
         for slot in self._slots(plan):

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.aggregator import Workers
+from fedsim.launch import launch
 from fedsim.plan import Method
 from fedsim.report.summary import Result
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe
-from fedsim.simulation import simulate
+from fedsim.simulation import Setting, simulate
 
 
 def simulate_each(
@@ -21,18 +22,22 @@ def simulate_each(
     Each run has its own folder `out/<name>`; `out` itself holds the recipe and a result.json with all summaries under
     `<name>.` and one digest over the runs' digests. With `resume`, finished runs are read and unfinished ones go on.
     """
+    run = {name: common.pop(name) for name in ("threads",) if name in common}
+    for method in methods.values():
+        Setting(method=method, **common)
     if Workers.is_first_or_alone():
         check_same_recipe(out, recipe) if resume else check_is_new(out)
+    launch()  # from here on every worker has passed the checks, and worker 0 may write
+    if Workers.is_first_or_alone() and not resume:
+        RunFolder.create(out, recipe)
     results: dict[str, Result | None] = {}
     for name, method in methods.items():
         folder = out / name
-        own = {**recipe, "method_name": name}
         results[name] = finished(folder) if resume else None
         if results[name] is None:
             is_begun = resume and (folder / "recipe.json").exists()
-            results[name] = simulate(method=method, out=folder, recipe=own, resume=is_begun, **common)
-            if Workers.is_first_or_alone() and not (out / "recipe.json").exists():
-                RunFolder.create(out, recipe)
+            own = {**recipe, "method_name": name}
+            results[name] = simulate(method=method, out=folder, recipe=own, resume=is_begun, **run, **common)
     if not Workers.is_first_or_alone():
         return None
     complete = {name: result for name, result in results.items() if result is not None}

@@ -19,15 +19,13 @@ def population_of(data: FederatedData) -> Population:
     return Population(data.n_clients, seen, tuple(sorted(data.unseen)), samples, data.groups)
 
 
-def check_cohort_size(cohort_size: int | None, population: Population) -> int:
-    """Return the cohort size (None means everyone); raises ValueError when the population is smaller."""
-    size = len(population.seen) if cohort_size is None else cohort_size
-    if not 1 <= size <= len(population.seen):
+def check_cohort_size(cohort_size: int | None, population: Population) -> None:
+    """Raise ValueError when fewer clients than `cohort_size` take part; None means all of them."""
+    if cohort_size is not None and not 1 <= cohort_size <= len(population.seen):
         raise ValueError(
-            f"cohort_size is {size}; it must lie in 1 … {len(population.seen)}, the clients that take part in training "
-            f"({len(population.unseen)} of {population.n_clients} are held out as unseen) (--cohort-size)."
+            f"cohort_size is {cohort_size}; it must lie in 1 … {len(population.seen)}, the clients that take part in "
+            f"training ({len(population.unseen)} of {population.n_clients} are held out as unseen) (--cohort-size)."
         )
-    return size
 
 
 def sample_cohort(population: Population, size: int, seed: int, round_index: int) -> list[int]:

@@ -49,9 +49,14 @@ class RunOptions:
         if problems:
             raise ValueError("; ".join(problems) + ".")
 
+    def arguments(self) -> dict[str, Any]:
+        """Return what these options say to `fedsim.simulate`."""
+        same = {name: getattr(self, name) for name in ("rounds", "seed", "cohort_size", "threads")}
+        return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
-HOW_NOT_WHAT = ("out", "resume", "threads")
-"""Options that say how a run is carried out; they may differ when it is resumed."""
+
+HOW_NOT_WHAT = ("out", "resume")
+"""Options that say where a run is recorded, not what is run."""
 
 Recipe = TypeVar("Recipe", bound=RunOptions)
 

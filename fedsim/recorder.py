@@ -80,8 +80,6 @@ class Recorder:
 
 def state_tensors(state: ServerState) -> dict[str, Tensor]:
     """Return all tensors of worker 0's state under flat names, for a checkpoint and for the digest."""
-    assert state.bank is not None
-    assert state.last_seen is not None
     learnt = {f"learnt|{name}": value for name, value in state.learnt.items()}
     return (
         learnt
@@ -94,7 +92,6 @@ def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerSt
     """Return the state that `state_tensors` took apart; without tensors, `state` itself."""
     if not tensors:
         return state
-    assert state.bank is not None
     of = {
         prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         for prefix in ("learnt|", "bank|")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
@@ -27,14 +28,14 @@ class ServerState:
     """All that outlives a round.
 
     `learnt` holds what a method found out (stage, cluster labels, cuts) as tensors that every worker gets; `bank` the
-    adapters, on worker 0 only. `last_seen` (C,) is the round in which each client last took part, -1 for never.
+    adapters, empty on all workers but 0; `last_seen` (C,) the round in which each client last took part, -1 for never.
     """
 
     round_index: int
     rounds: int
     learnt: Mapping[str, Tensor] = field(default_factory=dict)
-    bank: Bank | None = None
-    last_seen: Tensor | None = None
+    bank: Bank = field(default_factory=lambda: Bank({}))
+    last_seen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """The round loop. Start reading here: `simulate` checks and prepares, `Simulation.run_round` is one round."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,83 +24,106 @@ from fedsim.randomness import generator
 from fedsim.recorder import Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
-from fedsim.round import ClientUpdate, ServerState
+from fedsim.round import ClientUpdate, Population, ServerState
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to simulate. Building one checks that its parts fit; raises ValueError, with nothing started or written.
+
+    `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
+    match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
+    of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients.
+    """
+
+    method: Method
+    backbone: nn.Module
+    data: FederatedData
+    rounds: int
+    local: LocalTraining = field(default_factory=LocalTraining)
+    cohort_size: int | None = None
+    seed: int = 0
+    sites: str = QUERY_VALUE
+    head: str = ""
+    evaluate_every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.evaluate_every < 1:
+            given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
+            raise ValueError(f"{given}; both must be 1 or more (--rounds).")
+        check_cohort_size(self.cohort_size, self.population)
+        check_classes(self.layout.sites, self.data.n_classes)
+
+    @cached_property
+    def population(self) -> Population:
+        """Who takes part."""
+        return population_of(self.data)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where trainable tensors live."""
+        found = find_sites(self.backbone, self.sites, self.head)
+        return Layout(found, self.method.tiers, self.method.lora_rank, self.method.head_policy)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what recipe.json records of a run without a recipe."""
+        plain = {"rounds": self.rounds, "seed": self.seed, "cohort_size": self.cohort_size, "sites": self.sites}
+        method = {"name": type(self.method).__name__, **vars(self.method)}
+        return {"method": method, "local": vars(self.local), "clients": self.data.n_clients, **plain}
 
 
 def simulate(
     *,
-    method: Method,
-    backbone: nn.Module,
-    data: FederatedData,
-    rounds: int,
     out: Path | str,
-    local: LocalTraining | None = None,
-    cohort_size: int | None = None,
-    seed: int = 0,
-    sites: str = QUERY_VALUE,
-    head: str = "",
-    threads: int | None = None,
-    evaluate_every: int = 1,
     resume: bool = False,
+    threads: int | None = None,
     recipe: Mapping[str, Any] | None = None,
+    **setting: Any,
 ) -> Result | None:
     """Simulate a federation and return its result on worker 0 (None on the others).
 
-    `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
-    match `sites`; `head` is the path of its classifier. Everything is recorded in the folder `out`; with `resume` the
-    run there is continued. `recipe` is what recipe.json records. Raises ValueError for anything that does not fit,
-    before a process group, training or a file exists.
+    `setting` are the fields of `Setting`: method, backbone, data and rounds, and what else differs from its defaults.
+    Everything is recorded in the folder `out`; with `resume` the run there is continued. `recipe` is what recipe.json
+    records, `threads` the CPU threads of a worker. Raises ValueError for anything that does not fit, before a process
+    group, training or a file exists.
     """
-    local, out = local or LocalTraining(), Path(out)
-    recipe = dict(recipe or {"rounds": rounds, "seed": seed, "cohort_size": cohort_size})
-    population = population_of(data)
-    size = check_cohort_size(cohort_size, population)
-    found = find_sites(backbone, sites, head)
-    check_classes(found, data.n_classes)
-    layout = Layout(found, method.tiers, method.lora_rank, method.head_policy)
-    if rounds < 1 or evaluate_every < 1:
-        raise ValueError(f"rounds is {rounds} and evaluate_every is {evaluate_every}; both must be 1 or more.")
+    what, out = Setting(**setting), Path(out)
+    recipe = dict(recipe or what.describe())
     if Workers.is_first_or_alone():
         check_same_recipe(out, recipe) if resume else check_is_new(out)
     start, tensors = load_checkpoint(out) if resume else (0, {})
-
     fabric = launch()
     set_threads(threads)
     workers = Workers.from_environment()
-    state = ServerState(int(workers.broadcast(str(start).encode())), rounds)
-    initial = lora_initial(layout, generator(seed, "initial"))
+    state = ServerState(int(workers.broadcast(str(start).encode())), what.rounds)
+    initial = lora_initial(what.layout, generator(what.seed, "initial"))
     recorder = None
     if workers.is_first:
-        fresh = replace(state, bank=Bank(initial), last_seen=torch.full((population.n_clients,), NEVER))
+        fresh = replace(state, bank=Bank(initial), last_seen=torch.full((what.population.n_clients,), NEVER))
         state = restore_state(fresh, tensors)
-        recorder = Recorder(RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe), population)
-    progress = LiveProgress(type(method).__name__, rounds, start, workers.is_first)
-    module = fabric.to_device(ClientModule(backbone, found, local))
-    simulation = Simulation(
-        aggregator=Aggregator(method, population, initial, workers, local),
-        engine=SequentialEngine(fabric, module, data, seed, progress.client_done),
-        cohort_size=size,
-        seed=seed,
-        evaluate_every=evaluate_every,
-        progress=progress,
-        recorder=recorder,
-    )
-    with progress:
-        return simulation.run(state)
+        recorder = Recorder(RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe), what.population)
+    with LiveProgress(type(what.method).__name__, what.rounds, start, workers.is_first) as progress:
+        module = fabric.to_device(ClientModule(what.backbone, what.layout.sites, what.local))
+        engine = SequentialEngine(fabric, module, what.data, what.seed, progress.client_done)
+        aggregator = Aggregator(what.method, what.population, initial, workers, what.local)
+        return Simulation(what, aggregator, engine, progress, recorder).run(state)
 
 
 @dataclass(frozen=True)
 class Simulation:
     """One prepared run. Every worker goes through the same calls; only worker 0 has a recorder."""
 
+    what: Setting
     aggregator: Aggregator
     engine: Engine
-    cohort_size: int
-    seed: int
-    evaluate_every: int
     progress: LiveProgress
     recorder: Recorder | None
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients in a round."""
+        return self.what.cohort_size or len(self.what.population.seen)
 
     def run(self, state: ServerState) -> Result | None:
         """Run the rounds that are left, then let the unseen clients meet the model."""
@@ -110,12 +134,12 @@ class Simulation:
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""
         server, population = self.aggregator, self.aggregator.population
-        cohort = sample_cohort(population, self.cohort_size, self.seed, state.round_index)
+        cohort = sample_cohort(population, self.cohort_size, self.what.seed, state.round_index)
         plan, mine = server.hand_out(state, cohort)
         self.progress.begin_phase(state.round_index, plan.stage, len(mine))
         updates = server.collect(self.engine.local_update(plan, mine))
         after, log = server.step(state, plan, updates)
-        is_due = after.round_index % self.evaluate_every == 0 or after.round_index == after.rounds
+        is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == after.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
             self.recorder.round_done(after, plan.stage, updates, evaluated, log)

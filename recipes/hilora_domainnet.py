@@ -12,7 +12,6 @@ import fedsim
 from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
 from fedsim.data.images import find_images
 from fedsim.data.protocols import DomainClients, domain_clients
-from fedsim.launch import to_dict
 from fedsim.models.backbones import TimmModel, timm_backbone
 from fedsim.models.digits_vit import pretrained_digits_vit
 from fedsim.randomness import numpy_generator
@@ -28,7 +27,7 @@ class HiLoRADomainNet(fedsim.RunOptions):
 
     method: fedsim.HiLoRA = field(default_factory=fedsim.HiLoRA)
     """HiLoRA's settings."""
-    data: DomainClients = field(default_factory=lambda: DomainClients(hub="wltjr1007/DomainNet", top_classes=10))
+    data: DomainClients = IMAGES
     """The images and their clients."""
     model: TimmModel = field(default_factory=TimmModel)
     """The backbone."""
@@ -54,13 +53,7 @@ def main(recipe: HiLoRADomainNet) -> None:
         data=data,
         sites=recipe.model.sites,
         local=recipe.local,
-        rounds=recipe.rounds,
-        seed=recipe.seed,
-        cohort_size=recipe.cohort_size,
-        threads=recipe.threads,
-        out=recipe.out,
-        resume=recipe.resume is not None,
-        recipe=to_dict(recipe),
+        **recipe.arguments(),
     )
     if result:
         print_result(result)

@@ -13,8 +13,8 @@ from tyro.conf import arg
 import fedsim
 from fedsim.comparison import combined_digest
 from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
-from fedsim.launch import to_dict
 from fedsim.models.digits_vit import DigitsViT, pretrained_digits_vit
+from fedsim.parts.directions import SubspaceClustering
 from fedsim.randomness import numpy_generator
 from fedsim.report.progress import show_pretraining
 from fedsim.report.table import print_comparison, print_result
@@ -28,14 +28,16 @@ class Quickstart(fedsim.RunOptions):
     """Which method to train; `all` trains the three and compares them."""
     rounds: int = 20
     """Rounds of each method."""
-    hilora: Annotated[fedsim.HiLoRA, arg(name="method")] = field(default_factory=lambda: fedsim.HiLoRA(lora_rank=4))
+    hilora: Annotated[fedsim.HiLoRA, arg(name="method")] = field(
+        default_factory=lambda: fedsim.HiLoRA(lora_rank=4, clustering=SubspaceClustering(k_min=4))
+    )
     """HiLoRA's settings; FedIT and Local take LoRA rank, α and head policy from them."""
     data: DigitStyles = field(default_factory=DigitStyles)
     """The federation."""
     model: DigitsViT = field(default_factory=DigitsViT)
     """The backbone."""
     local: fedsim.LocalTraining = field(
-        default_factory=lambda: fedsim.LocalTraining(epochs=2, batch_size=20, learning_rate=3e-3)
+        default_factory=lambda: fedsim.LocalTraining(epochs=2, batch_size=25, learning_rate=3e-3)
     )
     """Local training."""
 
@@ -49,18 +51,11 @@ class Quickstart(fedsim.RunOptions):
 def main(recipe: Quickstart) -> None:
     """Train what was asked for and print one table."""
     methods = recipe.methods()
-    common = {
+    common = recipe.arguments() | {
         "data": digit_styles(recipe.data, numpy_generator(recipe.seed, "data")),
         "backbone": pretrained_digits_vit(*pretraining_set(), show_pretraining),
         "sites": recipe.model.sites,
         "local": recipe.local,
-        "rounds": recipe.rounds,
-        "seed": recipe.seed,
-        "cohort_size": recipe.cohort_size,
-        "threads": recipe.threads,
-        "recipe": to_dict(recipe),
-        "resume": recipe.resume is not None,
-        "out": recipe.out,
     }
     if len(methods) == 1:
         if result := fedsim.simulate(method=methods[recipe.method], **common):

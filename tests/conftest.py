@@ -37,11 +37,12 @@ class TinyAttention(nn.Module):
 def tiny_data(
     n_clients: int = 6, per_client: int = 16, unseen: tuple[int, ...] = (5,), seed: int = 0
 ) -> fedsim.FederatedData:
-    """Clients 0, 2, 4 and 1, 3, 5 label the same inputs differently, so two groups matter."""
+    """Even and odd clients label the same inputs oppositely, so two groups matter."""
     random = torch.Generator().manual_seed(seed)
     inputs = torch.randn(n_clients * per_client, 12, generator=random)
     client_of_sample = torch.arange(n_clients).repeat_interleave(per_client)
-    truth = torch.randn(2, 12, 3, generator=random)
+    one = torch.randn(12, 3, generator=random)
+    truth = torch.stack([one, -one])
     targets = torch.stack(
         [(row @ truth[client % 2]).argmax() for row, client in zip(inputs, client_of_sample, strict=True)]
     )

@@ -30,7 +30,7 @@ class DigitStyles:
     """Mean number of training digits of a client."""
     test_per_client: int = 50
     """Mean number of test digits of a client."""
-    alpha: float = 3.0
+    alpha: float = 2.0
     """Dirichlet concentration over labels inside a style."""
     unseen_fraction: float = 0.2
     """Share of the clients that do not take part in training."""

@@ -50,7 +50,7 @@ class SequentialEngine:
     def _train(self, plan: Plan, assignment: Assignment) -> ClientUpdate:
         client, module = assignment.client, self.module
         self._install(plan, assignment, assignment.trains)
-        random = generator(self.seed, f"batches/{plan.stage}", assignment.round_index, client)
+        random = generator(self.seed, "batches", assignment.round_index, client)
         losses = []
         if module.trained:
             optimizer = module.configure_optimizers()

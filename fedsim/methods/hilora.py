@@ -94,7 +94,7 @@ class HiLoRA:
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         bank, learnt, stage = state.bank, dict(state.learnt), STAGES.index(plan.stage)
         merged = merge_groups(plan, updates)
-        log = {**merged.log, **tier_overlaps(bank, merged.tensors, plan.tiers, plan.groups)}
+        log = {**merged.log, **tier_overlaps(bank, merged.tensors, STAGES[: stage + 1], plan.groups)}
         if plan.stage == "leaf":
             return Outcome(merged.tensors, with_routed(bank, learnt, updates, "leaf"), log)
         directions = self.clustering.smoothed(bank, updates) if plan.stage == "root" else {}

@@ -33,13 +33,12 @@ def smoothed_direction(average: Tensor, B: Tensor, decay: float) -> Tensor:
     """Return λ·B̄ + (1−λ)·B̂ Q (step 2) with Q the rotation that brings B̂ closest to B̄ (orthogonal Procrustes).
 
     B̄ and B are (..., O, R). Only the product BA of a client is defined, not the basis of its B: without Q the average
-    mixes bases that differ by the arbitrary signs and order of an SVD. Where B̄ is zero (first round) B̂ is returned.
+    mixes bases that differ by the arbitrary signs and order of an SVD. B̄ starts from zero, so early rounds weigh alike;
+    its scale does not matter, since only its column space is used.
     """
     direction = unit_direction(B)
     U, _, Vh = torch.linalg.svd(direction.mT @ average)
-    smoothed = decay * average + (1 - decay) * direction @ (U @ Vh)
-    is_first = torch.linalg.matrix_norm(average, keepdim=True) == 0
-    return torch.where(is_first, direction, smoothed)
+    return decay * average + (1 - decay) * direction @ (U @ Vh)
 
 
 def column_basis(B: Tensor) -> Tensor:

@@ -132,11 +132,11 @@ def test_the_average_rotates_by_scipys_orthogonal_procrustes_solution():
     np.testing.assert_allclose(smoothed_direction(average, B, 0.7).numpy(), expected, atol=1e-12)
 
 
-def test_the_first_direction_is_taken_as_it_is_and_each_client_of_a_stack_is_on_its_own():
+def test_the_average_starts_from_zero_and_each_client_of_a_stack_is_on_its_own():
     average, B = random(2, 32, 4), random(2, 32, 4, seed=1)
     average[0] = 0
     found = smoothed_direction(average, B, 0.9)
-    torch.testing.assert_close(found[0], B[0] / B[0].norm())
+    torch.testing.assert_close(found[0] @ found[0].mT, 0.1**2 * B[0] @ B[0].mT / B[0].norm() ** 2)
     torch.testing.assert_close(found[1], smoothed_direction(average[1], B[1], 0.9))
 
 

@@ -1,0 +1,192 @@
+"""What worker 0 pays: seconds to merge and to cluster ViT-B clients, and memory of a large population.
+
+    python benchmarks/server.py
+
+Prints one table. Nothing is downloaded; all inputs are synthetic. Exit code 1 when a target is missed.
+"""
+
+import contextlib
+import gc
+import io
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+import timm
+import torch
+import tyro
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import adjusted_rand_score
+from threadpoolctl import threadpool_limits
+from torch import Tensor
+
+import fedsim
+from fedsim.adapters.bank import Bank
+from fedsim.adapters.layout import byte_count
+from fedsim.data.digits import normalise
+from fedsim.models.digits_vit import ARCHITECTURE
+from fedsim.parts.aggregation import normalised_weights, product_svd
+from fedsim.parts.clustering import column_basis, gaussian_affinity, spectral_clusters, subspace_distances
+from fedsim.parts.directions import SubspaceClustering
+
+SITES, WIDTH, RANK = 24, 768, 8  # ViT-B: query and value of 12 blocks
+N_GROUPS = 5
+MIB = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How much to measure; the defaults are what the targets are for."""
+
+    merged: int = 100
+    """Clients whose adapters are merged."""
+    clustered: int = 1000
+    """Clients that are clustered."""
+    clients: int = 1000
+    """Population of the memory measurement."""
+    cohort: int = 10
+    """Clients per round of the memory measurement."""
+    rounds: int = 300
+    """Rounds of the memory measurement; 300 cohorts of 10 reach 95 % of 1,000 clients."""
+    threads: int = 1
+    """CPU threads."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    what: str
+    measured: str
+    target: str
+    is_met: bool
+
+
+def merging(n: int) -> Row:
+    """Time HiLoRA's aggregation of `n` clients at every site of ViT-B: best of three, site by site as the server does."""
+    random = torch.Generator().manual_seed(0)
+    weights, best = normalised_weights([100] * n), float("inf")
+    common = column_basis(torch.randn(WIDTH, RANK, generator=random))
+    B = common + 1e-3 * torch.randn(n, WIDTH, RANK, generator=random)
+    A = 1e-2 * torch.randn(RANK, WIDTH, generator=random) + 1e-3 * torch.randn(n, RANK, WIDTH, generator=random)
+    product_svd(B, A, weights)
+    for _ in range(3):
+        started = time.perf_counter()
+        for _ in range(SITES):
+            product_svd(B, A, weights)
+        best = min(best, time.perf_counter() - started)
+    return Row(f"merge {n} ViT-B clients (product SVD, {SITES} sites)", f"{best:.2f} s", "≤ 2 s", best <= 2)
+
+
+def clustering(n: int) -> Row:
+    """Time bases, distances, spectrum and labels of `n` ViT-B clients in five planted groups; drawing them is free."""
+    random, drawing = torch.Generator().manual_seed(0), 0.0
+    truth = torch.arange(n) % N_GROUPS
+
+    def bases() -> Iterator[Tensor]:
+        nonlocal drawing
+        for _ in range(SITES):
+            started = time.perf_counter()
+            centres = column_basis(torch.randn(N_GROUPS, WIDTH, RANK, generator=random))
+            directions = centres[truth] + 0.05 * torch.randn(n, WIDTH, RANK, generator=random)
+            drawing += time.perf_counter() - started
+            yield column_basis(directions)
+
+    settings = SubspaceClustering()
+    started = time.perf_counter()
+    affinity = gaussian_affinity(subspace_distances(bases()), settings.contrast)
+    found = spectral_clusters(affinity, settings.k_min, settings.k_max)
+    seconds = time.perf_counter() - started - drawing
+    agreement = adjusted_rand_score(truth, found.labels)
+    measured = f"{seconds:.1f} s (K* = {found.n_clusters}, ARI {agreement:.2f})"
+    what = f"cluster {n:,} ViT-B clients ({SITES} sites)"
+    return Row(what, measured, f"≤ 30 s, K* = {N_GROUPS}", seconds <= 30 and agreement == 1)
+
+
+@dataclass
+class Watched:
+    """A method that notes the process's resident memory whenever the server plans with it."""
+
+    method: fedsim.Method
+    resident: list[int] = field(default_factory=list)
+    bank: Bank | None = None
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.method, name)
+
+    def plan(self, state: fedsim.ServerState, population: fedsim.Population) -> fedsim.Plan:
+        """The method's own plan."""
+        self.bank = state.bank
+        self.resident.append(psutil.Process().memory_info().rss)
+        return self.method.plan(state, population)
+
+
+def run(method: fedsim.Method, n_clients: int, cohort: int, rounds: int) -> Watched:
+    """Simulate on random digits, three samples a client, and return what was noted."""
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randint(256, (3 * n_clients, 1, 32, 32), generator=random, dtype=torch.uint8)
+    rows = torch.arange(3 * n_clients).view(n_clients, 3)
+    data = fedsim.FederatedData(
+        inputs=inputs,
+        targets=torch.randint(10, (len(inputs),), generator=random),
+        train=list(rows[:, :2]),
+        test=list(rows[:, 2:]),
+        class_names=[str(digit) for digit in range(10)],
+        transform=normalise,
+    )
+    backbone = timm.create_model("vit_tiny_patch16_224", pretrained=False, **ARCHITECTURE)
+    watched = Watched(method)
+    gc.collect()
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):
+        fedsim.simulate(
+            method=watched,
+            backbone=backbone,
+            data=data,
+            rounds=rounds,
+            cohort_size=cohort,
+            out=Path(folder) / "run",
+            threads=torch.get_num_threads(),
+            evaluate_every=rounds,
+        )
+    return watched
+
+
+def memory(method: fedsim.Method, options: Options) -> Row:
+    """Measure by how much the worker grows from the first plan of a run to the last, after a small run to warm up."""
+    run(method, 2 * options.cohort, options.cohort, 6)
+    watched = run(method, options.clients, options.cohort, options.rounds)
+    assert watched.bank is not None
+    tensors = watched.bank.state_tensors()
+    adapters = byte_count(value for name, value in tensors.items() if name.endswith("|rows"))
+    last, peak = (value - watched.resident[0] for value in (watched.resident[-1], max(watched.resident)))
+    name = type(method).__name__
+    measured = f"{last / MIB:.1f} MiB (peak {peak / MIB:.1f}) for {adapters / MIB:.1f} MiB of adapters"
+    what = f"{name}: growth with {options.clients:,} clients, {options.cohort} a round"
+    return Row(what, measured, "≤ adapters + 10 %", last <= 1.1 * adapters)
+
+
+def main(options: Options) -> int:
+    """Measure everything and print the table."""
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(options.threads)
+    hilora = fedsim.HiLoRA(root_share=0.4, cluster_share=0.2, clustering=SubspaceClustering(probe_steps=1))
+    with threadpool_limits(options.threads):
+        rows = [merging(options.merged), clustering(options.clustered)]
+        rows += [memory(method, options) for method in (fedsim.Local(), hilora)]
+    table = Table(title=f"The server, {options.threads} thread(s)")
+    for column in ("what", "measured", "target", ""):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.what, row.measured, row.target, "met" if row.is_met else "[bold]missed[/bold]")
+    Console().print(table)
+    return 0 if all(row.is_met for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Options, description=__doc__)))

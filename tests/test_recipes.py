@@ -1,0 +1,65 @@
+"""Every recipe shows its help and runs two rounds on the embedded data."""
+
+import importlib.util
+import sys
+
+import pytest
+from conftest import ROOT
+
+RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
+FEW = ("--rounds", "2", "--local.epochs", "1", "--threads", "1", "--cohort-size", "3")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(f"recipe_{name.removesuffix('.py')}", ROOT / "recipes" / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe_type(module):
+    import fedsim
+
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, fedsim.RunOptions) and value.__module__ == module.__name__
+    ]
+    return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_shows_its_help(name, monkeypatch, capsys):
+    import fedsim
+
+    module = load(name)
+    monkeypatch.setattr(sys, "argv", [name, "--help"])
+    with pytest.raises(SystemExit) as stop:
+        fedsim.cli(recipe_type(module), module.main)
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    wanted = (
+        "--out",
+        "--seed",
+        "--rounds",
+        "--resume",
+        "--engine",
+        "--cohort-size",
+        "--threads",
+        "--method.",
+        "--data.",
+    )
+    assert all(option in shown for option in (*wanted, "--model.", "--local."))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_path):
+    import fedsim
+
+    module, out = load(name), tmp_path / "run"
+    embedded = () if name == "quickstart.py" else ("--embedded",)
+    monkeypatch.setattr(sys, "argv", [name, *FEW, *embedded, "--out", str(out)])
+    fedsim.cli(recipe_type(module), module.main)
+    assert capsys.readouterr().out.splitlines()[-1].startswith("digest ")
+    assert (out / "result.json").exists()
