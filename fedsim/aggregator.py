@@ -15,7 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.layout import HEAD_TIER, Slot, byte_count, fit_rank, parse_slot
+from fedsim.adapters.layout import HEAD_TIER, Slot, byte_count, fit_rank, pad_rank, parse_slot
 from fedsim.federation import deal
 from fedsim.models.client_module import LocalTraining
 from fedsim.parts.sharing import is_private
@@ -139,7 +139,8 @@ class Aggregator:
         bank = state.bank
         for slot, copies in outcome.tensors.items():
             n_groups = max(int(plan.groups(slot).max()), *copies) + 1
-            bank.write(slot, copies, n_groups, state.round_index)
+            full = {group: pad_rank(value, slot.factor, self.method.lora_rank) for group, value in copies.items()}
+            bank.write(slot, full, n_groups, state.round_index)
         return state if outcome.learnt is None else replace(state, learnt=outcome.learnt)
 
     def steps(self, plan: Plan, client: int, epochs: int | None = None) -> int:
@@ -161,11 +162,12 @@ class Aggregator:
             groups = plan.groups(slot)
             if is_private(groups):
                 continue
-            size = byte_count([self.initial[slot]])
+            ranks = [self._lora_rank(plan, client) for client in clients]
+            sizes = torch.tensor([byte_count([fit_rank(self.initial[slot], slot.factor, rank)]) for rank in ranks])
             written = state.bank.written_in(slot, groups[ids])
             fresh = (written != NEVER) & (written >= state.last_seen[ids])
-            down += size * int(fresh.sum())
-            up += size * len(clients) * plan.trains(slot)
+            down += int(sizes[fresh].sum())
+            up += int(sizes.sum()) * plan.trains(slot)
         return up, down
 
     def _plan(self, state: ServerState, probe: bool) -> Plan:
@@ -174,6 +176,9 @@ class Aggregator:
             return plan
         assert plan.probe is not None
         return plan.probe
+
+    def _lora_rank(self, plan: Plan, client: int) -> int:
+        return self.method.lora_rank if plan.lora_ranks is None else plan.lora_ranks[client]
 
     def _slots(self, plan: Plan) -> list[Slot]:
         tiers = plan.tiers or self.method.tiers
@@ -193,7 +198,7 @@ class Aggregator:
     def _assignment(
         self, plan: Plan, round_index: int, client: int, arrived: Mapping[str, Tensor], epochs: int | None
     ) -> Assignment:
-        rank, alpha = self.method.lora_rank, self.method.lora_alpha
+        rank, alpha = self._lora_rank(plan, client), self.method.lora_alpha
         tensors = {}
         for slot in self._slots(plan):
             value = arrived.get(f"{slot}|{int(plan.groups(slot)[client])}", self.initial[slot])

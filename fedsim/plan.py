@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot
+from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot, pad_rank
 from fedsim.parts.aggregation import Merged, mean_factors, normalised_weights, weighted_mean
 from fedsim.parts.objectives import cross_entropy
 from fedsim.parts.sharing import is_private, share_all
@@ -60,6 +60,8 @@ class Plan:
     objective: Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor] = cross_entropy
     combine: Combine = mean_factors
     server_update: Callable[[ServerState, "Plan", Sequence[ClientUpdate]], Outcome] = fedavg_update
+    lora_ranks: Sequence[int] | None = None
+    """LoRA rank of each client, (C,); None means the method's for all."""
     steps: int | None = None
     """Local steps; None means the recipe's local epochs."""
     probe: "Plan | None" = None
@@ -123,16 +125,24 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
                     tensors.setdefault(name, {})[group] = members[0].tensors[name]
                 continue
             weights = normalised_weights([update.n_samples for update in members])
-            stacked = torch.stack([update.tensors[slot] for update in members])
+            stacked = stack_padded(members, slot)
             if slot.factor != "B":
                 tensors.setdefault(slot, {})[group] = weighted_mean(stacked, weights)
                 continue
-            merged = plan.combine(stacked, torch.stack([update.tensors[pair] for update in members]), weights)
+            merged = plan.combine(stacked, stack_padded(members, pair), weights)
             tensors.setdefault(slot, {})[group] = merged.B
             tensors.setdefault(pair, {})[group] = merged.A
             discarded.append(merged.discarded)
     log = {"discarded_energy": sum(discarded) / len(discarded)} if discarded else {}
     return Outcome(tensors=tensors, log=log)
+
+
+def stack_padded(updates: Sequence[ClientUpdate], slot: Slot) -> Tensor:
+    """Return one slot of several updates as (n, *shape), zero-padded to the largest LoRA rank among them."""
+    tensors = [update.tensors[slot] for update in updates]
+    axis = {"A": -2, "B": -1}.get(slot.factor)
+    widest = max(tensor.shape[axis] for tensor in tensors) if axis else 0
+    return torch.stack([pad_rank(tensor, slot.factor, widest) for tensor in tensors])
 
 
 def _by_group(groups: Tensor, updates: Sequence[ClientUpdate]) -> dict[int, list[ClientUpdate]]:

@@ -1,6 +1,7 @@
 """A whole run on a tiny federation: what is written, what travels, what stays the same."""
 
 import csv
+import dataclasses
 import json
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import TinyAttention, tiny_data
 
 import fedsim
 from fedsim import aggregator
+from fedsim.engines.sequential import SequentialEngine
 
 
 def rows(folder, table):
@@ -167,3 +169,37 @@ def test_an_existing_run_is_never_overwritten(tiny_run):
     with pytest.raises(ValueError, match="already holds a run"):
         tiny_run("run")
     assert (first.folder / "metrics.csv").read_bytes() == before
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class UnequalRanks:
+    """A method of one's own: FedAvg in which clients have LoRA ranks 1, 2 and 3, merged by zero-padding."""
+
+    lora_rank: int = 3
+    lora_alpha: float | None = 3.0
+    head_policy: str = "frozen"
+    tiers = ("adapter",)
+
+    def plan(self, state, population):
+        return fedsim.Plan(population=population, lora_ranks=[1 + client % 3 for client in range(population.n_clients)])
+
+
+def test_clients_may_have_unequal_lora_ranks(tiny_run, monkeypatch):
+    seen = {}
+    real = SequentialEngine._train
+
+    def train(self, plan, assignment):
+        update = real(self, plan, assignment)
+        (site,) = {slot.site for slot in update.tensors if slot.site.startswith("blocks.0.q")}
+        shapes = {slot.factor: tuple(t.shape) for slot, t in update.tensors.items() if slot.site == site}
+        seen[assignment.client] = (shapes, assignment.scales["adapter"])
+        return update
+
+    monkeypatch.setattr(SequentialEngine, "_train", train)
+    result = tiny_run(method=UnequalRanks())
+    for client, (shapes, scale) in seen.items():
+        rank = 1 + client % 3
+        assert shapes == {"A": (rank, 12), "B": (12, rank)}
+        assert scale == pytest.approx(3.0 / rank)
+    ranks = [1 + client % 3 for client in range(5)]
+    assert result.summary["bytes.up"] == 3 * sum(ranks) * 4 * 24 * 4  # rounds, ranks, sites, I + O, bytes

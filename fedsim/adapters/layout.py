@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 HeadPolicy = Literal["frozen", "global", "tier", "local"]
@@ -111,6 +112,16 @@ def fit_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
     if factor == "A":
         return tensor[..., :lora_rank, :]
     return tensor[..., :lora_rank] if factor == "B" else tensor
+
+
+def pad_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
+    """Return an A with zero rows, or a B with zero columns, up to `lora_rank`; a head's tensors pass through.
+
+    The product B @ A stays the same, so this is how adapters of unequal LoRA ranks meet.
+    """
+    if factor == "A":
+        return F.pad(tensor, (0, 0, 0, lora_rank - tensor.shape[-2]))
+    return F.pad(tensor, (0, lora_rank - tensor.shape[-1])) if factor == "B" else tensor
 
 
 def byte_count(tensors: Iterable[Tensor]) -> int:
