@@ -69,7 +69,7 @@ class Row:
 
 
 def merging(n: int) -> Row:
-    """Time HiLoRA's aggregation of `n` clients at every site of ViT-B: best of three, site by site as the server does."""
+    """Time HiLoRA's aggregation of `n` clients at every site of ViT-B, site by site like the server: best of three."""
     random = torch.Generator().manual_seed(0)
     weights, best = normalised_weights([100] * n), float("inf")
     common = column_basis(torch.randn(WIDTH, RANK, generator=random))

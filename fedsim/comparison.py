@@ -10,7 +10,7 @@ from fedsim.aggregator import Workers
 from fedsim.launch import launch
 from fedsim.plan import Method
 from fedsim.report.summary import Result
-from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe
+from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
 from fedsim.simulation import Setting, simulate
 
 
@@ -27,6 +27,8 @@ def simulate_each(
         Setting(method=method, **common)
     if Workers.is_first_or_alone():
         check_same_recipe(out, recipe) if resume else check_is_new(out)
+    for name in methods if resume else ():
+        load_checkpoint(out / name)  # a damaged one must be found before the first run goes on
     launch()  # from here on every worker has passed the checks, and worker 0 may write
     if Workers.is_first_or_alone() and not resume:
         RunFolder.create(out, recipe)

@@ -5,7 +5,6 @@ import functools
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
@@ -64,13 +63,15 @@ Recipe = TypeVar("Recipe", bound=RunOptions)
 def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
     """Parse the command line into a recipe and run `main(recipe)`.
 
-    A usage error, or a ValueError from the recipe, is one message and exit code 2. With `--resume DIR` the folder's own
-    recipe is the default, and options that contradict it are refused.
+    A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a fault
+    and keeps its traceback. With `--resume DIR` the folder's own recipe is the default, and options that contradict it
+    are refused.
     """
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
         main(parse(recipe_type))
     except ValueError as error:
+        if launch.cache_info().currsize:
+            raise
         fail(str(error))
 
 
