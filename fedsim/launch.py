@@ -32,6 +32,8 @@ class RunOptions:
     """Rounds in all."""
     cohort_size: int | None = None
     """Clients sampled in a round; default all."""
+    evaluate_every: int = 1
+    """Rounds between evaluations of all seen clients; the last round always has one."""
     engine: Literal["sequential"] = "sequential"
     """How a worker trains its clients."""
     threads: int | None = None
@@ -43,6 +45,8 @@ class RunOptions:
             problems.append(f"rounds is {self.rounds}; it must be 1 or more (--rounds)")
         if self.threads is not None and self.threads < 1:
             problems.append(f"threads is {self.threads}; it must be 1 or more (--threads)")
+        if self.evaluate_every < 1:
+            problems.append(f"evaluate_every is {self.evaluate_every}; it must be 1 or more (--evaluate-every)")
         if self.cohort_size is not None and self.cohort_size < 1:
             problems.append(f"cohort_size is {self.cohort_size}; it must be 1 or more (--cohort-size)")
         if problems:
@@ -50,7 +54,7 @@ class RunOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
-        same = {name: getattr(self, name) for name in ("rounds", "seed", "cohort_size", "threads")}
+        same = {name: getattr(self, name) for name in ("rounds", "seed", "cohort_size", "evaluate_every", "threads")}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

@@ -19,6 +19,8 @@ from fedsim.randomness import numpy_generator
 from fedsim.report.progress import show_pretraining
 from fedsim.report.table import print_comparison, print_result
 
+HILORA = fedsim.HiLoRA(lora_rank=4, root_share=1 / 3, cluster_share=1 / 3, clustering=SubspaceClustering(k_min=4))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Quickstart(fedsim.RunOptions):
@@ -26,11 +28,11 @@ class Quickstart(fedsim.RunOptions):
 
     method: Literal["all", "local", "fedit", "hilora"] = "all"
     """Which method to train; `all` trains the three and compares them."""
-    rounds: int = 20
+    rounds: int = 18
     """Rounds of each method."""
-    hilora: Annotated[fedsim.HiLoRA, arg(name="method")] = field(
-        default_factory=lambda: fedsim.HiLoRA(lora_rank=4, clustering=SubspaceClustering(k_min=4))
-    )
+    evaluate_every: int = 3
+    """Rounds between evaluations of all seen clients."""
+    hilora: Annotated[fedsim.HiLoRA, arg(name="method")] = HILORA
     """HiLoRA's settings; FedIT and Local take LoRA rank, α and head policy from them."""
     data: DigitStyles = field(default_factory=DigitStyles)
     """The federation."""

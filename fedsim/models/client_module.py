@@ -90,4 +90,4 @@ class ClientModule(LightningModule):
             return torch.optim.SGD(
                 parameters, lr=local.learning_rate, momentum=local.momentum, weight_decay=local.weight_decay
             )
-        return torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=local.weight_decay)
+        return torch.optim.AdamW(parameters, lr=local.learning_rate, weight_decay=local.weight_decay, fused=True)

@@ -19,7 +19,7 @@ from fedsim.randomness import derive_seed, generator
 ARCHITECTURE = dict(
     img_size=32, patch_size=8, in_chans=1, embed_dim=64, depth=4, num_heads=4, num_classes=10, mlp_ratio=2.0
 )
-EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS = 50, 32, 2e-3, 0, 2
+EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS = 50, 32, 2e-3, 0, 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +41,8 @@ def pretrained_digits_vit(
     """Return the ViT trained on images (S, 1, 32, 32) in [-1, 1]; the first call trains it, later ones load the file.
 
     The file's name holds a hash of the data, the architecture and the training recipe, so a stale one is never used.
-    Several processes may call this at once: one trains, the others wait. Training uses `THREADS` threads whatever the
-    caller's setting, so the weights do not depend on it. `on_epoch(epoch, epochs, loss)` reports progress.
+    Several processes may call this at once: one trains, the others wait. Training uses one thread whatever the
+    caller's setting, so the weights do not depend on it; so small a model gains nothing from two. `on_epoch(epoch, epochs, loss)` reports progress.
     """
     recipe = f"{sorted(ARCHITECTURE.items())}{EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS}{timm.__version__}"
     content = hashlib.sha256(recipe.encode())

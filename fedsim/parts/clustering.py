@@ -54,28 +54,34 @@ def common_basis(bases: Tensor) -> Tensor:
 
 def subspace_similarities(left: Tensor, right: Tensor) -> Tensor:
     """Mean cos² of the principal angles, ‖U_iᵀ V_j‖_F² / R: bases (n, O, R) and (m, O, R) to (n, m)."""
-    n, outputs, rank = left.shape
-    flat_left = left.permute(0, 2, 1).reshape(n * rank, outputs)
-    flat_right = right.permute(0, 2, 1).reshape(len(right) * rank, outputs)
-    products = (flat_left @ flat_right.mT).square_()
-    return products.view(n, rank, len(right), rank).sum((1, 3)) / rank
+    return _similarities(_columns(left), _columns(right), left.shape[-1])
 
 
-def subspace_distances(bases: Iterable[Tensor], block: int = 128) -> Tensor:
+def _columns(bases: Tensor) -> Tensor:
+    """All columns of bases (n, O, R) below each other as rows, (n · R, O)."""
+    return bases.mT.reshape(-1, bases.shape[-2])
+
+
+def _similarities(left: Tensor, right: Tensor, rank: int) -> Tensor:
+    products = (left @ right.mT).square_()
+    return products.view(-1, rank, len(right) // rank, rank).sum((1, 3)) / rank
+
+
+def subspace_distances(bases: Iterable[Tensor], block: int = 64) -> Tensor:
     """Return d_ij = 1 − mean cos² θ averaged over sites (steps 4 and 5): one basis (n, O, R) per site, to (n, n).
 
     Takes one site after another, in blocks of `block` clients over the upper triangle, so beside one site's bases
-    memory stays at n² + block² · R² numbers.
+    memory stays at n² + block² · R² numbers. 1,000 clients of ViT-B take about a second per site and core.
     """
     similarity, n_sites = torch.zeros(0), 0
     for basis in bases:
-        n = len(basis)
+        n, columns, rank = len(basis), _columns(basis), basis.shape[-1]
         similarity = similarity if n_sites else torch.zeros(n, n, dtype=torch.float64)
         n_sites += 1
-        for i in range(0, n, block):
-            for j in range(i, n, block):
-                tile = subspace_similarities(basis[i : i + block], basis[j : j + block]).double()
-                similarity[i : i + block, j : j + block] += tile
+        blocks = [(start, columns[start * rank : (start + block) * rank]) for start in range(0, n, block)]
+        for index, (i, left) in enumerate(blocks):
+            for j, right in blocks[index:]:
+                similarity[i : i + block, j : j + block] += _similarities(left, right, rank)
     similarity = torch.triu(similarity) + torch.triu(similarity, 1).T
     distances = (1 - similarity / n_sites).clamp(0, 1)
     return distances.fill_diagonal_(0)

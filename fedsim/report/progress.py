@@ -54,9 +54,10 @@ class LiveProgress:
             return
         now, done = time.perf_counter(), self.round_index + 1
         rate, loss = len(updates) / max(now - self.round_started, 1e-9), mean_loss(updates)
-        summary = summarise_updates(evaluated, "after_aggregation") or summarise_updates(updates, "after_training")
-        accuracy = next(iter(summary.values()), float("nan"))
-        text = f"{self.title} · {self.stage} · loss {loss:.3f} · accuracy {accuracy:.3f} · {rate:.1f} clients/s"
+        kind, source = ("after_aggregation", evaluated) if evaluated else ("after_training", updates)
+        accuracy = summarise_updates(source, kind).get(f"{kind}.mean", float("nan"))
+        scores = f"loss {loss:.3f} · accuracy {kind.replace('_', ' ')} {accuracy:.3f}"
+        text = f"{self.title} · {self.stage} · {scores} · {rate:.1f} clients/s"
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)
             return
