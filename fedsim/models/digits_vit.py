@@ -42,7 +42,8 @@ def pretrained_digits_vit(
 
     The file's name holds a hash of the data, the architecture and the training recipe, so a stale one is never used.
     Several processes may call this at once: one trains, the others wait. Training uses one thread whatever the
-    caller's setting, so the weights do not depend on it; so small a model gains nothing from two. `on_epoch(epoch, epochs, loss)` reports progress.
+    caller's setting, so the weights do not depend on it; so small a model gains nothing from two.
+    `on_epoch(epoch, epochs, loss)` reports progress.
     """
     recipe = f"{sorted(ARCHITECTURE.items())}{EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS}{timm.__version__}"
     content = hashlib.sha256(recipe.encode())
