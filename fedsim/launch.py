@@ -37,7 +37,7 @@ class RunOptions:
     engine: Literal["sequential"] = "sequential"
     """How a worker trains its clients."""
     threads: int | None = None
-    """CPU threads of a worker; default cores ÷ workers."""
+    """CPU threads of a worker; default cores ÷ workers, at most $OMP_NUM_THREADS."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -147,12 +147,13 @@ def launch() -> Fabric:
 
 
 def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads; by default the machine's cores shared among its workers.
+    """Use this many CPU threads; by default the machine's cores shared among its workers, at most $OMP_NUM_THREADS.
 
     With two threads per process on two shared cores, the same work takes many times as long.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    torch.set_num_threads(threads or min(share, int(os.environ.get("OMP_NUM_THREADS") or share)))
 
 
 def _resume_folder(arguments: list[str]) -> Path | None:
