@@ -105,7 +105,7 @@ def test_the_discarded_energy_logged_is_the_mean_over_pairs():
 
 
 def test_the_order_in_which_updates_arrive_does_not_change_a_bit():
-    values = torch.randn(4, generator=torch.Generator().manual_seed(0)).tolist()
+    values = (3e7, 1.3, -5e6, 0.7)  # cancel, so another order of summation gives 0.25 instead of 0.37
     updates = [update(client, value) for client, value in enumerate(values)]
     one, other = merge_groups(plan(), updates), merge_groups(plan(), updates[::-1])
     assert all(torch.equal(one.tensors[slot][0], other.tensors[slot][0]) for slot in (A, B, W, b))

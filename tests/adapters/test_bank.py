@@ -33,8 +33,9 @@ def test_a_row_that_was_never_written_reads_as_the_initial_value(bank):
 
 def test_a_group_beyond_the_stack_and_a_client_without_group_read_as_the_initial_value(bank):
     bank.write(SLOT, {1: copy(1)}, 3, 4)
-    assert bank.read(SLOT, groups(NEVER, 1, 99))[:, 0, 0].tolist() == [7, 1, 7]
-    assert bank.written_in(SLOT, groups(NEVER, 1, 99)).tolist() == [NEVER, 4, NEVER]
+    bank.write(SLOT, {2: copy(2)}, 3, 5)
+    assert bank.read(SLOT, groups(NEVER, 1, 3, 99))[:, 0, 0].tolist() == [7, 1, 7, 7]
+    assert bank.written_in(SLOT, groups(NEVER, 1, 3, 99)).tolist() == [NEVER, 4, NEVER, NEVER]
 
 
 def test_the_last_group_is_not_what_a_client_without_group_reads(bank):

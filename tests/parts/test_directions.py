@@ -100,6 +100,12 @@ def test_clients_never_sampled_have_no_cluster(bank):
     assert labels[9:].tolist() == [NEVER] * 6
 
 
+def test_unseen_clients_are_not_clustered_even_with_a_direction(bank):
+    labels, log = labels_of(bank, SubspaceClustering(), [(*range(9), 12), range(9)])
+    assert labels[12] == NEVER
+    assert log["clients"] == list(range(9))
+
+
 def test_two_clients_are_too_few_to_divide(bank):
     labels, log = labels_of(bank, SubspaceClustering(), [[3, 4]])
     assert labels[[3, 4]].tolist() == [0, 0]
@@ -154,7 +160,7 @@ def test_nobody_is_routed_when_everyone_has_a_cluster(bank):
 def test_routed_members_without_a_direction_do_not_pull_their_clusters_subspace(bank):
     sample(bank, SubspaceClustering(), [range(3)])
     labels = torch.tensor([0, 1, 2] + [0] * 11 + [NEVER])  # clients 3 … 13 were routed to cluster 0
-    mixed = {Slot("cluster", site, "B"): group_direction(site, 0) + 0.2 * group_direction(site, 1) for site in SITES}
+    mixed = {Slot("cluster", site, "B"): group_direction(site, 0) + 0.5 * group_direction(site, 1) for site in SITES}
     found = with_routed(bank, {"labels": labels}, [ClientUpdate(14, 10, mixed)], "cluster")
     assert int(found["labels"][14]) == 0
 
