@@ -27,6 +27,9 @@ from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, Population, ServerState
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
 
+PROBED = 50
+"""Seen clients whose placing is checked at the end."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -170,12 +173,16 @@ class Simulation:
         return self.recorder.finish(state, admission)
 
     def admit(self, state: ServerState) -> tuple[ServerState, Mapping[str, Any]]:
-        """Let every client train the method's probe, if there is one, and place the unseen ones by it."""
+        """Let unseen clients train the method's probe, if there is one, and place them by it.
+
+        Up to `PROBED` seen clients train it too, to see whether they would be placed where they belong.
+        """
         server, population = self.aggregator, self.aggregator.population
         plan, _ = server.hand_out(state, [])
         if plan.probe is None:
             return state, {}
-        probe, mine = server.hand_out(state, list(range(population.n_clients)), probe=True)
+        seen = sample_cohort(population, min(PROBED, len(population.seen)), self.what.seed, state.round_index)
+        probe, mine = server.hand_out(state, [*population.unseen, *seen], probe=True)
         self.progress.begin_phase(state.round_index, "probe", len(mine))
         probes = server.collect(self.engine.local_update(probe, mine))
         if not self.recorder:

@@ -27,6 +27,9 @@ from fedsim.round import ClientUpdate, Population
 TIER = "directions"
 """The server's own tier: every client's smoothed B. It is never part of a forward pass, hence never sent."""
 
+LOGGED = 256
+"""Clients up to which all distances are logged; of a thousand they would be 20 MB of text."""
+
 Kind = Literal["change", "factor"]
 """What moved: B_i − B_broadcast, or B_i itself."""
 
@@ -98,7 +101,7 @@ class SubspaceClustering:
                 "eigenvalues": clusters.eigenvalues[: self.k_max + 1],
                 "eigengap": clusters.gap,
                 "eigengap_margin": clusters.margin,
-                "distances": distances.tolist(),
+                "distances": distances.tolist() if len(clients) <= LOGGED else None,
             }
         labels = torch.full((population.n_clients,), NEVER)
         labels[clients] = found
