@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, Slot, byte_count, fit_rank, pad_rank, parse_slot
+from fedsim.adapters.wire import pack, unpack
 from fedsim.federation import deal
 from fedsim.models.client_module import LocalTraining
 from fedsim.parts.sharing import is_private
@@ -99,7 +99,7 @@ class Aggregator:
         `probe` asks for the plan's probe instead of its training; `epochs` overrides the recipe's.
         """
         payload = self._pack_copies(state, clients, probe) if self.workers.index == 0 else None
-        arrived = load(self.workers.broadcast(payload))
+        arrived = unpack(self.workers.broadcast(payload))
         learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
         plan = self._plan(replace(state, learnt=learnt), probe)
         loads = [self.steps(plan, client, epochs) for client in clients]
@@ -112,8 +112,8 @@ class Aggregator:
             f"{update.client}|{slot}": t.contiguous() for update in updates for slot, t in update.tensors.items()
         }
         logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
-        payload = save(tensors | {"logs": _as_tensor(json.dumps(logs).encode())})
-        collected = [update for part in self.workers.gather(payload) for update in _unpack(load(part))]
+        payload = pack(tensors | {"logs": _as_tensor(json.dumps(logs).encode())})
+        collected = [update for part in self.workers.gather(payload) for update in _updates_of(unpack(part))]
         return sorted(collected, key=lambda update: update.client)
 
     def step(
@@ -193,7 +193,7 @@ class Aggregator:
             groups = groups[state.bank.written_in(slot, groups) != NEVER]
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
-        return save(tensors)
+        return pack(tensors)
 
     def _assignment(
         self, plan: Plan, round_index: int, client: int, arrived: Mapping[str, Tensor], epochs: int | None
@@ -214,7 +214,7 @@ class Aggregator:
         )
 
 
-def _unpack(tensors: Mapping[str, Tensor]) -> list[ClientUpdate]:
+def _updates_of(tensors: Mapping[str, Tensor]) -> list[ClientUpdate]:
     by_client: dict[str, dict[Slot, Tensor]] = {}
     for key in sorted(tensors.keys() - {"logs"}):  # safetensors returns them in no particular order
         client, _, slot = key.partition("|")

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor
+
+from fedsim.adapters.wire import pack, unpack
 
 PACKAGES = (
     "fedsim",
@@ -88,7 +89,7 @@ class RunFolder:
 
     def save_checkpoint(self, round_index: int, tensors: Mapping[str, Tensor]) -> None:
         """Write the state with which `round_index` will begin, whole or not at all, and drop the oldest ones."""
-        payload = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        payload = pack(tensors)
         path = self.path / "checkpoints" / f"round-{round_index:06d}"
         _write_atomically(path.with_suffix(".safetensors"), payload)
         seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest()}
@@ -151,7 +152,7 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
         payload = seals[-1].with_suffix(".safetensors").read_bytes()
         if hashlib.sha256(payload).hexdigest() != seal["sha256"]:
             raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
-        return int(seal["round_index"]), load(payload)
+        return int(seal["round_index"]), unpack(payload)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         stem = seals[-1].with_suffix("")
         raise ValueError(

@@ -19,7 +19,7 @@ from fedsim.randomness import numpy_generator
 from fedsim.report.progress import show_pretraining
 from fedsim.report.table import print_comparison, print_result
 
-HILORA = fedsim.HiLoRA(lora_rank=4, root_share=1 / 3, cluster_share=1 / 3, clustering=SubspaceClustering(k_min=4))
+HILORA = fedsim.HiLoRA(lora_rank=4, clustering=SubspaceClustering(k_min=4))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +28,9 @@ class Quickstart(fedsim.RunOptions):
 
     method: Literal["all", "local", "fedit", "hilora"] = "all"
     """Which method to train; `all` trains the three and compares them."""
-    rounds: int = 18
+    rounds: int = 20
     """Rounds of each method."""
-    evaluate_every: int = 3
+    evaluate_every: int = 2
     """Rounds between evaluations of all seen clients."""
     hilora: Annotated[fedsim.HiLoRA, arg(name="method")] = HILORA
     """HiLoRA's settings; FedIT and Local take LoRA rank, α and head policy from them."""

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "adapters": set(),
     "data": set(),
     "randomness": set(),
-    "run_folder": set(),
+    "run_folder": {"adapters"},
     "launch": {"run_folder"},
     "round": {"adapters"},
     "models": {"adapters"},

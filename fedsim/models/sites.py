@@ -8,7 +8,7 @@ from torch import nn
 from fedsim.adapters.layout import Site
 from fedsim.adapters.linear import TieredLinear
 
-QUERY_VALUE = r"(?P<fused>qkv|c_attn|query_key_value)|q_proj|v_proj|query|value|q_lin|v_lin|wq|wv"
+QUERY_VALUE = r"(?P<fused>qkv)|q_proj|v_proj|query|value|q_lin|v_lin|wq|wv"
 """Query and value of every attention block, in the spellings of timm and transformers; matched on a module's last name.
 
 A name caught by the group `fused` is one linear map of query, key and value: its first and last third of rows carry
@@ -91,7 +91,12 @@ def _lora_sites(path: str, linear: nn.Linear, depth: int, is_fused: bool) -> Ite
     if not is_fused:
         yield Site(path, path, linear.in_features, linear.out_features, depth)
         return
-    width = linear.out_features // 3
+    width, rest = divmod(linear.out_features, 3)
+    if rest:
+        raise ValueError(
+            f"'{path}' has {linear.out_features} outputs, which are no query, key and value of one width; write the "
+            "pattern without the group 'fused' (--model.sites)."
+        )
     for part, start in (("q", 0), ("v", 2 * width)):
         yield Site(f"{path}.{part}", path, linear.in_features, width, depth, rows=(start, start + width))
 
