@@ -24,7 +24,7 @@ EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS = 50, 32, 2e-3, 0, 1
 
 @dataclass(frozen=True, kw_only=True)
 class DigitsViT:
-    """The embedded backbone: a ViT of width 64 with 4 blocks and patches of 8×8, 144 k parameters."""
+    """The embedded backbone: a ViT of width 64 with 4 blocks and patches of 8×8, 140 k parameters."""
 
     sites: str = QUERY_VALUE
     """Names of the linear maps that carry adapters, a regular expression."""
