@@ -4,7 +4,8 @@ A source is listed first and read later: labels are cheap, so classes are chosen
 image is decoded. Nothing here decodes (see images.py); tables of images are listed in image_tables.py.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,16 +21,21 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", 
 
 @dataclass(frozen=True)
 class Listing:
-    """One split before decoding: class numbers (S,), group numbers (S,) or None, and a way to read rows of it."""
+    """One split before decoding: class numbers (S,), group numbers (S,) or None, and a way to read rows of it.
+
+    `identity` differs where images differ: it is made of files' names, sizes and times of change, and of the rows.
+    """
 
     targets: np.ndarray
     groups: np.ndarray | None
     read: Reader
+    identity: str
 
     def take(self, rows: np.ndarray) -> "Listing":
         """Return the split that has only these rows, in ascending order."""
         groups = None if self.groups is None else self.groups[rows]
-        return Listing(self.targets[rows], groups, lambda inside: self.read(rows[inside]))
+        identity = hashlib.sha256(self.identity.encode() + rows.astype(np.int64).tobytes()).hexdigest()
+        return Listing(self.targets[rows], groups, lambda inside: self.read(rows[inside]), identity)
 
 
 @dataclass(frozen=True)
@@ -132,4 +138,13 @@ def _files(paths: Sequence[Path], targets: Sequence[int], groups: Sequence[int])
     def read(rows: np.ndarray) -> Iterator[tuple[str, Encoded]]:
         yield from ((str(paths[row]), paths[row]) for row in rows)
 
-    return Listing(np.array(targets, int), np.array(groups, int), read)
+    return Listing(np.array(targets, int), np.array(groups, int), read, identity_of(paths))
+
+
+def identity_of(paths: Iterable[Path]) -> str:
+    """Return a hash over the files' paths, sizes and times of change."""
+    digest = hashlib.sha256()
+    for path in paths:
+        stat = path.stat() if path.exists() else None
+        digest.update(f"{path.absolute()}|{stat and (stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.data.image_sources import Encoded, Listed, Listing, Reader
+from fedsim.data.image_sources import Encoded, Listed, Listing, Reader, identity_of
 
 
 def list_hub(name: str, label_column: str, group_column: str) -> Listed:
@@ -26,13 +26,14 @@ def list_hub(name: str, label_column: str, group_column: str) -> Listed:
         raise ValueError(f"The data set '{name}' has the splits {sorted(splits)} and no split 'train'.")
     features = splits["train"].features
     image = _image_column(features, name)
-    tables, readers = {}, {}
+    tables, readers, identities = {}, {}, {}
     for split in ("train", "test"):
         if split in splits:
+            identities[split] = splits[split]._fingerprint
             rows = splits[split].cast_column(image, datasets.Image(decode=False))
             tables[split] = rows.remove_columns(image).with_format("arrow")[:]
             readers[split] = _hub_reader(rows, image, f"{name}/{split}")
-    return _listed(name, features, tables, readers, label_column, group_column)
+    return _listed(name, features, tables, readers, identities, label_column, group_column)
 
 
 def _hub_reader(dataset: datasets.Dataset, image: str, name: str) -> Reader:
@@ -55,9 +56,9 @@ def list_parquet(folder: Path, files: Sequence[Path], label_column: str, group_c
     with _naming(first):
         features = datasets.Features.from_arrow_schema(pq.read_schema(first))
     image = _image_column(features, str(first))
-    tables, readers = {}, {}
+    tables, readers, identities = {}, {}, {}
     for split, paths in of_split.items():
-        parts, sizes = [], []
+        parts, sizes, identities[split] = [], [], identity_of(paths)
         for path in paths:
             with _naming(path):
                 parts.append(pq.read_table(path, columns=[name for name in features if name != image]))
@@ -65,7 +66,7 @@ def list_parquet(folder: Path, files: Sequence[Path], label_column: str, group_c
         if parts:
             tables[split] = pa.concat_tables(parts)
             readers[split] = _parquet_reader(paths, sizes, image)
-    return _listed(str(folder), features, tables, readers, label_column, group_column)
+    return _listed(str(folder), features, tables, readers, identities, label_column, group_column)
 
 
 def _parquet_reader(paths: Sequence[Path], sizes: Sequence[int], image: str) -> Reader:
@@ -106,6 +107,7 @@ def _listed(
     features: Mapping[str, Any],
     tables: Mapping[str, pa.Table],
     readers: Mapping[str, Reader],
+    identities: Mapping[str, str],
     label_column: str,
     group_column: str,
 ) -> Listed:
@@ -113,7 +115,7 @@ def _listed(
     groups, group_names = (
         _numbered(source, "group", group_column, features, tables) if group_column else (dict.fromkeys(tables), ())
     )
-    splits = {split: Listing(targets[split], groups[split], readers[split]) for split in tables}
+    splits = {split: Listing(targets[split], groups[split], readers[split], identities[split]) for split in tables}
     return Listed(splits["train"], splits.get("test"), class_names, group_names)
 
 

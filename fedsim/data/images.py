@@ -1,24 +1,20 @@
-"""Labelled images as a resident uint8 tensor, decoded and resized once.
+"""Labelled images as a uint8 tensor that is mapped from a file, decoded and resized once.
 
 Finding comes before decoding, so that missing data, a wrong column or missing weights cost seconds, not minutes.
 Splitting over clients is not done here (see protocols.py).
 """
 
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from io import BytesIO
-from itertools import islice
 from pathlib import Path
 
 import datasets
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from fedsim.data.image_sources import Encoded, Listed, Listing, list_class_folders, list_lists
+from fedsim.data.decoding import decoded_once
+from fedsim.data.image_sources import Listed, Listing, list_class_folders, list_lists
 from fedsim.data.image_tables import list_hub, list_parquet
 
 VARIABLE = "FEDSIM_DATA"
@@ -92,12 +88,17 @@ class FoundImages:
         return len(self.class_names)
 
     def decode(self) -> tuple[LabelledImages, LabelledImages]:
-        """Return the train and the test split; a damaged image is a ValueError that names it."""
-        return self._decoded(self.train), self._decoded(self.test)
+        """Return the train and the test split; a damaged image is a ValueError that names it.
 
-    def _decoded(self, split: Listing) -> LabelledImages:
-        encoded = split.read(np.arange(len(split.targets)))
-        images = _decode_all(encoded, len(split.targets), self.size)
+        Images are decoded once, ever: into a file of the cache folder, which all workers of a machine map into memory.
+        """
+        n_train, count = len(self.train.targets), len(self.train.targets) + len(self.test.targets)
+        identity = f"{self.train.identity}|{self.test.identity}"
+        encoded = (item for split in (self.train, self.test) for item in split.read(np.arange(len(split.targets))))
+        images = decoded_once(identity, encoded, count, self.size)
+        return self._labelled(self.train, images[:n_train]), self._labelled(self.test, images[n_train:])
+
+    def _labelled(self, split: Listing, images: Tensor) -> LabelledImages:
         groups = None if split.groups is None else torch.from_numpy(split.groups)
         return LabelledImages(images, torch.from_numpy(split.targets), self.class_names, groups, self.group_names)
 
@@ -195,30 +196,11 @@ def keep_top_classes(listed: Listed, top: int | None) -> Listed:
     )
 
 
-def _decode_all(encoded: Iterator[tuple[str, Encoded]], count: int, size: int) -> Tensor:
-    """Decode in threads (Pillow releases the interpreter lock), a few hundred at a time so that memory stays flat."""
-    images = torch.empty(count, 3, size, size, dtype=torch.uint8)
-    done = 0
-    with ThreadPoolExecutor() as pool:
-        while chunk := list(islice(encoded, 256)):
-            for image in pool.map(lambda item: decode(item[0], item[1], size), chunk):
-                images[done] = image
-                done += 1
-    assert done == count, "a source yields as many images as it listed"
-    return images
-
-
-def decode(name: str, encoded: Encoded, size: int) -> Tensor:
-    """Return an image as (3, size, size) uint8 RGB, squashed to a square: a crop could lose a drawing's object.
-
-    Raises ValueError that names the image when it is missing or damaged.
-    """
-    try:
-        with Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded)) as image:
-            # Palettes with transparency go through RGBA, as Pillow's warning asks.
-            opaque = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The image '{name}' cannot be read: {error}.") from error
-    if opaque.size != (size, size):
-        opaque = opaque.resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(opaque)).permute(2, 0, 1)
+def joined(train: LabelledImages, test: LabelledImages) -> tuple[Tensor, Tensor]:
+    """Return images and targets of both splits; images that lie side by side in memory, as decoded, are not copied."""
+    first, second = train.images, test.images
+    targets = torch.cat((train.targets, test.targets))
+    is_adjacent = first.untyped_storage().data_ptr() == second.untyped_storage().data_ptr()
+    if is_adjacent and first.is_contiguous() and second.data_ptr() == first.data_ptr() + first.nbytes:
+        return first.as_strided((len(targets), *first.shape[1:]), first.stride()), targets
+    return torch.cat((first, second)), targets

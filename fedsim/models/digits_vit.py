@@ -1,7 +1,6 @@
 """The embedded backbone: a small timm ViT that learns plain digits in seconds and is then kept on disk."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,10 +8,10 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fedsim.cache import made_once
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.randomness import derive_seed, generator
 
@@ -30,35 +29,27 @@ class DigitsViT:
     """Names of the linear maps that carry adapters, a regular expression."""
 
 
-def cache_folder() -> Path:
-    """Where the pre-trained backbone is kept: $FEDSIM_CACHE, else ~/.cache/fedsim."""
-    return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
-
-
 def pretrained_digits_vit(
     images: Tensor, targets: Tensor, on_epoch: Callable[[int, int, float], None] = lambda *_: None
 ) -> nn.Module:
     """Return the ViT trained on images (S, 1, 32, 32) in [-1, 1]; the first call trains it, later ones load the file.
 
     The file's name holds a hash of the data, the architecture and the training recipe, so a stale one is never used.
-    Several processes may call this at once: one trains, the others wait. Training uses one thread whatever the
-    caller's setting, so the weights do not depend on it; so small a model gains nothing from two.
+    Training uses one thread whatever the caller's setting, so the weights do not depend on it; so small a model gains
+    nothing from two.
     `on_epoch(epoch, epochs, loss)` reports progress.
     """
     recipe = f"{sorted(ARCHITECTURE.items())}{EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS}{timm.__version__}"
     content = hashlib.sha256(recipe.encode())
     content.update(images.numpy().tobytes() + targets.numpy().tobytes())
-    cache = cache_folder()
-    path = cache / f"digits-vit-{content.hexdigest()[:16]}.safetensors"
-    cache.mkdir(parents=True, exist_ok=True)
+
+    def train(path: Path) -> None:
+        model = _untrained()
+        _train(model, images, targets, on_epoch)
+        save_file(model.state_dict(), path)
+
     model = _untrained()
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            _train(model, images, targets, on_epoch)
-            partial = path.with_suffix(".partial")
-            save_file(model.state_dict(), partial)
-            partial.replace(path)
-    model.load_state_dict(load_file(path))
+    model.load_state_dict(load_file(made_once(f"digits-vit-{content.hexdigest()[:16]}.safetensors", train)))
     return model.eval()
 
 

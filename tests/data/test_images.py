@@ -11,7 +11,9 @@ import pytest
 import torch
 from miniatures import COLOURS, colours, names, picture, table, write_lists, write_parquet
 
-from fedsim.data.images import ImageOptions, decode, find_images, load_images
+from fedsim.data import decoding
+from fedsim.data.decoding import decode
+from fedsim.data.images import ImageOptions, find_images, joined, load_images
 
 DATA = os.environ.get("FEDSIM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
@@ -239,3 +241,35 @@ def test_the_real_pacs_loads_with_its_domains():
     assert torch.bincount(test.targets * 4 + test.groups).tolist() == [20] * 28
     brightness = [train.images[train.groups == group].float().mean() for group in range(4)]
     assert max(brightness) == brightness[3], "sketches are black on white"
+
+
+def test_images_are_decoded_once_ever_and_again_only_when_they_change(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "images"
+    write_lists(folder, {"bird": 3, "zebra": 2})
+    decoded = []
+    monkeypatch.setattr(decoding, "decode", lambda name, *rest: decoded.append(name) or decode(name, *rest))
+    options = ImageOptions(path=folder, image_size=8)
+    first, _ = load_images(options)
+    count = 2 * (3 + 2 + 2 * 2)
+    assert len(decoded) == count
+    again = load_images(options)[0].images.clone()  # of a mapped file that will be cut short
+    assert len(decoded) == count
+    assert torch.equal(again, first.images)
+    (kept,) = (tmp_path / "cache").glob("images-*.uint8")
+    kept.write_bytes(kept.read_bytes()[:100])  # as after a full disk
+    assert torch.equal(load_images(options)[0].images, again)
+    assert len(decoded) == 2 * count
+    picture("tea_pot").save(next(folder.rglob("*train*.jpg")))
+    assert not torch.equal(load_images(options)[0].images, again)
+    assert len(decoded) == 3 * count
+
+
+def test_decoded_splits_become_one_tensor_without_a_copy(tmp_path: Path):
+    write_lists(tmp_path, {"bird": 3, "zebra": 2})
+    train, test = load_images(ImageOptions(path=tmp_path, image_size=8))
+    images, targets = joined(train, test)
+    assert images.data_ptr() == train.images.data_ptr()
+    assert torch.equal(images, torch.cat((train.images, test.images)))
+    assert torch.equal(targets, torch.cat((train.targets, test.targets)))
+    assert torch.equal(joined(test, train)[0], torch.cat((test.images, train.images)))
