@@ -1,4 +1,4 @@
-"""Moves tensors between worker 0 and the others, and applies the server update. All collectives live here.
+"""The server's half of a round: hands out copies, collects updates, applies the server update.
 
 A round has two exchanges: `hand_out` (worker 0 to all: what was learnt and the copies that the cohort starts from) and
 `collect` (all to worker 0: the updates). An exchange is a length and then one flat buffer, on a gloo group, since the
@@ -10,101 +10,83 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.layout import HEAD_TIER, Slot, byte_count, fit_rank, pad_rank, parse_slot
+from fedsim.adapters.layout import HEAD_TIER, Layout, Slot, byte_count, fit_rank, pad_rank, parse_slot
 from fedsim.adapters.wire import pack, unpack
-from fedsim.federation import deal
-from fedsim.models.client_module import LocalTraining
+from fedsim.federation import deal, form_blocks
+from fedsim.local_training import LocalTraining
 from fedsim.parts.sharing import is_private
 from fedsim.plan import Method, Plan
-from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
+from fedsim.round import Assignment, Block, ClientUpdate, Outcome, Population, ServerState
+from fedsim.workers import Workers, as_tensor
 
 
 @dataclass(frozen=True)
-class Workers:
-    """The processes of this run: `index` is this one's `fabric.global_rank`."""
+class Hand:
+    """What a worker is dealt: the round's plan, its blocks, and the busiest worker's load over the mean."""
 
-    index: int = 0
-    count: int = 1
-    group: dist.ProcessGroup | None = None
+    plan: Plan
+    blocks: list[Block]
+    utilisation: float
 
     @property
-    def is_first(self) -> bool:
-        """Whether this is worker 0, the server."""
-        return self.index == 0
-
-    @staticmethod
-    def is_first_or_alone() -> bool:
-        """Whether this process may look at the run folder: worker 0, or any before there is a process group."""
-        return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
-
-    @classmethod
-    def from_environment(cls) -> "Workers":
-        """Return all processes of the running process group, or one worker when there is none."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
-
-    def broadcast(self, payload: bytes | None) -> bytes:
-        """Give worker 0's bytes to everyone."""
-        if self.count == 1:
-            assert payload is not None
-            return payload
-        length = torch.tensor([len(payload) if payload is not None else 0])
-        dist.broadcast(length, 0, group=self.group)
-        buffer = _as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(buffer, 0, group=self.group)
-        return buffer.numpy().tobytes()
-
-    def gather(self, payload: bytes) -> list[bytes]:
-        """Return every worker's bytes on worker 0, in worker order, and nothing elsewhere."""
-        if self.count == 1:
-            return [payload]
-        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
-        dist.all_gather(lengths, torch.tensor([len(payload)]), group=self.group)
-        widest = int(max(lengths))
-        buffer = torch.zeros(widest, dtype=torch.uint8)
-        buffer[: len(payload)] = _as_tensor(payload)
-        buffers = [torch.empty(widest, dtype=torch.uint8) for _ in range(self.count)] if self.index == 0 else None
-        dist.gather(buffer, buffers, 0, group=self.group)
-        return [b[: int(n)].numpy().tobytes() for b, n in zip(buffers or [], lengths, strict=False)]
-
-
-def _as_tensor(payload: bytes) -> Tensor:
-    return torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    def n_clients(self) -> int:
+        """Clients of this worker."""
+        return sum(map(len, self.blocks))
 
 
 class Aggregator:
-    """The server's half of a round. Every worker has one; only worker 0's holds a bank."""
+    """The server's half of a round. Every worker has one; only worker 0's holds a bank.
+
+    `block_size` is the number of clients that the engine trains together.
+    """
 
     def __init__(
         self,
         method: Method,
         population: Population,
+        layout: Layout,
         initial: Mapping[Slot, Tensor],
         workers: Workers,
         local: LocalTraining,
+        block_size: int = 1,
     ):
         self.method, self.population, self.initial = method, population, dict(initial)
-        self.workers, self.local = workers, local
+        self.workers, self.local, self.block_size = workers, local, block_size
+        self.depths = {site.name: site.depth for site in layout.sites}
+        self.heads = {site.name for site in layout.sites if site.is_head}
 
     def hand_out(
-        self, state: ServerState, clients: Sequence[int], *, probe: bool = False, epochs: int | None = None
-    ) -> tuple[Plan, list[Assignment]]:
-        """Return this round's plan and this worker's assignments: its hand of `clients`, dealt by local steps.
+        self,
+        state: ServerState,
+        clients: Sequence[int],
+        *,
+        probe: bool = False,
+        epochs: int | None = None,
+        test_sizes: Mapping[int, int] | None = None,
+    ) -> Hand:
+        """Return this round's plan and this worker's blocks of `clients`, dealt by load.
 
-        `probe` asks for the plan's probe instead of its training; `epochs` overrides the recipe's.
+        A load is local steps x samples x depths passed forward and backward; for an evaluation, `test_sizes` are the
+        loads. `probe` asks for the plan's probe instead of its training; `epochs` overrides the recipe's.
         """
         payload = self._pack_copies(state, clients, probe) if self.workers.index == 0 else None
         arrived = unpack(self.workers.broadcast(payload))
         learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
         plan = self._plan(replace(state, learnt=learnt), probe)
-        loads = [self.steps(plan, client, epochs) for client in clients]
-        mine = deal(clients, loads, self.workers.count)[self.workers.index]
-        return plan, [self._assignment(plan, state.round_index, client, arrived, epochs) for client in mine]
+        if test_sizes is None:
+            work = {client: self._work(plan, client, epochs) for client in clients}
+        else:
+            work = {client: ((-test_sizes[client],), float(test_sizes[client])) for client in clients}
+        blocks = form_blocks({client: key for client, (key, _) in work.items()}, self.block_size)
+        hands, utilisation = deal(blocks, [sum(work[c][1] for c in block) for block in blocks], self.workers.count)
+        mine = [
+            [self._assignment(plan, state.round_index, client, arrived, epochs) for client in block]
+            for block in hands[self.workers.index]
+        ]
+        return Hand(plan, mine, utilisation)
 
     def collect(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return everyone's updates in client order on worker 0, and nothing elsewhere."""
@@ -112,7 +94,7 @@ class Aggregator:
             f"{update.client}|{slot}": t.contiguous() for update in updates for slot, t in update.tensors.items()
         }
         logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
-        payload = pack(tensors | {"logs": _as_tensor(json.dumps(logs).encode())})
+        payload = pack(tensors | {"logs": as_tensor(json.dumps(logs).encode())})
         collected = [update for part in self.workers.gather(payload) for update in _updates_of(unpack(part))]
         return sorted(collected, key=lambda update: update.client)
 
@@ -145,10 +127,23 @@ class Aggregator:
 
     def steps(self, plan: Plan, client: int, epochs: int | None = None) -> int:
         """Return a client's local steps under this plan."""
-        per_epoch = -(-self.population.samples[client] // self.local.batch_size)
+        local = plan.local(client, self.local)
+        per_epoch = -(-self.population.samples[client] // local.batch_size)
         if plan.steps is not None:
             return plan.steps if per_epoch else 0
-        return (epochs or self.local.epochs) * per_epoch
+        return (epochs or local.epochs) * per_epoch
+
+    def _work(self, plan: Plan, client: int, epochs: int | None) -> tuple[tuple[float, ...], float]:
+        """What a client's work is like (see `form_blocks`), and its load."""
+        trained = [self.depths[slot.site] for slot in self._slots(plan) if self._trains(plan, slot, client)]
+        whole = max(self.depths.values()) + 1
+        lowest, steps = min(trained, default=whole), self.steps(plan, client, epochs)
+        batch_size = plan.local(client, self.local).batch_size
+        return (lowest, -steps, -batch_size), float(steps * batch_size * (whole + whole - lowest))
+
+    def _trains(self, plan: Plan, slot: Slot, client: int) -> bool:
+        is_allocated = plan.allocations is None or slot.site in self.heads
+        return plan.trains(slot) and (is_allocated or self.depths[slot.site] in plan.allocations[client])
 
     def traffic(self, state: ServerState, plan: Plan, clients: Sequence[int]) -> tuple[int, int]:
         """Return (up, down) bytes of a round, counted on worker 0 before the update, from the slots really sent.
@@ -167,7 +162,7 @@ class Aggregator:
             written = state.bank.written_in(slot, groups[ids])
             fresh = (written != NEVER) & (written >= state.last_seen[ids])
             down += int(sizes[fresh].sum())
-            up += int(sizes.sum()) * plan.trains(slot)
+            up += int(sizes[[self._trains(plan, slot, client) for client in clients]].sum())
         return up, down
 
     def _plan(self, state: ServerState, probe: bool) -> Plan:
@@ -207,10 +202,10 @@ class Aggregator:
             client=client,
             round_index=round_index,
             tensors=tensors,
-            trains=frozenset(slot for slot in tensors if plan.trains(slot)),
+            trains=frozenset(slot for slot in tensors if self._trains(plan, slot, client)),
             scales={} if alpha is None else dict.fromkeys(self.method.tiers, alpha / rank),
             steps=self.steps(plan, client, epochs),
-            batch_size=self.local.batch_size,
+            local=plan.local(client, self.local),
         )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from fedsim.aggregator import Workers
 from fedsim.launch import launch
 from fedsim.plan import Method
 from fedsim.report.summary import Result
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
 from fedsim.simulation import Setting, simulate
+from fedsim.workers import Workers
 
 
 def simulate_each(

@@ -9,8 +9,8 @@ from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
 from fedsim.data.federated import FederatedData
 from fedsim.data.images import ImageOptions, LabelledImages, find_images
 from fedsim.launch import RunOptions
+from fedsim.local_training import LocalTraining
 from fedsim.models.backbones import TimmModel, timm_backbone
-from fedsim.models.client_module import LocalTraining
 from fedsim.models.digits_vit import pretrained_digits_vit
 from fedsim.plan import Method
 from fedsim.randomness import numpy_generator

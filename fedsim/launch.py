@@ -34,8 +34,10 @@ class RunOptions:
     """Clients sampled in a round; default all."""
     evaluate_every: int = 1
     """Rounds between evaluations of all seen clients; the last round always has one."""
-    engine: Literal["sequential"] = "sequential"
-    """How a worker trains its clients."""
+    engine: Literal["batched", "sequential"] = "batched"
+    """How a worker trains its clients: in blocks, all of a block at once, or one after another (the reference)."""
+    block_size: int | None = None
+    """Clients that the batched engine trains together; default: what fits (GPU), 128 samples a step (CPU)."""
     threads: int | None = None
     """CPU threads of a worker; default cores ÷ workers, at most $OMP_NUM_THREADS."""
 
@@ -49,12 +51,15 @@ class RunOptions:
             problems.append(f"evaluate_every is {self.evaluate_every}; it must be 1 or more (--evaluate-every)")
         if self.cohort_size is not None and self.cohort_size < 1:
             problems.append(f"cohort_size is {self.cohort_size}; it must be 1 or more (--cohort-size)")
+        if self.block_size is not None and self.block_size < 1:
+            problems.append(f"block_size is {self.block_size}; it must be 1 or more (--block-size)")
         if problems:
             raise ValueError("; ".join(problems) + ".")
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
-        same = {name: getattr(self, name) for name in ("rounds", "seed", "cohort_size", "evaluate_every", "threads")}
+        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "threads")
+        same = {name: getattr(self, name) for name in names}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot, pad_rank
+from fedsim.local_training import LocalTraining
 from fedsim.parts.aggregation import Merged, mean_factors, normalised_weights, weighted_mean
 from fedsim.parts.objectives import cross_entropy
 from fedsim.parts.sharing import is_private, share_all
-from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
+from fedsim.round import Block, ClientUpdate, Outcome, Population, ServerState
 
 Combine = Callable[[Tensor, Tensor, Tensor], Merged]
 """Merges a group at one site: B (n, O, R), A (n, R, I), weights (n,) to one adapter."""
@@ -31,6 +32,11 @@ def train_tier(tier: str, slot: Slot) -> bool:
 def is_adapter(slot: Slot) -> bool:
     """Train the LoRA factors and leave every head as it is."""
     return slot.factor in ("A", "B")
+
+
+def as_the_recipe_says(client: int, local: LocalTraining) -> LocalTraining:
+    """Every client trains alike."""
+    return local
 
 
 def fedavg_update(state: ServerState, plan: "Plan", updates: Sequence[ClientUpdate]) -> Outcome:
@@ -62,6 +68,10 @@ class Plan:
     server_update: Callable[[ServerState, "Plan", Sequence[ClientUpdate]], Outcome] = fedavg_update
     lora_ranks: Sequence[int] | None = None
     """LoRA rank of each client, (C,); None means the method's for all."""
+    allocations: Sequence[frozenset[int]] | None = None
+    """Depths at which each client trains adapters, (C,); None means all depths. Heads are not part of it."""
+    local: Callable[[int, LocalTraining], LocalTraining] = as_the_recipe_says
+    """A client's local training from its id and the recipe's."""
     steps: int | None = None
     """Local steps; None means the recipe's local epochs."""
     probe: "Plan | None" = None
@@ -100,10 +110,14 @@ class Method(Protocol):
 class Engine(Protocol):
     """How a worker trains its clients; every engine returns the same numbers."""
 
-    def local_update(self, plan: Plan, assignments: Sequence[Assignment]) -> list[ClientUpdate]:
-        """Train every client of `assignments` and evaluate it on its own test split."""
+    @property
+    def block_size(self) -> int:
+        """The most clients that it trains together."""
 
-    def evaluate(self, plan: Plan, assignments: Sequence[Assignment]) -> list[ClientUpdate]:
+    def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
+        """Train every client of these blocks and evaluate it on its own test split."""
+
+    def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Evaluate every client on its own test split without training; the updates hold logs only."""
 
 
@@ -111,15 +125,17 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
     """Merge each slot inside each group: (A, B) pairs by `plan.combine`, head tensors by their weighted mean.
 
     A private slot (every client its own group) passes through untouched. Weights are training samples, normalised
-    inside the group. The outcome's log holds the mean share of energy that truncation discarded.
+    among those of the group who trained the slot. The outcome's log holds the mean share of energy that truncation
+    discarded.
     """
     tensors: dict[Slot, dict[int, Tensor]] = {}
     discarded: list[float] = []
-    for slot in updates[0].tensors if updates else ():
+    for slot in dict.fromkeys(slot for update in updates for slot in update.tensors):
         if slot.factor == "A":
             continue
         pair = slot._replace(factor="A")
-        for group, members in _by_group(plan.groups(slot), updates).items():
+        trained_by = [update for update in updates if slot in update.tensors]
+        for group, members in _by_group(plan.groups(slot), trained_by).items():
             if is_private(plan.groups(slot)):
                 for name in (slot, pair) if slot.factor == "B" else (slot,):
                     tensors.setdefault(name, {})[group] = members[0].tensors[name]

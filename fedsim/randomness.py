@@ -15,9 +15,11 @@ def derive_seed(seed: int, purpose: str, round_index: int = 0, client: int = 0) 
     return int.from_bytes(digest[:8], "little") >> 1
 
 
-def generator(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> torch.Generator:
-    """Return a fresh CPU generator for torch."""
-    return torch.Generator().manual_seed(derive_seed(seed, purpose, round_index, client))
+def generator(
+    seed: int, purpose: str, round_index: int = 0, client: int = 0, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Return a fresh generator for torch; what it draws differs between kinds of devices."""
+    return torch.Generator(device).manual_seed(derive_seed(seed, purpose, round_index, client))
 
 
 def numpy_generator(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> np.random.Generator:

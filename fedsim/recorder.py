@@ -40,7 +40,8 @@ class Recorder:
             summary = summarise_updates(source, evaluation)
             metrics |= {f"{evaluation}.{name}": summary.get(f"{evaluation}.{name}", "") for name in STATISTICS}
         metrics |= {
-            name: log.get(name, "") for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change")
+            name: log.get(name, "")
+            for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
         self.folder.append("metrics.csv", [metrics])
         self.clients_done(round_index, stage, updates, {"after_training": "after_training"})

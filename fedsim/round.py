@@ -1,6 +1,6 @@
 """What travels in a round: the server's state, what a client is asked to do, and what it sends back."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import Slot
+from fedsim.local_training import LocalTraining
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Assignment:
     scales: Mapping[str, float]
     """tier -> α/R, the factor in front of B @ A."""
     steps: int
-    batch_size: int
+    local: LocalTraining
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,16 @@ class Outcome:
 
 
 class ClientError(RuntimeError):
-    """A failure inside one client's work, with the first thing one asks: which client, in which round and stage."""
+    """A failure inside a client's work, with the first thing one asks: which client, in which round and stage.
 
-    def __init__(self, client: int, round_index: int, stage: str, cause: BaseException):
-        super().__init__(f"client {client} failed in round {round_index}, stage '{stage}': {cause}")
-        self.client, self.round_index, self.stage = client, round_index, stage
+    Several clients when they fail together and none of them alone.
+    """
+
+    def __init__(self, clients: Sequence[int], round_index: int, stage: str, cause: BaseException):
+        who = f"client {clients[0]}" if len(clients) == 1 else f"clients {list(clients)} together"
+        super().__init__(f"{who} failed in round {round_index}, stage '{stage}': {cause}")
+        self.clients, self.round_index, self.stage = tuple(clients), round_index, stage
+
+
+Block = Sequence[Assignment]
+"""Clients that are trained together by an engine that can; a worker is dealt whole blocks."""

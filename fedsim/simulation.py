@@ -4,19 +4,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from lightning.fabric import Fabric
+from torch import Tensor, nn
 
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import Layout
-from fedsim.aggregator import Aggregator, Workers
+from fedsim.adapters.layout import Layout, Slot
+from fedsim.aggregator import Aggregator
 from fedsim.data.federated import FederatedData
+from fedsim.data.placement import placed
+from fedsim.engines.batched import BatchedEngine
+from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import check_cohort_size, population_of, sample_cohort
 from fedsim.launch import launch, set_threads
-from fedsim.models.client_module import ClientModule, LocalTraining
+from fedsim.local_training import LocalTraining
+from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Engine, Method
@@ -26,9 +31,12 @@ from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, Population, ServerState
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
+from fedsim.workers import Workers
 
 PROBED = 50
 """Seen clients whose placing is checked at the end."""
+EVALUATED = 32
+"""Clients whose adapters are handed out at once for an evaluation, where the cohort is smaller."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ class Setting:
 
     `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
     match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
-    of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients.
+    of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
+    `block_size` the number of clients that the batched engine trains together (None: automatic).
     """
 
     method: Method
@@ -50,11 +59,15 @@ class Setting:
     sites: str = QUERY_VALUE
     head: str = ""
     evaluate_every: int = 1
+    engine: Literal["batched", "sequential"] = "batched"
+    block_size: int | None = None
 
     def __post_init__(self) -> None:
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size}; it must be 1 or more (--block-size).")
         check_cohort_size(self.cohort_size, self.population)
         check_classes(self.layout.sites, self.data.n_classes)
 
@@ -68,6 +81,11 @@ class Setting:
         """Where trainable tensors live."""
         found = find_sites(self.backbone, self.sites, self.head)
         return Layout(found, self.method.tiers, self.method.lora_rank, self.method.head_policy)
+
+    @property
+    def n_cohort(self) -> int:
+        """Clients in a round."""
+        return self.cohort_size or len(self.population.seen)
 
     def describe(self) -> dict[str, Any]:
         """Return what recipe.json records of a run without a recipe."""
@@ -107,10 +125,33 @@ def simulate(
         state = restore_state(fresh, tensors)
         recorder = Recorder(RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe), what.population)
     with LiveProgress(type(what.method).__name__, what.rounds, start, workers.is_first) as progress:
-        module = fabric.to_device(ClientModule(what.backbone, what.layout.sites, what.local))
-        engine = SequentialEngine(fabric, module, what.data, what.seed, progress.client_done)
-        aggregator = Aggregator(what.method, what.population, initial, workers, what.local)
-        return Simulation(what, aggregator, engine, progress, recorder).run(state)
+        module = fabric.to_device(ClientModule(what.backbone, what.layout.sites))
+        engine = prepare_engine(what, fabric, module, initial, workers, progress)
+        server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
+        return Simulation(what, server, engine, progress, recorder).run(state)
+
+
+def prepare_engine(
+    what: Setting,
+    fabric: Fabric,
+    module: ClientModule,
+    initial: dict[Slot, Tensor],
+    workers: Workers,
+    progress: LiveProgress,
+) -> Engine:
+    """Return the engine that the setting asks for, with the block size that all workers have in common."""
+    data = placed(what.data, fabric.device)
+    if what.engine == "sequential":
+        return SequentialEngine(fabric, module, data, what.seed, progress.client_done)
+    engine = BatchedEngine(fabric, module, data, what.seed, what.block_size or cpu_block_size(what.local))
+    if what.block_size is None and fabric.device.type == "cuda":
+        plan = what.method.plan(ServerState(0, what.rounds), what.population)
+        client = max(what.population.seen, key=what.data.train_size)
+        fits = measured_block_size(engine, plan, trial_assignment(plan, client, initial, what.local))
+        share = -(-what.n_cohort // workers.count)
+        engine.resize(min(share, *workers.all_numbers(fits)))
+    engine.on_client = progress.client_done
+    return engine
 
 
 @dataclass(frozen=True)
@@ -123,11 +164,6 @@ class Simulation:
     progress: LiveProgress
     recorder: Recorder | None
 
-    @property
-    def cohort_size(self) -> int:
-        """Clients in a round."""
-        return self.what.cohort_size or len(self.what.population.seen)
-
     def run(self, state: ServerState) -> Result | None:
         """Run the rounds that are left, then let the unseen clients meet the model."""
         while state.round_index < state.rounds:
@@ -137,25 +173,27 @@ class Simulation:
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""
         server, population = self.aggregator, self.aggregator.population
-        cohort = sample_cohort(population, self.cohort_size, self.what.seed, state.round_index)
-        plan, mine = server.hand_out(state, cohort)
-        self.progress.begin_phase(state.round_index, plan.stage, len(mine))
-        updates = server.collect(self.engine.local_update(plan, mine))
-        after, log = server.step(state, plan, updates)
+        cohort = sample_cohort(population, self.what.n_cohort, self.what.seed, state.round_index)
+        hand = server.hand_out(state, cohort)
+        self.progress.begin_phase(state.round_index, hand.plan.stage, hand.n_clients)
+        updates = server.collect(self.engine.local_update(hand.plan, hand.blocks))
+        after, log = server.step(state, hand.plan, updates)
         is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == after.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
-            self.recorder.round_done(after, plan.stage, updates, evaluated, log)
+            log["utilisation"] = hand.utilisation
+            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log)
             self.progress.end_round(updates, evaluated)
         return after
 
     def evaluate(self, state: ServerState, clients: Sequence[int]) -> list[ClientUpdate]:
         """Evaluate what clients hold, a cohort's worth at a time so that memory does not grow with the population."""
         evaluated: list[ClientUpdate] = []
-        chunk = max(self.cohort_size, self.aggregator.workers.count)
+        chunk = max(self.what.n_cohort, EVALUATED)
+        test_sizes = {client: self.what.data.test_size(client) for client in clients}
         for begin in range(0, len(clients), chunk):
-            plan, mine = self.aggregator.hand_out(state, clients[begin : begin + chunk])
-            evaluated += self.aggregator.collect(self.engine.evaluate(plan, mine))
+            hand = self.aggregator.hand_out(state, clients[begin : begin + chunk], test_sizes=test_sizes)
+            evaluated += self.aggregator.collect(self.engine.evaluate(hand.plan, hand.blocks))
         return evaluated
 
     def meet_unseen(self, state: ServerState) -> Result | None:
@@ -163,9 +201,9 @@ class Simulation:
         server, population = self.aggregator, self.aggregator.population
         state, admission = self.admit(state)
         untuned = self.evaluate(state, population.unseen)
-        plan, mine = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
-        self.progress.begin_phase(state.round_index, "tuning", len(mine))
-        tuned = server.collect(self.engine.local_update(plan, mine))
+        hand = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
+        self.progress.begin_phase(state.round_index, "tuning", hand.n_clients)
+        tuned = server.collect(self.engine.local_update(hand.plan, hand.blocks))
         if not self.recorder:
             return None
         self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
@@ -178,13 +216,13 @@ class Simulation:
         Up to `PROBED` seen clients train it too, to see whether they would be placed where they belong.
         """
         server, population = self.aggregator, self.aggregator.population
-        plan, _ = server.hand_out(state, [])
+        plan = server.hand_out(state, []).plan
         if plan.probe is None:
             return state, {}
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.what.seed, state.round_index)
-        probe, mine = server.hand_out(state, [*population.unseen, *seen], probe=True)
-        self.progress.begin_phase(state.round_index, "probe", len(mine))
-        probes = server.collect(self.engine.local_update(probe, mine))
+        hand = server.hand_out(state, [*population.unseen, *seen], probe=True)
+        self.progress.begin_phase(state.round_index, "probe", hand.n_clients)
+        probes = server.collect(self.engine.local_update(hand.plan, hand.blocks))
         if not self.recorder:
             return state, {}
         outcome = plan.admit(state, population, probes)

@@ -3,10 +3,13 @@
 x (..., I)
  ├──────────── frozen W, b ─────────────► y (..., O)
  └─ A_t (R, I) ─ B_t (O, R) ─ · scale_t ──► + at the site's rows, for every tier t
+
+One client's factors have these shapes. A block's carry a leading client axis K: the frozen map sees the samples of all
+clients as one batch, and only the products with A and B know whose sample is whose (`ClientRows`).
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from functools import reduce
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property, reduce
 from itertools import pairwise
 
 import torch
@@ -14,6 +17,38 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.adapters.layout import Site, Slot
+
+Scale = float | Tensor
+Dropout = Callable[[Tensor], Tensor]
+"""Drops inputs x of the adapters, with the x (..., I) of one client or the (K, M, I) of a block."""
+
+
+class ClientRows:
+    """Whose sample is whose in a batch that holds `sizes[k]` samples of client k, one client after another."""
+
+    def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu"):
+        self.sizes, self.device = tuple(sizes), device
+        self.widest = max(sizes)
+        self.is_even = min(sizes) == self.widest
+
+    @cached_property
+    def places(self) -> Tensor:
+        """Where each sample goes among K · widest places, (samples,)."""
+        starts = torch.arange(len(self.sizes)) * self.widest
+        return torch.cat([start + torch.arange(n) for start, n in zip(starts, self.sizes, strict=True)]).to(self.device)
+
+    def stack(self, x: Tensor, fill: float = 0) -> Tensor:
+        """Return samples (samples, ...) by client as (K, widest, ...); places without a sample hold `fill`."""
+        K, shape = len(self.sizes), x.shape[1:]
+        if self.is_even:
+            return x.reshape(K, self.widest, *shape)
+        empty = x.new_full((K * self.widest, *shape), fill)
+        return empty.index_copy(0, self.places, x).view(K, self.widest, *shape)
+
+    def unstack(self, x: Tensor) -> Tensor:
+        """Undo `stack`."""
+        flat = x.flatten(0, 1)
+        return flat if self.is_even else flat.index_select(0, self.places)
 
 
 class TieredLinear(nn.Module):
@@ -23,16 +58,27 @@ class TieredLinear(nn.Module):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.sites = tuple(sites)
-        self.active: list[tuple[Site, list[dict[str, Tensor]], list[float]]] = []
+        self.install({}, {})
 
     @property
     def weight(self) -> Tensor:
         """The frozen weight (O, I); some backbones look at its dtype."""
         return self.base.weight
 
-    def install(self, tensors: Mapping[Slot, Tensor], scales: Mapping[str, float]) -> None:
-        """Use these factors from now on; a tier without a scale has scale 1 and a slot that is absent adds nothing."""
-        self.active = []
+    def install(
+        self,
+        tensors: Mapping[Slot, Tensor],
+        scales: Mapping[str, Scale],
+        rows: ClientRows | None = None,
+        dropout: Dropout | None = None,
+    ) -> None:
+        """Use these factors from now on; a tier without a scale has scale 1 and a slot that is absent adds nothing.
+
+        With `rows` the factors are a block's, (K, *shape), and a scale may be (K,). A slot with the factor `gate`, a
+        scalar, multiplies its tier's share at its site.
+        """
+        self.rows, self.dropout = rows, dropout
+        self.active: list[tuple[Site, list[dict[str, Tensor]], list[Scale]]] = []
         for site in self.sites:
             tiers = dict.fromkeys(slot.tier for slot in tensors if slot.site == site.name)
             factors = [
@@ -44,22 +90,65 @@ class TieredLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b plus every installed tier's share, x (..., I) to (..., O)."""
         y = self.base(x)
-        by_rows = {site.rows: _change(site, x, factors, scales) for site, factors, scales in self.active}
+        if not self.active:
+            return y
+        by_rows = self._changes(x) if self.rows is None else self._block_changes(x, self.rows)
         if None in by_rows:
             y = y + by_rows[None]
         slices = {rows: change for rows, change in by_rows.items() if rows is not None}
         return _add_rows(y, slices) if slices else y
 
+    def _changes(self, x: Tensor) -> dict[tuple[int, int] | None, Tensor]:
+        """What each site adds for one client, at its rows."""
+        seen = x if self.dropout is None or self.sites[0].is_head else self.dropout(x)
+        return {site.rows: _change(site, seen, factors, scales) for site, factors, scales in self.active}
 
-def _change(site: Site, x: Tensor, factors: Sequence[Mapping[str, Tensor]], scales: Sequence[float]) -> Tensor:
+    def _block_changes(self, x: Tensor, rows: ClientRows) -> dict[tuple[int, int] | None, Tensor]:
+        """What each site adds for a block of clients, at its rows."""
+        samples = x.shape[:-1]
+        stacked = rows.stack(x.reshape(sum(rows.sizes), -1, x.shape[-1]))
+        seen = stacked.flatten(1, 2) if self.dropout is None or self.sites[0].is_head else self.dropout(stacked)
+        changes = {}
+        for site, factors, scales in self.active:
+            change = _block_change(site, seen, factors, scales).view(*stacked.shape[:3], -1)
+            changes[site.rows] = rows.unstack(change).view(*samples, -1)
+        return changes
+
+
+def _change(site: Site, x: Tensor, factors: Sequence[Mapping[str, Tensor]], scales: Sequence[Scale]) -> Tensor:
     """Σ_t scale_t · B_t A_t x as one product of the tiers' stacked factors; for a head Σ_t (W_t x + b_t)."""
     if site.is_head:
         weight = reduce(torch.add, [tier["W"] for tier in factors])
         bias = reduce(torch.add, [tier["b"] for tier in factors]) if site.has_bias else None
         return F.linear(x, weight, bias)
     A = torch.cat([tier["A"] for tier in factors])
-    B = torch.cat([scale * tier["B"] for tier, scale in zip(factors, scales, strict=True)], dim=-1)
+    B = torch.cat(
+        [scale * tier.get("gate", 1.0) * tier["B"] for tier, scale in zip(factors, scales, strict=True)], dim=-1
+    )
     return F.linear(F.linear(x, A), B)
+
+
+def _block_change(site: Site, x: Tensor, factors: Sequence[Mapping[str, Tensor]], scales: Sequence[Scale]) -> Tensor:
+    """The same for K clients at once: x (K, M, I), factors (K, *shape), scales (K,) or one number; (K, M, O)."""
+    if site.is_head:
+        weight = reduce(torch.add, [tier["W"] for tier in factors])
+        if not site.has_bias:
+            return torch.bmm(x, weight.mT)
+        return torch.baddbmm(reduce(torch.add, [tier["b"] for tier in factors]).unsqueeze(1), x, weight.mT)
+    A = [tier["A"] for tier in factors]
+    B = [_scaled(tier["B"], scale, tier.get("gate")) for tier, scale in zip(factors, scales, strict=True)]
+    A_all, B_all = (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=1), torch.cat(B, dim=2))
+    return torch.bmm(torch.bmm(x, A_all.mT), B_all.mT)
+
+
+def _scaled(B: Tensor, scale: Scale, gate: Tensor | None) -> Tensor:
+    """B (K, O, R) times each client's scale and gate (K,)."""
+    for factor in (scale, gate):
+        if isinstance(factor, Tensor):
+            B = B * factor.view(-1, 1, 1)
+        elif factor is not None and factor != 1:
+            B = B * factor
+    return B
 
 
 def _add_rows(y: Tensor, by_rows: Mapping[tuple[int, int], Tensor]) -> Tensor:

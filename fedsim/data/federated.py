@@ -1,7 +1,12 @@
-"""Every client's data as two index tables (train, test) over one resident tensor of inputs."""
+"""Every client's data as two index tables (train, test) over one resident tensor of inputs.
+
+A local step is a choice of rows and of random numbers (`train_steps`, cheap, per client); turning rows into what the
+backbone takes (`batch`) is one operation on the device for as many clients as one likes. No loader processes.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,8 +21,10 @@ def as_float(inputs: Tensor) -> Tensor:
 class FederatedData:
     """Inputs (S, ...) and class targets (S,) of all clients, and which rows each client trains and tests on.
 
-    `transform` turns a batch of raw inputs into what the backbone takes; `augment` does the same for training batches
-    and draws from the client's own generator. Raises ValueError when the tables do not fit the tensors.
+    Inputs are uint8 images, or int32 tokens (S, T) padded with `pad_token`, or floats. `transform` turns a batch of raw
+    inputs into what the backbone takes; `augment` does the same for training batches, with `n_draws` uniform random
+    numbers for each sample, (B, n_draws), from its client's own generator. Raises ValueError when the tables do not fit
+    the tensors.
     """
 
     inputs: Tensor
@@ -29,7 +36,9 @@ class FederatedData:
     groups: tuple[int, ...] | None = None
     group_names: tuple[str, ...] = ()
     transform: Callable[[Tensor], Tensor] = as_float
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = field(default=None)
+    augment: Callable[[Tensor, Tensor], Tensor] | None = None
+    n_draws: int = 0
+    pad_token: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -66,31 +75,57 @@ class FederatedData:
         """C, seen and unseen."""
         return len(self.train)
 
+    @cached_property
+    def lengths(self) -> Tensor:
+        """Tokens of each sequence up to its last that is no padding, at least one, (S,), in CPU memory."""
+        is_token = (self.inputs != self.pad_token).cpu()
+        positions = torch.arange(1, self.inputs.shape[1] + 1)
+        return (is_token * positions).amax(1).clamp(min=1)
+
     def train_size(self, client: int) -> int:
         """Training samples of a client."""
         return len(self.train[client])
 
-    def train_batches(
+    def test_size(self, client: int) -> int:
+        """Test samples of a client."""
+        return len(self.test[client])
+
+    def train_steps(
         self, client: int, batch_size: int, steps: int, generator: torch.Generator
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield `steps` batches, reshuffled every epoch; the last batch of an epoch may be smaller."""
-        rows, done = self.train[client], 0
-        while done < steps and len(rows):
-            order = rows[torch.randperm(len(rows), generator=generator)]
-            for start in range(0, len(rows), batch_size):
+        """Yield rows (B,) and draws (B, n_draws) of `steps` batches; every epoch is shuffled anew."""
+        table, done = self.train[client], 0
+        while done < steps and len(table):
+            order = table[torch.randperm(len(table), generator=generator)]
+            for rows in order.split(batch_size):
                 if done == steps:
                     return
-                batch = order[start : start + batch_size]
-                raw = self.inputs[batch]
-                yield self.augment(raw, generator) if self.augment else self.transform(raw), self.targets[batch]
+                yield rows, torch.rand(len(rows), self.n_draws, generator=generator)
                 done += 1
 
-    def test_batches(self, client: int, batch_size: int = 256) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the client's test split in order."""
-        rows = self.test[client]
-        for start in range(0, len(rows), batch_size):
-            batch = rows[start : start + batch_size]
-            yield self.transform(self.inputs[batch]), self.targets[batch]
+    def test_steps(self, client: int, batch_size: int) -> Sequence[Tensor]:
+        """Return the rows of the client's test split in order, in batches; none without test samples."""
+        return self.test[client].split(batch_size) if len(self.test[client]) else ()
+
+    def batch(
+        self, rows: Tensor, draws: Tensor | None = None, device: torch.device | str | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return inputs as the backbone takes them, and targets, of these rows (B,), on `device`.
+
+        With `draws` they are augmented. Tokens are cut to the longest sequence among them. Raw inputs move to the
+        device, and what is done to them is done there.
+        """
+        home = self.inputs.device
+        device = device or home
+        longest = None if self.pad_token is None else int(self.lengths[rows].max())
+        rows = rows.to(home, non_blocking=True)
+        raw = self.inputs[rows].to(device, non_blocking=True)
+        targets = self.targets[rows].to(device, non_blocking=True)
+        if longest is not None:
+            raw = raw[:, :longest]
+        if draws is not None and self.augment:
+            return self.augment(raw, draws.to(device, non_blocking=True)), targets
+        return self.transform(raw), targets
 
 
 def from_tensors(

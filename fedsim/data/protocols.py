@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.data.federated import FederatedData
-from fedsim.data.images import ImageOptions, LabelledImages
+from fedsim.data.images import ImageOptions, LabelledImages, joined
 from fedsim.data.partition import (
     Split,
     by_group,
@@ -105,9 +105,10 @@ def _federation(
 ) -> FederatedData:
     train, test = splits
     transform = partial(normalise, size=options.image_size, mean=options.mean, std=options.std)
+    inputs, targets = joined(train, test)
     return FederatedData(
-        inputs=torch.cat((train.images, test.images)),
-        targets=torch.cat((train.targets, test.targets)),
+        inputs=inputs,
+        targets=targets,
         train=tables[0],
         test=[rows + len(train.targets) for rows in tables[1]],
         class_names=train.class_names,
@@ -115,7 +116,8 @@ def _federation(
         groups=groups,
         group_names=group_names,
         transform=transform,
-        augment=lambda images, generator: transform(flip_some(images, generator)),
+        augment=lambda images, draws: transform(flip_some(images, draws[:, 0])),
+        n_draws=1,
     )
 
 
@@ -128,7 +130,6 @@ def normalise(images: Tensor, *, size: int, mean: tuple[float, ...], std: tuple[
     return (scaled - scaled.new_tensor(mean).view(-1, 1, 1)) / scaled.new_tensor(std).view(-1, 1, 1)
 
 
-def flip_some(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirror each image left to right with probability one half, drawn from the (CPU) generator."""
-    is_flipped = torch.rand(len(images), generator=generator) < 0.5
-    return torch.where(is_flipped.to(images.device).view(-1, 1, 1, 1), images.flip(-1), images)
+def flip_some(images: Tensor, draws: Tensor) -> Tensor:
+    """Mirror those images left to right whose uniform draw (B,) is below one half."""
+    return torch.where((draws < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)

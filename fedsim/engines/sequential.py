@@ -3,19 +3,24 @@
 from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from lightning.fabric import Fabric
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from fedsim.adapters.linear import Dropout
 from fedsim.data.federated import FederatedData
+from fedsim.engines.dropout import ClientDropout
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan
 from fedsim.randomness import generator
-from fedsim.round import Assignment, ClientError, ClientUpdate
+from fedsim.round import Assignment, Block, ClientError, ClientUpdate
 
 
 class SequentialEngine:
     """Trains each client at its own LoRA rank with frozen things frozen; `on_client` is told of every finished one."""
+
+    block_size = 1
 
     def __init__(
         self,
@@ -27,63 +32,70 @@ class SequentialEngine:
     ):
         self.fabric, self.module, self.data, self.seed, self.on_client = fabric, module, data, seed, on_client
 
-    def local_update(self, plan: Plan, assignments: Sequence[Assignment]) -> list[ClientUpdate]:
+    def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Train every client, then evaluate what it trained on its own test split (`after_training.*`)."""
         updates = []
-        for assignment in assignments:
+        for assignment in [assignment for block in blocks for assignment in block]:
             try:
                 updates.append(self._train(plan, assignment))
             except Exception as error:
-                raise ClientError(assignment.client, assignment.round_index, plan.stage, error) from error
+                raise ClientError([assignment.client], assignment.round_index, plan.stage, error) from error
             self.on_client(updates[-1])
         return updates
 
-    def evaluate(self, plan: Plan, assignments: Sequence[Assignment]) -> list[ClientUpdate]:
+    def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Evaluate every client as it is (`after_aggregation.*`)."""
         updates = []
-        for assignment in assignments:
-            self._install(plan, assignment, frozenset())
+        for assignment in [assignment for block in blocks for assignment in block]:
+            self._install(plan, assignment, {s: t.to(self.module.device) for s, t in assignment.tensors.items()})
             logs = {f"after_aggregation.{name}": value for name, value in self._test(assignment.client).items()}
             updates.append(ClientUpdate(assignment.client, self.data.train_size(assignment.client), logs=logs))
         return updates
 
     def _train(self, plan: Plan, assignment: Assignment) -> ClientUpdate:
-        client, module = assignment.client, self.module
-        self._install(plan, assignment, assignment.trains)
+        client, local, module = assignment.client, assignment.local, self.module
+        tensors = {slot: t.to(module.device, copy=True) for slot, t in assignment.tensors.items()}
+        trained = {slot: t.requires_grad_() for slot, t in tensors.items() if slot in assignment.trains}
+        self._install(plan, assignment, tensors)
         random = generator(self.seed, "batches", assignment.round_index, client)
         losses = []
-        if module.trained:
+        if trained:
             optimizer = module.configure_optimizers()
-            for inputs, targets in self.data.train_batches(client, assignment.batch_size, assignment.steps, random):
+            steps = self.data.train_steps(client, local.batch_size, assignment.steps, random)
+            for step, (rows, draws) in enumerate(steps):
                 optimizer.zero_grad()
+                self._install(plan, assignment, tensors, ClientDropout(self.seed, assignment, step))
                 with self.fabric.autocast():
-                    loss = module.training_step((inputs.to(module.device), targets.to(module.device)))
+                    loss = module.training_step(self.data.batch(rows, draws, module.device))
                 # Not fabric.setup_module: DDP would average the gradients of *different* clients.
                 self.fabric.backward(loss)
-                if module.local.clip_norm is not None:
-                    torch.nn.utils.clip_grad_norm_([module.tensors[s] for s in module.trained], module.local.clip_norm)
+                if local.clip_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(trained.values(), local.clip_norm)
                 optimizer.step()
                 losses.append(loss.detach())
+        self._install(plan, assignment, tensors)
         logs = {f"after_training.{name}": value for name, value in self._test(client).items()}
         if losses:
             logs["train_loss"] = float(torch.stack(losses).mean())
-        trained = {slot: module.tensors[slot].detach().cpu() for slot in module.trained}
-        return ClientUpdate(client, self.data.train_size(client), trained, logs)
+        sent = {slot: tensor.detach().cpu() for slot, tensor in trained.items()}
+        return ClientUpdate(client, self.data.train_size(client), sent, logs)
 
-    def _install(self, plan: Plan, assignment: Assignment, trains: frozenset) -> None:
-        self.module.install(assignment.tensors, trains, assignment.scales, plan.objective)
+    def _install(self, plan: Plan, assignment: Assignment, tensors: dict, dropout: Dropout | None = None) -> None:
+        """Make the module this client."""
+        self.module.install(tensors, assignment.scales, plan.objective, assignment.local, dropout=dropout)
 
     @torch.no_grad()
     def _test(self, client: int) -> dict[str, float]:
         """Accuracy and mean cross-entropy on the client's test split; empty without test samples."""
         logits: list[Tensor] = []
         labels: list[Tensor] = []
-        for inputs, targets in self.data.test_batches(client):
+        for rows in self.data.test_steps(client, 256):
+            inputs, targets = self.data.batch(rows, device=self.module.device)
             with self.fabric.autocast():
-                logits.append(self.module(inputs.to(self.module.device)).float())
-            labels.append(targets.to(self.module.device))
+                logits.append(self.module(inputs).float())
+            labels.append(targets)
         if not logits:
             return {}
         scores, targets = torch.cat(logits), torch.cat(labels)
         accuracy = multiclass_accuracy(scores, targets, num_classes=scores.shape[-1], average="micro")
-        return {"accuracy": float(accuracy), "loss": float(torch.nn.functional.cross_entropy(scores, targets))}
+        return {"accuracy": float(accuracy), "loss": float(F.cross_entropy(scores, targets))}

@@ -1,76 +1,54 @@
-"""The LightningModule that stands for one client at a time: a frozen backbone with that client's adapters in it."""
+"""The LightningModule that stands for a client, or for a block of them: a frozen backbone with adapters in it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
 from fedsim.adapters.layout import Site, Slot
-from fedsim.adapters.linear import insert_tiered_linears
+from fedsim.adapters.linear import ClientRows, Dropout, Scale, insert_tiered_linears
+from fedsim.local_training import LocalTraining
 
+IGNORED = -100
+"""The target of a place that holds no sample, as in torch's losses."""
 Objective = Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor]
-
-
-@dataclass(frozen=True, kw_only=True)
-class LocalTraining:
-    """How a client trains, the same for every method. A fresh optimiser each round, as in all four papers."""
-
-    epochs: int = 1
-    """Passes over the client's own data in a round."""
-    batch_size: int = 16
-    """Samples in a local step."""
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum."""
-    learning_rate: float = 1e-3
-    """Step size of every trained tensor."""
-    weight_decay: float = 0.0
-    """Decoupled decay of adapters and of the head's change."""
-    momentum: float = 0.9
-    """Of SGD."""
-    clip_norm: float | None = None
-    """Largest gradient norm of a client, over all its trained tensors; None for no limit."""
-    tune_epochs: int = 5
-    """Epochs for which an unseen client tunes at the end (five in HiLoRA's protocol)."""
-
-    def __post_init__(self) -> None:
-        problems = []
-        for name in ("epochs", "batch_size", "tune_epochs"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be 1 or more")
-        if self.learning_rate <= 0:
-            problems.append(f"learning_rate is {self.learning_rate}; it must be positive")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            problems.append(f"clip_norm is {self.clip_norm}; it must be positive or None")
-        if problems:
-            raise ValueError("; ".join(problems) + " (--local.*).")
 
 
 class ClientModule(LightningModule):
     """One resident frozen backbone; `install` turns it into a client, `training_step` gives that client's loss."""
 
-    def __init__(self, backbone: nn.Module, sites: Sequence[Site], local: LocalTraining):
+    def __init__(self, backbone: nn.Module, sites: Sequence[Site]):
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.linears = insert_tiered_linears(self.backbone, sites)
-        self.local = local
         self.objective: Objective | None = None
+        self.local = LocalTraining()
         self.tensors: dict[Slot, Tensor] = {}
-        self.trained: list[Slot] = []
+        self.rows: ClientRows | None = None
 
     def install(
-        self, tensors: Mapping[Slot, Tensor], trains: frozenset[Slot], scales: Mapping[str, float], objective: Objective
+        self,
+        tensors: Mapping[Slot, Tensor],
+        scales: Mapping[str, Scale],
+        objective: Objective,
+        local: LocalTraining | None = None,
+        rows: ClientRows | None = None,
+        dropout: Dropout | None = None,
     ) -> None:
-        """Become the client that holds copies of `tensors`; those in `trains` will collect gradients."""
-        self.tensors = {
-            slot: t.to(self.device, copy=True).requires_grad_(slot in trains) for slot, t in tensors.items()
-        }
-        self.trained = [slot for slot in self.tensors if slot in trains]
-        self.objective = objective
+        """Become the client that holds `tensors`, by tier's scale; those that require gradients are trained.
+
+        With `rows` become the block of clients whose tensors are stacked (K, *shape).
+        """
+        self.tensors, self.objective, self.rows = dict(tensors), objective, rows
+        self.local = local or self.local
         for linear in self.linears.values():
-            linear.install(self.tensors, scales)
+            linear.install(self.tensors, scales, rows, dropout)
+
+    @property
+    def trained(self) -> dict[Slot, Tensor]:
+        """The installed tensors that collect gradients."""
+        return {slot: tensor for slot, tensor in self.tensors.items() if tensor.requires_grad}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, N); transformers' models answer with an object that holds them."""
@@ -78,14 +56,17 @@ class ClientModule(LightningModule):
         return output if isinstance(output, Tensor) else output.logits
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int = 0) -> Tensor:
-        """Return the installed client's loss on one batch of inputs (B, ...) and targets (B,)."""
+        """Return the client's loss on one batch of inputs (B, ...) and targets (B,); of a block the losses (K,)."""
         assert self.objective is not None, "install a client first"
         inputs, targets = batch
-        return self.objective(self(inputs), targets, self.tensors)
+        logits = self(inputs)
+        if self.rows is None:
+            return self.objective(logits, targets, self.tensors)
+        return self.objective(self.rows.stack(logits), self.rows.stack(targets, IGNORED), self.tensors)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return a fresh optimiser over the installed client's trained tensors."""
-        parameters, local = [self.tensors[slot] for slot in self.trained], self.local
+        parameters, local = list(self.trained.values()), self.local
         if local.optimizer == "sgd":
             return torch.optim.SGD(
                 parameters, lr=local.learning_rate, momentum=local.momentum, weight_decay=local.weight_decay

@@ -1,0 +1,186 @@
+"""K clients in one forward and backward pass: the frozen backbone sees their samples as one large batch.
+
+The *sum* of the K losses is differentiated. No two clients share a trained tensor, so each gets exactly its own
+gradient, and an element-wise optimiser steps all of them at once. Only this folder's `stack` and adapters/linear know
+that there is a client axis.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from lightning.fabric import Fabric
+from torch import Tensor
+
+from fedsim.adapters.linear import ClientRows
+from fedsim.data.federated import FederatedData
+from fedsim.engines.dropout import block_dropout
+from fedsim.engines.stack import Stack, StackedOptimizer
+from fedsim.models.client_module import ClientModule
+from fedsim.plan import Plan
+from fedsim.randomness import generator
+from fedsim.round import Assignment, Block, ClientError, ClientUpdate
+
+Answer = TypeVar("Answer")
+
+
+class BatchedEngine:
+    """Trains blocks of up to `block_size` clients together; `on_client` is told of every finished one."""
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        module: ClientModule,
+        data: FederatedData,
+        seed: int,
+        block_size: int,
+        on_client: Callable[[ClientUpdate], None] = lambda update: None,
+    ):
+        self.fabric, self.module, self.data, self.seed, self.on_client = fabric, module, data, seed, on_client
+        self.resize(block_size)
+
+    def resize(self, block_size: int) -> None:
+        """Train so many clients together from now on."""
+        self.block_size = self.pass_size = block_size
+
+    def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
+        """Train every client, then evaluate what it trained on its own test split (`after_training.*`)."""
+        return [update for block in blocks for update in self._blaming(plan, block, self._train)]
+
+    def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
+        """Evaluate every client as it is (`after_aggregation.*`)."""
+        return [update for block in blocks for update in self._blaming(plan, block, self._evaluate)]
+
+    def _train(self, plan: Plan, block: Block) -> list[ClientUpdate]:
+        block = sorted(block, key=lambda assignment: -assignment.steps)  # those at work are the first ones, always
+        stack = Stack(block, self.module.device)
+        losses = torch.zeros(len(block), device=self.module.device)
+        if stack.trained:
+            optimizer = StackedOptimizer(stack)
+            streams = [self._stream(assignment) for assignment in block]
+            for step in range(block[0].steps):
+                picks = [next(stream) for stream, a in zip(streams, block, strict=True) if step < a.steps]
+                losses[: len(picks)] += self._differentiate(plan, stack, picks, step, optimizer.gradients)
+                optimizer.step(len(picks))
+        tests = self._test(plan, stack)
+        updates = []
+        for assignment, tensors, test, loss in zip(block, stack.results(), tests, losses.tolist(), strict=True):
+            logs = {f"after_training.{name}": value for name, value in test.items()}
+            if tensors and assignment.steps:
+                logs["train_loss"] = loss / assignment.steps
+            updates.append(self._update(assignment, logs, tensors))
+            self.on_client(updates[-1])
+        return updates
+
+    def _evaluate(self, plan: Plan, block: Block) -> list[ClientUpdate]:
+        tests = self._test(plan, Stack(block, self.module.device))
+        return [
+            self._update(assignment, {f"after_aggregation.{name}": value for name, value in test.items()}, {})
+            for assignment, test in zip(block, tests, strict=True)
+        ]
+
+    def _update(self, assignment: Assignment, logs: dict[str, float], tensors: dict) -> ClientUpdate:
+        return ClientUpdate(assignment.client, self.data.train_size(assignment.client), tensors, logs)
+
+    def _stream(self, assignment: Assignment):
+        random = generator(self.seed, "batches", assignment.round_index, assignment.client)
+        return self.data.train_steps(assignment.client, assignment.local.batch_size, assignment.steps, random)
+
+    def _differentiate(
+        self, plan: Plan, stack: Stack, picks: Sequence[tuple[Tensor, Tensor]], step: int, gradients: Tensor
+    ) -> Tensor:
+        """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses."""
+
+        def differentiate(start: int, stop: int) -> Tensor:
+            chosen, draws = zip(*picks[start:stop], strict=True)
+            rows = ClientRows([len(each) for each in chosen], stack.device)
+            values = stack.values[start:stop].detach().requires_grad_()
+            dropout = block_dropout(self.seed, stack.block[start:stop], step, rows)
+            self._install(plan, stack, values, start, rows, dropout)
+            with self.fabric.autocast():
+                losses = self.module.training_step(self.data.batch(torch.cat(chosen), torch.cat(draws), stack.device))
+            # Not fabric.setup_module: DDP would average the gradients of *different* clients.
+            self.fabric.backward(losses.sum())
+            gradients[start:stop] = values.grad
+            return losses.detach()
+
+        return torch.cat(self._in_passes(len(picks), differentiate))
+
+    @torch.no_grad()
+    def _test(self, plan: Plan, stack: Stack) -> list[dict[str, float]]:
+        """Each client's accuracy and mean cross-entropy on its own test split; empty without test samples."""
+        batch_size = 2 * max(assignment.local.batch_size for assignment in stack.block)  # nothing is kept for backward
+
+        def test(start: int, stop: int) -> Tensor:
+            tables = [self.data.test[assignment.client] for assignment in stack.block[start:stop]]
+            sums = torch.zeros(len(tables), 2, device=stack.device)
+            for begin in range(0, max(map(len, tables)), batch_size):
+                chosen = [table[begin : begin + batch_size] for table in tables]
+                rows = ClientRows([len(each) for each in chosen], stack.device)
+                self._install(plan, stack, stack.values[start:stop], start, rows)
+                inputs, targets = self.data.batch(torch.cat(chosen), device=stack.device)
+                with self.fabric.autocast():
+                    logits = self.module(inputs).float()
+                losses = F.cross_entropy(logits, targets, reduction="none")
+                sums += rows.stack(torch.stack([logits.argmax(-1) == targets, losses], dim=-1)).sum(1)
+            return sums
+
+        sizes = [self.data.test_size(assignment.client) for assignment in stack.block]
+        sums = torch.cat(self._in_passes(len(stack.block), test)).tolist()
+        return [
+            {"accuracy": correct / n, "loss": loss / n} if n else {}
+            for (correct, loss), n in zip(sums, sizes, strict=True)
+        ]
+
+    def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientRows, dropout=None) -> None:
+        """Make the module the clients from `start` on, whose trained tensors are `values`."""
+        tensors, scales = stack.tensors(values, start), stack.scales(start, start + len(values))
+        self.module.install(tensors, scales, plan.objective, rows=rows, dropout=dropout)
+
+    def _in_passes(self, n_clients: int, run: Callable[[int, int], Answer]) -> list[Answer]:
+        """Return `run(start, stop)` over all clients, `pass_size` at a time.
+
+        When memory runs out the pass is halved, for good, and the same clients run again: nothing was changed yet.
+        """
+        answers, start = [], 0
+        while start < n_clients:
+            stop = min(n_clients, start + self.pass_size)
+            try:
+                answers.append(run(start, stop))
+                start = stop
+                continue
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or stop - start == 1:
+                    raise
+            # Outside of the handler: the error holds the frames, and those the tensors that must go.
+            self._halve(stop - start)
+        return answers
+
+    def _halve(self, tried: int) -> None:
+        self.pass_size = tried // 2
+        warnings.warn(
+            f"Out of memory with {tried} clients in one pass; from here on {self.pass_size}. Nothing is lost. "
+            "A smaller --block-size avoids the attempt.",
+            stacklevel=2,
+        )
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _blaming(
+        self, plan: Plan, block: Block, work: Callable[[Plan, Block], list[ClientUpdate]]
+    ) -> list[ClientUpdate]:
+        """Run a block's work. When it fails, find by running one client at a time whose fault it is."""
+        try:
+            return work(plan, block)
+        except Exception as error:
+            for assignment in block if len(block) > 1 else ():
+                self._blaming(plan, [assignment], work)
+            clients = [assignment.client for assignment in block]
+            raise ClientError(clients, block[0].round_index, plan.stage, error) from error
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """CUDA raises a class of its own, the CPU's allocator a plain RuntimeError."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

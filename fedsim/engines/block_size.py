@@ -1,0 +1,50 @@
+"""How many clients fit into one pass."""
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.layout import Slot
+from fedsim.engines.batched import BatchedEngine
+from fedsim.local_training import LocalTraining
+from fedsim.plan import Plan
+from fedsim.round import Assignment
+
+CPU_SAMPLES = 128
+"""Samples of a pass on a CPU: enough that overhead is small, few enough that activations stay in the cache."""
+MEMORY_SHARE = 0.85
+"""Share of the free memory of a GPU that a pass may fill."""
+
+
+def cpu_block_size(local: LocalTraining) -> int:
+    """Return the default number of clients in a pass on a CPU, `CPU_SAMPLES` over the batch size, at least one."""
+    return max(1, CPU_SAMPLES // local.batch_size)
+
+
+def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) -> int:
+    """Return how many clients like `trial` fit into the GPU's free memory, from one step with one and with two.
+
+    Memory is linear in clients: what the second one adds is the price of each.
+    """
+    device = engine.module.device
+    peaks = []
+    for n_clients in (1, 2):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        engine.local_update(plan, [[trial] * n_clients])
+        peaks.append(torch.cuda.max_memory_allocated(device))
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(device)
+    return clients_that_fit(free + torch.cuda.memory_allocated(device), peaks[0], peaks[1])
+
+
+def clients_that_fit(available: int, peak_of_one: int, peak_of_two: int) -> int:
+    """Return how many clients fit into `available` bytes, given the peaks of a pass with one and with two."""
+    each = max(peak_of_two - peak_of_one, 1)
+    fixed = peak_of_one - each
+    return max(1, int((MEMORY_SHARE * available - fixed) // each))
+
+
+def trial_assignment(plan: Plan, client: int, initial: dict[Slot, Tensor], local: LocalTraining) -> Assignment:
+    """Return one step of a client at full LoRA rank: no client of the run needs more memory for its batch size."""
+    trains = frozenset(slot for slot in initial if plan.trains(slot))
+    return Assignment(client, 0, initial, trains, {}, 1, local)

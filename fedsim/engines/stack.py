@@ -1,0 +1,147 @@
+"""The tensors of a block of K clients, stacked, and the optimiser that steps all of them at once."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from fedsim.adapters.layout import Slot, pad_rank
+from fedsim.adapters.linear import Scale
+from fedsim.round import Assignment
+
+
+class Stack:
+    """K clients' tensors at the largest LoRA rank among them.
+
+    `values` (K, P) holds, a row a client, every slot that any of them trains; `mask` (K, P) is 1 where a client trains
+    an entry and 0 where it does not: stage x allocation x LoRA rank, built here and nowhere else (None: all ones).
+    """
+
+    def __init__(self, block: Sequence[Assignment], device: torch.device):
+        self.block, self.device = block, device
+        self.shapes = {slot: _widest([a.tensors[slot] for a in block]) for slot in block[0].tensors}
+        self.trained = [slot for slot in self.shapes if any(slot in a.trains for a in block)]
+        self.sizes = [self.shapes[slot].numel() for slot in self.trained]
+        rows = [torch.cat([self._padded(a, slot).flatten() for slot in self.trained]) for a in block if self.trained]
+        self.values = torch.stack(rows).to(device) if rows else torch.zeros(len(block), 0, device=device)
+        self.frozen = {slot: self._stacked(slot) for slot in self.shapes if slot not in self.trained}
+        is_whole = all(
+            slot in a.trains and a.tensors[slot].shape == s for a in block for slot, s in self._each_trained()
+        )
+        self.mask = None if is_whole else torch.stack([self._trained_entries(a) for a in block]).to(device)
+
+    def tensors(self, values: Tensor, start: int) -> dict[Slot, Tensor]:
+        """Return every slot, (k, *shape), of the clients from `start` on; trained ones are views of `values` (k, P)."""
+        columns = dict(zip(self.trained, values.split(self.sizes, dim=1), strict=True))
+        stop = start + len(values)
+        return {
+            slot: columns[slot].view(len(values), *shape) if slot in columns else self.frozen[slot][start:stop]
+            for slot, shape in self.shapes.items()
+        }
+
+    def scales(self, start: int, stop: int) -> dict[str, Scale]:
+        """Return each tier's scale: one number where these clients agree, else (k,)."""
+        members = self.block[start:stop]
+        scales: dict[str, Scale] = {}
+        for tier in members[0].scales:
+            of_client = [a.scales[tier] for a in members]
+            alike = len(set(of_client)) == 1
+            scales[tier] = of_client[0] if alike else torch.tensor(of_client, device=self.device)
+        return scales
+
+    def results(self) -> list[dict[Slot, Tensor]]:
+        """Return what each client trained, at its own LoRA rank, in CPU memory."""
+        columns = dict(zip(self.trained, self.values.cpu().split(self.sizes, dim=1), strict=True))
+        return [
+            {
+                slot: columns[slot][k].view(shape)[tuple(map(slice, a.tensors[slot].shape))]
+                for slot, shape in self._each_trained()
+                if slot in a.trains
+            }
+            for k, a in enumerate(self.block)
+        ]
+
+    def _each_trained(self) -> list[tuple[Slot, torch.Size]]:
+        return [(slot, self.shapes[slot]) for slot in self.trained]
+
+    def _padded(self, assignment: Assignment, slot: Slot) -> Tensor:
+        tensor, shape = assignment.tensors[slot], self.shapes[slot]
+        return tensor if tensor.shape == shape else pad_rank(tensor, slot.factor, _lora_rank(slot, shape))
+
+    def _stacked(self, slot: Slot) -> Tensor:
+        """A frozen slot (K, *shape); clients that hold the same copy share its memory."""
+        copies = [assignment.tensors[slot] for assignment in self.block]
+        if len({(copy.data_ptr(), copy.shape) for copy in copies}) == 1:  # slices of one copy share its address
+            return copies[0].to(self.device).expand(len(copies), *copies[0].shape)
+        return torch.stack([self._padded(a, slot) for a in self.block]).to(self.device)
+
+    def _trained_entries(self, assignment: Assignment) -> Tensor:
+        """One row of the mask, (P,)."""
+        entries = []
+        for slot, shape in self._each_trained():
+            one = torch.zeros(shape)
+            if slot in assignment.trains:
+                one[tuple(map(slice, assignment.tensors[slot].shape))] = 1
+            entries.append(one.flatten())
+        return torch.cat(entries)
+
+
+def _widest(tensors: Sequence[Tensor]) -> torch.Size:
+    return max((tensor.shape for tensor in tensors), key=lambda shape: shape.numel())
+
+
+def _lora_rank(slot: Slot, shape: torch.Size) -> int:
+    return shape[-2] if slot.factor == "A" else shape[-1]
+
+
+class StackedOptimizer:
+    """Steps all clients of a stack, each with its own rate, decay, clipping and mask.
+
+    torch's optimiser sees a tensor of zeros, takes a step of size 1 without decay, and so leaves there minus the
+    direction in which AdamW or SGD would go. We take it at each client's own rate. It is the *update* that is masked:
+    a masked gradient would not do, for AdamW decays and keeps moving entries whose gradient is zero.
+    """
+
+    def __init__(self, stack: Stack):
+        self.stack, self.locals = stack, [assignment.local for assignment in stack.block]
+        if len({(local.optimizer, local.momentum) for local in self.locals}) != 1:
+            raise ValueError("Clients of a round may differ in anything but optimizer and momentum (Plan.local).")
+        self.is_sgd = self.locals[0].optimizer == "sgd"
+        self.direction = torch.zeros_like(stack.values)
+        self.direction.grad = torch.zeros_like(stack.values)
+        if self.is_sgd:
+            self.unit: torch.optim.Optimizer = torch.optim.SGD(
+                [self.direction], lr=1.0, momentum=self.locals[0].momentum
+            )
+        else:
+            self.unit = torch.optim.AdamW([self.direction], lr=1.0, weight_decay=0.0, fused=True)
+        rate = self._column([local.learning_rate for local in self.locals])
+        self.rate = rate if stack.mask is None else rate * stack.mask
+        self.decay = self._column([local.weight_decay for local in self.locals])
+        limits = [local.clip_norm or torch.inf for local in self.locals]
+        self.clip_norm = self._column(limits) if min(limits) < torch.inf else None
+
+    @property
+    def gradients(self) -> Tensor:
+        """Where gradients (K, P) are put before a step."""
+        assert self.direction.grad is not None
+        return self.direction.grad
+
+    @torch.no_grad()
+    def step(self, active: int) -> None:
+        """Move the first `active` clients by their gradients; the others have finished and stay."""
+        values, gradients = self.stack.values[:active], self.gradients[:active]
+        if self.clip_norm is not None:
+            trained = gradients if self.stack.mask is None else gradients * self.stack.mask[:active]
+            norms = torch.linalg.vector_norm(trained, dim=1, keepdim=True)
+            gradients.mul_((self.clip_norm[:active] / (norms + 1e-6)).clamp(max=1))
+        if self.is_sgd:
+            gradients.addcmul_(self.decay[:active], values)
+        self.direction.zero_()
+        self.unit.step()
+        if not self.is_sgd:
+            values.mul_(1 - self.rate[:active] * self.decay[:active])
+        values.addcmul_(self.direction[:active], self.rate[:active])
+
+    def _column(self, numbers: Sequence[float]) -> Tensor:
+        return torch.tensor(numbers, device=self.stack.device, dtype=torch.float32).unsqueeze(1)

@@ -1,0 +1,220 @@
+"""One contract, two engines: whatever clients differ in, training them together is training each alone."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import timm
+import torch
+from conftest import TinyAttention, tiny_data
+from lightning.fabric import Fabric
+
+import fedsim
+from fedsim.adapters.layout import Layout, Slot, fit_rank
+from fedsim.engines.batched import BatchedEngine
+from fedsim.engines.sequential import SequentialEngine
+from fedsim.engines.stack import StackedOptimizer
+from fedsim.models.client_module import ClientModule
+from fedsim.models.sites import find_sites
+from fedsim.parts.objectives import cross_entropy, tier_overlap
+from fedsim.plan import Plan
+from fedsim.round import Assignment, Population
+from fedsim.run_folder import load_checkpoint
+
+CLIENTS, RANK = 6, 3
+SIZES = (16, 7, 12, 1, 0, 16)
+TIERS = ("root", "leaf")
+
+
+def federation() -> fedsim.FederatedData:
+    """Clients with 16, 7, 12, 1, 0 and 16 images of 3 x 8 x 8; test splits of other sizes, one empty."""
+    random = torch.Generator().manual_seed(0)
+    inputs = torch.randint(0, 256, (100, 3, 8, 8), generator=random, dtype=torch.uint8)
+    targets = torch.randint(0, 3, (100,), generator=random)
+    order = torch.randperm(100, generator=random)
+    train = list(order[: sum(SIZES)].split(SIZES))
+    test = list(order[sum(SIZES) :].split((5, 9, 0, 20, 4, 10)))
+
+    def augment(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+        return images.float() / 255 + draws.view(-1, 1, 1, 1)
+
+    return fedsim.FederatedData(inputs, targets, train, test, ["a", "b", "c"], augment=augment, n_draws=1)
+
+
+def backbone() -> torch.nn.Module:
+    torch.manual_seed(0)
+    size = dict(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, num_classes=3)
+    return timm.create_model("vit_tiny_patch16_224", **size)
+
+
+def assignments(**changes) -> list[Assignment]:
+    """Every client with random tensors of its own; `changes` maps a field to a function of (client, assignment)."""
+    made = []
+    for client in range(CLIENTS):
+        random = torch.Generator().manual_seed(client)
+        tensors = {slot: 0.3 * torch.randn(shape, generator=random) for slot, shape in LAYOUT.shapes.items()}
+        local = fedsim.LocalTraining(batch_size=4, learning_rate=1e-2)
+        steps = -(-SIZES[client] // 4) * 2
+        made.append(Assignment(client, 1, tensors, frozenset(tensors), {}, steps, local))
+        for field, change in changes.items():
+            made[-1] = replace(made[-1], **{field: change(client, made[-1])})
+    return made
+
+
+def local(**of_client):
+    """Change `local` client by client."""
+    return {"local": lambda client, a: replace(a.local, **{name: of(client) for name, of in of_client.items()})}
+
+
+def low_ranks(client: int, a: Assignment) -> dict[Slot, torch.Tensor]:
+    return {slot: fit_rank(t, slot.factor, 1 + client % RANK) for slot, t in a.tensors.items()}
+
+
+def gated(client: int, a: Assignment) -> dict[Slot, torch.Tensor]:
+    sites = {slot.site for slot in a.tensors if slot.factor == "A"}
+    return a.tensors | {Slot("leaf", site, "gate"): torch.tensor(0.5 + 0.1 * client) for site in sites}
+
+
+LAYOUT = Layout(find_sites(backbone()), TIERS, RANK, "tier")
+COPY = {slot: 0.3 * torch.randn(shape) for slot, shape in LAYOUT.shapes.items()}
+ALL_TRAIN = {"trains": lambda client, a: frozenset(a.tensors)}
+UNEQUAL_RANKS = {"tensors": low_ranks, "scales": lambda client, a: dict.fromkeys(TIERS, 4 / (1 + client % RANK))}
+ALLOCATIONS = {
+    "trains": lambda client, a: frozenset(s for s in a.tensors if f"blocks.{client % 2}" in s.site or "head" in s.site)
+}
+RATES = local(learning_rate=lambda client: 10.0 ** -(1 + client % 3), weight_decay=lambda client: 0.5 * (client % 3))
+CASES = {
+    "uneven data": {},
+    "frozen slices of one copy": {
+        "tensors": lambda client, a: {slot: fit_rank(COPY[slot], slot.factor, 1 + client % RANK) for slot in a.tensors},
+        "trains": lambda client, a: frozenset(s for s in a.tensors if s.tier == "leaf"),
+    },
+    "one tier frozen": {"trains": lambda client, a: frozenset(s for s in a.tensors if s.tier == "leaf")},
+    "unequal ranks": UNEQUAL_RANKS,
+    "allocations": ALLOCATIONS,
+    "gates": {"tensors": gated} | ALL_TRAIN,
+    "rates and decay": RATES,
+    "sgd": local(optimizer=lambda client: "sgd", weight_decay=lambda client: 0.1 * client),
+    "clipping": local(clip_norm=lambda client: None if client == 2 else 0.1 + 0.1 * client),
+    "dropout": local(dropout=lambda client: 0.2 * (client % 3)),
+    "batch sizes": local(batch_size=lambda client: 2 + client % 3),
+    "unequal steps": {"steps": lambda client, a: (1 + 2 * client) * bool(SIZES[client])},
+    "nothing trained": {"trains": lambda client, a: frozenset()},
+    "everything": {
+        "tensors": lambda client, a: gated(client, replace(a, tensors=low_ranks(client, a))),
+        "scales": UNEQUAL_RANKS["scales"],
+        "trains": ALLOCATIONS["trains"],
+        **local(
+            learning_rate=lambda client: 10.0 ** -(1 + client % 3),
+            weight_decay=lambda client: 0.5 * (client % 3),
+            clip_norm=lambda client: 0.1 + client,
+            dropout=lambda client: 0.2,
+            batch_size=lambda client: 2 + client % 3,
+        ),
+    },
+}
+
+
+def overlap_too(logits, targets, tensors):
+    return cross_entropy(logits, targets, tensors) + 0.1 * tier_overlap(tensors, "root", "leaf")
+
+
+def both_engines(case: dict, block_size: int):
+    """The updates of the sequential and the batched engine, by client."""
+    data, net = federation(), backbone()
+    module, fabric = ClientModule(net, LAYOUT.sites), Fabric(accelerator="cpu", devices=1)
+    plan = Plan(population=Population(CLIENTS, tuple(range(CLIENTS)), (), SIZES), objective=overlap_too)
+    made = assignments(**case)
+    blocks = [made[start : start + block_size] for start in range(0, CLIENTS, block_size)]
+    engines = SequentialEngine(fabric, module, data, 7), BatchedEngine(fabric, module, data, 7, block_size)
+    return [
+        [{u.client: u for u in work(plan, blocks)} for work in (engine.local_update, engine.evaluate)]
+        for engine in engines
+    ]
+
+
+def assert_same(updates, expected, tolerance=1e-4):
+    assert updates.keys() == expected.keys()
+    for client, reference in expected.items():
+        update = updates[client]
+        assert update.n_samples == reference.n_samples
+        assert update.logs.keys() == reference.logs.keys(), client
+        for name, value in reference.logs.items():
+            assert update.logs[name] == pytest.approx(value, rel=tolerance, abs=1e-6), (client, name)
+        assert update.tensors.keys() == reference.tensors.keys(), client
+        for slot, value in reference.tensors.items():
+            torch.testing.assert_close(update.tensors[slot], value, rtol=tolerance, atol=1e-6, msg=f"{client} {slot}")
+
+
+@pytest.mark.parametrize("block_size", [1, 4, 6])
+@pytest.mark.parametrize("name", CASES)
+def test_a_block_trains_and_evaluates_as_its_clients_do_one_by_one(name, block_size):
+    (trained, evaluated), (trained_together, evaluated_together) = both_engines(CASES[name], block_size)
+    assert_same(trained_together, trained)
+    assert_same(evaluated_together, evaluated)
+    moved = any(update.tensors for update in trained.values())
+    assert moved == (name != "nothing trained")
+
+
+def mask_the_gradient(self, active):
+    """The tempting mistake: zero gradients where nothing is trained, then let the optimiser step everywhere."""
+    if self.stack.mask is not None:
+        self.gradients.mul_(self.stack.mask)
+    self.gradients[active:] = 0
+    self.direction.data.zero_()
+    self.unit.step()
+    rate = self._column([a.local.learning_rate for a in self.stack.block])
+    self.stack.values.mul_(1 - rate * self.decay).add_(self.direction.detach() * rate)
+
+
+@pytest.mark.parametrize("name", ["rates and decay", "unequal steps", "everything"])
+def test_masking_the_gradient_instead_of_the_update_would_be_noticed(name, monkeypatch):
+    monkeypatch.setattr(StackedOptimizer, "step", mask_the_gradient)
+    (trained, _), (trained_together, _) = both_engines(CASES[name], 6)
+    with pytest.raises(AssertionError):
+        assert_same(trained_together, trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """FedAvg in which clients differ in LoRA rank, in the depths that they train and in their learning rate."""
+
+    lora_rank: int = 3
+    lora_alpha: float | None = 3.0
+    head_policy: str = "global"
+    tiers = ("adapter",)
+
+    def plan(self, state, population):
+        ids = range(population.n_clients)
+        return Plan(
+            population=population,
+            lora_ranks=[1 + client % 3 for client in ids],
+            allocations=[frozenset({client % 2}) for client in ids],
+            local=lambda client, local: replace(local, learning_rate=local.learning_rate * (1 + client % 2)),
+        )
+
+
+METHODS = {
+    "fedit": fedsim.FedIT(lora_rank=2),
+    "local": fedsim.Local(lora_rank=2, head_policy="local"),
+    "hilora": fedsim.HiLoRA(lora_rank=2),
+    "mixed": Mixed(),
+}
+
+
+@pytest.mark.parametrize("cohort_size", [None, 3])
+@pytest.mark.parametrize("name", METHODS)
+def test_a_whole_run_ends_alike_whichever_engine_runs_it(tiny_run, name, cohort_size):
+    states, results = [], []
+    for engine, block_size in (("sequential", None), ("batched", None), ("batched", 2)):
+        changes = {"data": tiny_data(9, 13, unseen=(4,)), "backbone": TinyAttention(), "rounds": 4, "engine": engine}
+        result = tiny_run(
+            f"{engine}{block_size}", method=METHODS[name], cohort_size=cohort_size, block_size=block_size, **changes
+        )
+        states.append(load_checkpoint(result.folder)[1])
+        results.append(result)
+    for state, result in zip(states[1:], results[1:], strict=True):
+        assert state.keys() == states[0].keys()
+        for key, value in states[0].items():
+            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-5, msg=key)
+        for key in ("personal.mean", "global.mean", "unseen.untuned.mean", "unseen.tuned.mean", "bytes.up"):
+            assert result.summary[key] == pytest.approx(results[0].summary[key], abs=1e-6), key
