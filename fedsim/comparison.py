@@ -10,7 +10,8 @@ from fedsim.launch import launch
 from fedsim.plan import Method
 from fedsim.report.summary import Result
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
-from fedsim.simulation import Setting, simulate
+from fedsim.setting import Setting
+from fedsim.simulation import simulate
 from fedsim.workers import Workers
 
 

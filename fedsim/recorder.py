@@ -5,6 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from lightning.fabric.loggers import TensorBoardLogger
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
@@ -15,12 +16,15 @@ from fedsim.report.summary import Result, summarise_run
 from fedsim.round import ClientUpdate, Population, ServerState
 from fedsim.run_folder import RunFolder, digest_of
 
+BLOCK_SIZE = "block_size"
+"""Where a checkpoint keeps the number of clients that are trained together; it is no part of the server's state."""
+
 
 class Recorder:
     """Turns a round's updates into rows, events, curves and a checkpoint."""
 
-    def __init__(self, folder: RunFolder, population: Population):
-        self.folder, self.population = folder, population
+    def __init__(self, folder: RunFolder, population: Population, block_size: int):
+        self.folder, self.population, self.block_size = folder, population, torch.tensor(block_size)
         self.curves = TensorBoardLogger(root_dir=folder.path, name="tensorboard", version="")
         self.clock = time.perf_counter()
 
@@ -53,7 +57,7 @@ class Recorder:
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
         self.curves.log_metrics({name: v for name, v in curves.items() if _is_number(v)}, step=round_index)
-        self.folder.save_checkpoint(after.round_index, state_tensors(after))
+        self.folder.save_checkpoint(after.round_index, state_tensors(after) | {BLOCK_SIZE: self.block_size})
 
     def clients_done(
         self, round_index: int, stage: str, updates: Sequence[ClientUpdate], evaluations: Mapping[str, str]

@@ -44,11 +44,17 @@ class RunFolder:
         self.path, self.keep_checkpoints = path, keep_checkpoints
 
     @classmethod
-    def create(cls, folder: Path, recipe: Mapping[str, Any]) -> "RunFolder":
-        """Start a run folder; raises ValueError when there is a run in it already."""
+    def create(cls, folder: Path, recipe: Mapping[str, Any], machine: Mapping[str, Any] | None = None) -> "RunFolder":
+        """Start a run folder; raises ValueError when there is a run in it already.
+
+        Beside the recipe it notes versions, the git revision and what is said of the machine; none of these has to be
+        the same when the run is resumed.
+        """
         check_is_new(folder)
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-        _write_atomically(folder / "recipe.json", _json(dict(recipe) | {"environment": environment()}))
+        _write_atomically(
+            folder / "recipe.json", _json(dict(recipe) | {"environment": environment() | dict(machine or {})})
+        )
         return cls(folder)
 
     @classmethod

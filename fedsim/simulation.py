@@ -1,97 +1,39 @@
 """The round loop. Start reading here: `simulate` checks and prepares, `Simulation.run_round` is one round."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import Layout, Slot
+from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
-from fedsim.data.federated import FederatedData
 from fedsim.data.placement import placed
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
-from fedsim.federation import check_cohort_size, population_of, sample_cohort
+from fedsim.federation import sample_cohort
 from fedsim.launch import launch, set_threads
-from fedsim.local_training import LocalTraining
 from fedsim.models.client_module import ClientModule
-from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites
 from fedsim.parts.initialisation import lora_initial
-from fedsim.plan import Engine, Method
+from fedsim.plan import Engine
 from fedsim.randomness import generator
-from fedsim.recorder import Recorder, restore_state
+from fedsim.recorder import BLOCK_SIZE, Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
-from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
+from fedsim.setting import Setting
 from fedsim.workers import Workers
 
 PROBED = 50
 """Seen clients whose placing is checked at the end."""
 EVALUATED = 32
 """Clients whose adapters are handed out at once for an evaluation, where the cohort is smaller."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What to simulate. Building one checks that its parts fit; raises ValueError, with nothing started or written.
-
-    `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
-    match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
-    of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
-    `block_size` the number of clients that the batched engine trains together (None: automatic).
-    """
-
-    method: Method
-    backbone: nn.Module
-    data: FederatedData
-    rounds: int
-    local: LocalTraining = field(default_factory=LocalTraining)
-    cohort_size: int | None = None
-    seed: int = 0
-    sites: str = QUERY_VALUE
-    head: str = ""
-    evaluate_every: int = 1
-    engine: Literal["batched", "sequential"] = "batched"
-    block_size: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.rounds < 1 or self.evaluate_every < 1:
-            given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
-            raise ValueError(f"{given}; both must be 1 or more (--rounds).")
-        if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"block_size is {self.block_size}; it must be 1 or more (--block-size).")
-        check_cohort_size(self.cohort_size, self.population)
-        check_classes(self.layout.sites, self.data.n_classes)
-
-    @cached_property
-    def population(self) -> Population:
-        """Who takes part."""
-        return population_of(self.data)
-
-    @cached_property
-    def layout(self) -> Layout:
-        """Where trainable tensors live."""
-        found = find_sites(self.backbone, self.sites, self.head)
-        return Layout(found, self.method.tiers, self.method.lora_rank, self.method.head_policy)
-
-    @property
-    def n_cohort(self) -> int:
-        """Clients in a round."""
-        return self.cohort_size or len(self.population.seen)
-
-    def describe(self) -> dict[str, Any]:
-        """Return what recipe.json records of a run without a recipe."""
-        plain = {"rounds": self.rounds, "seed": self.seed, "cohort_size": self.cohort_size, "sites": self.sites}
-        method = {"name": type(self.method).__name__, **vars(self.method)}
-        return {"method": method, "local": vars(self.local), "clients": self.data.n_clients, **plain}
 
 
 def simulate(
@@ -119,39 +61,51 @@ def simulate(
     workers = Workers.from_environment()
     state = ServerState(int(workers.broadcast(str(start).encode())), what.rounds)
     initial = lora_initial(what.layout, generator(what.seed, "initial"))
-    recorder = None
-    if workers.is_first:
-        fresh = replace(state, bank=Bank(initial), last_seen=torch.full((what.population.n_clients,), NEVER))
-        state = restore_state(fresh, tensors)
-        recorder = Recorder(RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe), what.population)
+    kept_block_size = int(tensors.get(BLOCK_SIZE, 0)) or None
     with LiveProgress(type(what.method).__name__, what.rounds, start, workers.is_first) as progress:
-        module = fabric.to_device(ClientModule(what.backbone, what.layout.sites))
-        engine = prepare_engine(what, fabric, module, initial, workers, progress)
+        engine = prepare_engine(what, fabric, initial, workers, kept_block_size, progress.client_done)
         server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
+        recorder = None
+        if workers.is_first:
+            fresh = replace(state, bank=Bank(initial), last_seen=torch.full((what.population.n_clients,), NEVER))
+            state = restore_state(fresh, tensors)
+            folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
+            recorder = Recorder(folder, what.population, engine.block_size)
         return Simulation(what, server, engine, progress, recorder).run(state)
 
 
 def prepare_engine(
     what: Setting,
     fabric: Fabric,
-    module: ClientModule,
     initial: dict[Slot, Tensor],
     workers: Workers,
-    progress: LiveProgress,
+    kept_block_size: int | None = None,
+    on_client: Callable[[ClientUpdate], None] = lambda update: None,
 ) -> Engine:
-    """Return the engine that the setting asks for, with the block size that all workers have in common."""
-    data = placed(what.data, fabric.device)
+    """Return the engine that the setting asks for, with a block size that all workers have in common.
+
+    `kept_block_size` is that of the run which is resumed. On a GPU it is measured: what fits on the fullest one.
+    """
+    data, module = placed(what.data, fabric.device), ClientModule(what.backbone, what.layout.sites, what.compile)
+    module = fabric.to_device(module)
     if what.engine == "sequential":
-        return SequentialEngine(fabric, module, data, what.seed, progress.client_done)
-    engine = BatchedEngine(fabric, module, data, what.seed, what.block_size or cpu_block_size(what.local))
-    if what.block_size is None and fabric.device.type == "cuda":
+        return SequentialEngine(fabric, module, data, what.seed, on_client)
+    block_size = what.block_size or kept_block_size
+    engine = BatchedEngine(fabric, module, data, what.seed, block_size or cpu_block_size(what.local, what.n_cohort))
+    if block_size is None and fabric.device.type == "cuda":
         plan = what.method.plan(ServerState(0, what.rounds), what.population)
         client = max(what.population.seen, key=what.data.train_size)
         fits = measured_block_size(engine, plan, trial_assignment(plan, client, initial, what.local))
         share = -(-what.n_cohort // workers.count)
         engine.resize(min(share, *workers.all_numbers(fits)))
-    engine.on_client = progress.client_done
+    engine.on_client = on_client
     return engine
+
+
+def machine(fabric: Fabric) -> dict[str, Any]:
+    """Return what a run was carried out on, for its recipe.json."""
+    precision = fabric.strategy.precision.precision
+    return {"workers": fabric.world_size, "device": str(fabric.device.type), "precision": str(precision)}
 
 
 @dataclass(frozen=True)

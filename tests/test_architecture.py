@@ -35,7 +35,7 @@ MAY_IMPORT = {
 }
 """What a file or folder of fedsim may import beside itself and `randomness`. What is not listed may import anything."""
 
-TOP = {"__init__", "simulation", "comparison", "experiments"}
+TOP = {"__init__", "setting", "simulation", "comparison", "experiments"}
 """Those that may import anything of the above, and that nothing else imports."""
 
 EXCEPTIONS = {

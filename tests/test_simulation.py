@@ -196,7 +196,8 @@ def test_clients_may_have_unequal_lora_ranks(tiny_run, monkeypatch):
         return update
 
     monkeypatch.setattr(SequentialEngine, "_train", train)
-    result = tiny_run(method=UnequalRanks())
+    result = tiny_run(method=UnequalRanks(), engine="sequential")
+    assert sorted(seen) == [0, 1, 2, 3, 4, 5]
     for client, (shapes, scale) in seen.items():
         rank = 1 + client % 3
         assert shapes == {"A": (rank, 12), "B": (12, rank)}

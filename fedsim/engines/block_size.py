@@ -15,9 +15,13 @@ MEMORY_SHARE = 0.85
 """Share of the free memory of a GPU that a pass may fill."""
 
 
-def cpu_block_size(local: LocalTraining) -> int:
-    """Return the default number of clients in a pass on a CPU, `CPU_SAMPLES` over the batch size, at least one."""
-    return max(1, CPU_SAMPLES // local.batch_size)
+def cpu_block_size(local: LocalTraining, n_cohort: int) -> int:
+    """Return the default clients of a pass on a CPU: about `CPU_SAMPLES` samples, in an even number of blocks.
+
+    It does not depend on the number of workers, lest results do; an even number suits one worker and two alike.
+    """
+    n_blocks = -(-n_cohort // max(1, CPU_SAMPLES // local.batch_size))
+    return -(-n_cohort // (n_blocks + n_blocks % 2))
 
 
 def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) -> int:

@@ -1,6 +1,8 @@
 """The LightningModule that stands for a client, or for a block of them: a frozen backbone with adapters in it."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from lightning import LightningModule
@@ -18,10 +20,11 @@ Objective = Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor]
 class ClientModule(LightningModule):
     """One resident frozen backbone; `install` turns it into a client, `training_step` gives that client's loss."""
 
-    def __init__(self, backbone: nn.Module, sites: Sequence[Site]):
+    def __init__(self, backbone: nn.Module, sites: Sequence[Site], is_compiled: bool = False):
         super().__init__()
         self.backbone = backbone.requires_grad_(False).eval()
         self.linears = insert_tiered_linears(self.backbone, sites)
+        self.compiled = [torch.compile(self.backbone)] if is_compiled else []  # in a list, so it is no submodule
         self.objective: Objective | None = None
         self.local = LocalTraining()
         self.tensors: dict[Slot, Tensor] = {}
@@ -52,8 +55,19 @@ class ClientModule(LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, N); transformers' models answer with an object that holds them."""
-        output = self.backbone(inputs)
+        output = self._run_compiled(inputs) if self.compiled else self.backbone(inputs)
         return output if isinstance(output, Tensor) else output.logits
+
+    def _run_compiled(self, inputs: Tensor) -> Any:
+        try:
+            return self.compiled[0](inputs)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # the compiler's own, a missing C++ compiler's, …
+            why = str(error).strip().partition("\n")[0]
+            warnings.warn(f"torch.compile failed ({why}); the run goes on without it.", stacklevel=2)
+            self.compiled.clear()
+            return self.backbone(inputs)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int = 0) -> Tensor:
         """Return the client's loss on one batch of inputs (B, ...) and targets (B,); of a block the losses (K,)."""

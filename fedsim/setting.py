@@ -1,0 +1,72 @@
+"""What to simulate: the parts of a run, checked against each other before anything starts."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+from torch import nn
+
+from fedsim.adapters.layout import Layout
+from fedsim.data.federated import FederatedData
+from fedsim.federation import check_cohort_size, population_of
+from fedsim.local_training import LocalTraining
+from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites
+from fedsim.plan import Method
+from fedsim.round import Population
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What to simulate. Building one checks that its parts fit; raises ValueError, with nothing started or written.
+
+    `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
+    match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
+    of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
+    `block_size` the number of clients that the batched engine trains together (None: automatic), `compile` whether
+    the backbone goes through torch.compile.
+    """
+
+    method: Method
+    backbone: nn.Module
+    data: FederatedData
+    rounds: int
+    local: LocalTraining = field(default_factory=LocalTraining)
+    cohort_size: int | None = None
+    seed: int = 0
+    sites: str = QUERY_VALUE
+    head: str = ""
+    evaluate_every: int = 1
+    engine: Literal["batched", "sequential"] = "batched"
+    block_size: int | None = None
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rounds < 1 or self.evaluate_every < 1:
+            given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
+            raise ValueError(f"{given}; both must be 1 or more (--rounds).")
+        if self.block_size is not None and self.block_size < 1:
+            raise ValueError(f"block_size is {self.block_size}; it must be 1 or more (--block-size).")
+        check_cohort_size(self.cohort_size, self.population)
+        check_classes(self.layout.sites, self.data.n_classes)
+
+    @cached_property
+    def population(self) -> Population:
+        """Who takes part."""
+        return population_of(self.data)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """Where trainable tensors live."""
+        found = find_sites(self.backbone, self.sites, self.head)
+        return Layout(found, self.method.tiers, self.method.lora_rank, self.method.head_policy)
+
+    @property
+    def n_cohort(self) -> int:
+        """Clients in a round."""
+        return self.cohort_size or len(self.population.seen)
+
+    def describe(self) -> dict[str, Any]:
+        """Return what recipe.json records of a run without a recipe."""
+        plain = {"rounds": self.rounds, "seed": self.seed, "cohort_size": self.cohort_size, "sites": self.sites}
+        method = {"name": type(self.method).__name__, **vars(self.method)}
+        return {"method": method, "local": vars(self.local), "clients": self.data.n_clients, **plain}

@@ -1,0 +1,218 @@
+"""What only the batched engine does: blocks, their size, running out of memory, finding the culprit."""
+
+import json
+import re
+import shutil
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import TinyAttention, tiny_data
+from lightning.fabric import Fabric
+from test_engines_agree import (
+    CASES,
+    CLIENTS,
+    LAYOUT,
+    SIZES,
+    assert_same,
+    assignments,
+    backbone,
+    both_engines,
+    federation,
+    overlap_too,
+)
+
+import fedsim
+from fedsim.engines.batched import BatchedEngine
+from fedsim.engines.block_size import clients_that_fit, cpu_block_size, trial_assignment
+from fedsim.engines.sequential import SequentialEngine
+from fedsim.models.client_module import ClientModule
+from fedsim.plan import Plan
+from fedsim.round import ClientError, Population
+
+PLAN = Plan(population=Population(CLIENTS, tuple(range(CLIENTS)), (), SIZES))
+
+
+def engine(kind=BatchedEngine, precision="32-true", is_compiled=False, **options):
+    module = ClientModule(backbone(), LAYOUT.sites, is_compiled)
+    options = {"block_size": CLIENTS} | options if kind is BatchedEngine else options
+    return kind(Fabric(accelerator="cpu", devices=1, precision=precision), module, federation(), 7, **options)
+
+
+def by_client(updates):
+    return {update.client: update for update in updates}
+
+
+# memory
+
+
+def little_memory(monkeypatch, fits: int) -> list[int]:
+    """Let passes with more than `fits` clients run out of memory after their backward pass; return what was tried."""
+    real, tried = ClientModule.training_step, []
+
+    def training_step(self, batch, batch_index=0):
+        tried.append(len(self.rows.sizes))
+        losses = real(self, batch, batch_index)
+        if tried[-1] > fits:
+            losses.sum().backward()
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return losses
+
+    monkeypatch.setattr(ClientModule, "training_step", training_step)
+    return tried
+
+
+@pytest.mark.parametrize(("fits", "halvings"), [(4, [5]), (2, [5]), (1, [5, 2])])
+@pytest.mark.parametrize("name", ["uneven data", "everything"])
+def test_out_of_memory_halves_the_pass_and_does_the_same_step_again(monkeypatch, name, fits, halvings):
+    (expected, _), _ = both_engines(CASES[name], 1)
+    tried = little_memory(monkeypatch, fits)
+    batched = engine()
+    with pytest.warns(UserWarning, match="Out of memory with . clients in one pass; from here on") as caught:
+        updates = batched.local_update(replace(PLAN, objective=overlap_too), [assignments(**CASES[name])])
+    assert_same(by_client(updates), expected)
+    assert [size for size in tried if size > fits] == halvings, "five of the six have data"
+    assert len(caught) == len(halvings), "one warning for each, and the smaller pass is kept"
+    assert batched.block_size == CLIENTS, "blocks stay as they were dealt"
+
+
+def test_a_client_that_does_not_fit_alone_is_named():
+    batched = engine()
+
+    def training_step(batch):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    batched.module.training_step = training_step
+    message = r"client 0 failed in round 1.*out of memory"
+    with pytest.warns(UserWarning, match="Out of memory"), pytest.raises(ClientError, match=message):
+        batched.local_update(PLAN, [assignments()])
+
+
+@pytest.mark.parametrize(
+    ("available", "one", "two", "fits"), [(1000, 60, 70, 80), (100, 60, 110, 1), (1000, 100, 100, 751)]
+)
+def test_clients_that_fit_follow_from_two_measurements(available, one, two, fits):
+    """85 % of 1000 bytes less 50 that do not depend on clients, at 10 a client, are 80 clients."""
+    assert clients_that_fit(available, one, two) == fits
+
+
+def test_the_trial_step_runs_with_any_number_of_copies_of_a_client():
+    trial = trial_assignment(PLAN, 0, assignments()[0].tensors, fedsim.LocalTraining())
+    updates = engine().local_update(PLAN, [[trial] * 2])
+    assert [update.client for update in updates] == [0, 0]
+    assert updates[0].tensors.keys() == trial.tensors.keys()
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "n_cohort", "block_size"),
+    [(8, 64, 16), (8, 16, 8), (25, 19, 5), (25, 5, 3), (32, 10, 3), (128, 7, 1), (500, 7, 1), (16, 1, 1)],
+)
+def test_on_a_cpu_a_pass_has_about_128_samples_and_blocks_suit_two_workers(batch_size, n_cohort, block_size):
+    assert cpu_block_size(fedsim.LocalTraining(batch_size=batch_size), n_cohort) == block_size
+
+
+def test_a_resumed_run_keeps_the_block_size_that_was_measured(tiny_run, tmp_path, monkeypatch):
+    sizes = []
+    real = BatchedEngine.__init__
+    monkeypatch.setattr(BatchedEngine, "__init__", lambda self, *a, **k: sizes.append(a[4]) or real(self, *a, **k))
+    monkeypatch.setattr("fedsim.simulation.cpu_block_size", lambda *given: 3)  # as if it had been measured
+    whole = tiny_run("whole", rounds=2)
+    shutil.copytree(whole.folder, tmp_path / "half")
+    newest = json.loads((tmp_path / "half/checkpoints/round-000002.json").read_text())
+    assert newest["round_index"] == 2
+    for path in (tmp_path / "half/checkpoints").glob("round-000002*"):
+        path.unlink()
+    monkeypatch.setattr("fedsim.simulation.cpu_block_size", lambda *given: 1)
+    resumed = tiny_run("half", rounds=2, resume=True)
+    assert sizes == [3, 3]
+    assert resumed.digest == whole.digest
+
+
+# failures
+
+
+def test_the_client_whose_fault_it_is_is_found(monkeypatch):
+    batched = engine()
+    real = batched.data.train_steps
+
+    def train_steps(client, *rest):
+        if client == 3:
+            raise RuntimeError("its disk is on fire")
+        return real(client, *rest)
+
+    monkeypatch.setattr(type(batched.data), "train_steps", lambda self, *a: train_steps(*a))
+    with pytest.raises(ClientError, match="client 3 failed in round 1, stage 'train': its disk is on fire") as caught:
+        batched.local_update(PLAN, [assignments()])
+    assert caught.value.clients == (3,)
+
+
+def test_clients_that_only_fail_together_are_all_named():
+    made = assignments()
+    made[1] = replace(made[1], local=replace(made[1].local, optimizer="sgd"))
+    message = re.escape(f"clients {list(range(CLIENTS))} together failed in round 1, stage 'train'") + ".*optimizer"
+    with pytest.raises(ClientError, match=message):
+        engine().local_update(PLAN, [made])
+
+
+def test_the_assignment_is_left_untouched():
+    made = assignments()
+    before = [{slot: tensor.clone() for slot, tensor in a.tensors.items()} for a in made]
+    engine().local_update(PLAN, [made])
+    for assignment, tensors in zip(made, before, strict=True):
+        for slot, tensor in tensors.items():
+            assert torch.equal(assignment.tensors[slot], tensor)
+            assert not assignment.tensors[slot].requires_grad
+
+
+# precision and compilation
+
+
+@pytest.mark.parametrize("kind", [SequentialEngine, BatchedEngine])
+def test_under_bf16_adapters_stay_in_fp32_and_come_out_nearly_as_in_fp32(kind):
+    full = by_client(engine(kind).local_update(PLAN, [assignments()]))
+    mixed = by_client(engine(kind, "bf16-mixed").local_update(PLAN, [assignments()]))
+    start = {a.client: a.tensors for a in assignments()}
+    for client in (0, 2, 5):
+        assert {tensor.dtype for tensor in mixed[client].tensors.values()} == {torch.float32}
+        moved = torch.cat([(t - start[client][s]).flatten() for s, t in full[client].tensors.items()])
+        apart = torch.cat([(mixed[client].tensors[s] - t).flatten() for s, t in full[client].tensors.items()])
+        assert 0 < apart.norm() < 0.5 * moved.norm()
+        assert mixed[client].logs["train_loss"] == pytest.approx(full[client].logs["train_loss"], rel=0.02)
+
+
+def test_when_compilation_fails_there_is_one_warning_and_the_same_result(monkeypatch):
+    def compile(module):
+        def call(*arguments):
+            raise RuntimeError("no C++ compiler\nand much more")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compile)
+    compiled = engine(is_compiled=True)
+    with pytest.warns(UserWarning, match=r"torch.compile failed \(no C\+\+ compiler\); the run goes on") as caught:
+        updates = compiled.local_update(PLAN, [assignments()])
+    assert len(caught) == 1
+    assert_same(by_client(updates), by_client(engine().local_update(PLAN, [assignments()])), tolerance=1e-7)
+
+
+@pytest.mark.slow
+def test_a_compiled_backbone_gives_the_same_result():
+    made = [assignment for assignment in assignments() if SIZES[assignment.client] == 16]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        warnings.filterwarnings("error", "torch.compile failed")
+        updates = engine(is_compiled=True).local_update(PLAN, [made])
+    assert_same(by_client(updates), by_client(engine().local_update(PLAN, [made])))
+
+
+def test_every_recipe_option_of_the_engine_reaches_it(tiny_run):
+    result = tiny_run(block_size=2, rounds=1)
+    metrics = fedsim.run_folder.RunFolder(result.folder).read_table("metrics.csv")
+    assert metrics[0]["utilisation"] == "1.0", "one worker is always as busy as the mean"
+    environment = json.loads((result.folder / "recipe.json").read_text())["environment"]
+    assert (environment["workers"], environment["device"], environment["precision"]) == (1, "cpu", "32-true")
+    with pytest.raises(ValueError, match=r"block_size is 0.*--block-size"):
+        fedsim.simulate(
+            method=fedsim.FedIT(), backbone=TinyAttention(), data=tiny_data(), rounds=1, out="x", block_size=0
+        )
