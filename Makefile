@@ -7,7 +7,7 @@ WORKERS ?= 2
 RECIPE ?= recipes/quickstart.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check run clean
+.PHONY: help setup demo test test-slow check run bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ setup: $(BIN)/.installed ## Create .venv and install fedsim with its development
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
+
+$(BIN)/.bench-installed: $(BIN)/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
 	touch $@
 
@@ -35,6 +39,9 @@ check: setup ## Lint, check formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy fedsim/adapters fedsim/parts fedsim/methods fedsim/round.py fedsim/plan.py
+
+bench: $(BIN)/.bench-installed ## Measure the engines against the limit and against peers; rewrites RESULTS.md
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/engines.py $(ARGS)
 
 clean: ## Remove caches and build leftovers (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

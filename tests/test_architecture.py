@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 FILES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "fedsim").rglob("*.py"))}
 RECIPES = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "recipes").glob("*.py"))}
-BENCHMARKS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "benchmarks").glob("*.py"))}
+BENCHMARKS = {path.relative_to(ROOT).as_posix(): path for path in sorted((ROOT / "benchmarks").rglob("*.py"))}
 TREES = {name: ast.parse(path.read_text()) for name, path in (FILES | RECIPES | BENCHMARKS).items()}
 
 MAY_IMPORT = {

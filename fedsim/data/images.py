@@ -38,6 +38,8 @@ class ImageOptions:
     """Pixels on a side that the backbone gets."""
     stored_size: int | None = None
     """Pixels on a side that are kept in memory and enlarged batch by batch; default as the backbone gets them."""
+    crop: float = 1.0
+    """Smallest share of a side that a random training crop keeps; 1 for none. Mirroring comes with it or without."""
     top_classes: int | None = None
     """Keep only so many classes, those with the most training images; default all."""
     test_share: float = 0.2
@@ -55,6 +57,8 @@ class ImageOptions:
                 problems.append(f"{name} is {value}; it must be 1 or more")
         if not 0 < self.test_share < 1:
             problems.append(f"test_share is {self.test_share}; it must lie between 0 and 1")
+        if not 0 < self.crop <= 1:
+            problems.append(f"crop is {self.crop}; it must lie in (0, 1]")
         if min(self.std) <= 0:
             problems.append(f"std is {self.std}; it must be positive")
         if problems:

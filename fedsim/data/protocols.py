@@ -1,13 +1,9 @@
 """The federations that papers make of labelled images: domains, GL-Dir, SC-Dir and Patho (HiLoRA, arXiv 2603.02785)."""
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.images import ImageOptions, LabelledImages, joined
@@ -20,6 +16,7 @@ from fedsim.data.partition import (
     superclass_dirichlet,
     superclass_of,
 )
+from fedsim.data.transforms import ImageTransform
 
 Splits = tuple[LabelledImages, LabelledImages]
 
@@ -104,7 +101,7 @@ def _federation(
     group_names: tuple[str, ...],
 ) -> FederatedData:
     train, test = splits
-    transform = partial(normalise, size=options.image_size, mean=options.mean, std=options.std)
+    transform = ImageTransform(options.image_size, options.mean, options.std, options.crop)
     inputs, targets = joined(train, test)
     return FederatedData(
         inputs=inputs,
@@ -116,20 +113,6 @@ def _federation(
         groups=groups,
         group_names=group_names,
         transform=transform,
-        augment=lambda images, draws: transform(flip_some(images, draws[:, 0])),
-        n_draws=1,
+        augment=transform.augment,
+        n_draws=transform.n_draws,
     )
-
-
-def normalise(images: Tensor, *, size: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (B, 3, H, W) to floats (B, 3, size, size), resized if need be and normalised by mean and std of [0, 1]."""
-    scaled = images.float() / 255
-    if scaled.shape[-1] != size:
-        # With antialias, torch's bicubic kernel is Pillow's.
-        scaled = F.interpolate(scaled, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1)
-    return (scaled - scaled.new_tensor(mean).view(-1, 1, 1)) / scaled.new_tensor(std).view(-1, 1, 1)
-
-
-def flip_some(images: Tensor, draws: Tensor) -> Tensor:
-    """Mirror those images left to right whose uniform draw (B,) is below one half."""
-    return torch.where((draws < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
