@@ -49,6 +49,14 @@ def tiny_data(
     return fedsim.from_tensors(inputs, targets, client_of_sample, unseen=unseen)
 
 
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """A cache folder of the module's own: images that tests decode are not kept."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDSIM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture
 def tiny_run(tmp_path: Path):
     """Run `fedsim.simulate` on the tiny federation; keyword arguments override."""

@@ -15,6 +15,7 @@ from fedsim.data import decoding
 from fedsim.data.decoding import decode
 from fedsim.data.images import ImageOptions, find_images, joined, load_images
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
 

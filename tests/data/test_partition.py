@@ -20,6 +20,7 @@ from fedsim.data.partition import (
 )
 from fedsim.data.protocols import DomainClients, SkewedClients, domain_clients, skewed_clients
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
 CIFAR = {"path": Path("cifar100_8k"), "label_column": "fine_label", "group_column": "coarse_label"}
