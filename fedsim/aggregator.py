@@ -5,7 +5,6 @@ A round has two exchanges: `hand_out` (worker 0 to all: what was learnt and the 
 server's state is in CPU memory. What travels grows with the cohort, never with the population.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,14 +12,15 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.layout import HEAD_TIER, Layout, Slot, byte_count, fit_rank, pad_rank, parse_slot
+from fedsim.adapters.layout import HEAD_TIER, Layout, Slot, byte_count, fit_rank, pad_rank
 from fedsim.adapters.wire import pack, unpack
 from fedsim.federation import deal, form_blocks
 from fedsim.local_training import LocalTraining
+from fedsim.messages import folded_update, pack_updates, unpack_updates
 from fedsim.parts.sharing import is_private
 from fedsim.plan import Method, Plan
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, Population, ServerState
-from fedsim.workers import Workers, as_tensor
+from fedsim.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Aggregator:
         self.method, self.population, self.initial = method, population, dict(initial)
         self.workers, self.local, self.block_size = workers, local, block_size
         self.depths = {site.name: site.depth for site in layout.sites}
+        self.seen = frozenset(population.seen)
         self.heads = {site.name for site in layout.sites if site.is_head}
 
     def hand_out(
@@ -76,6 +77,8 @@ class Aggregator:
         arrived = unpack(self.workers.broadcast(payload))
         learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
         plan = self._plan(replace(state, learnt=learnt), probe)
+        if test_sizes is not None and plan.evaluate_largest:
+            plan = replace(plan, lora_ranks=None)
         if test_sizes is None:
             work = {client: self._work(plan, client, epochs) for client in clients}
         else:
@@ -88,15 +91,14 @@ class Aggregator:
         ]
         return Hand(plan, mine, utilisation)
 
-    def collect(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
-        """Return everyone's updates in client order on worker 0, and nothing elsewhere."""
-        tensors = {
-            f"{update.client}|{slot}": t.contiguous() for update in updates for slot, t in update.tensors.items()
-        }
-        logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
-        payload = pack(tensors | {"logs": as_tensor(json.dumps(logs).encode())})
-        collected = [update for part in self.workers.gather(payload) for update in _updates_of(unpack(part))]
-        return sorted(collected, key=lambda update: update.client)
+    def collect(self, plan: Plan, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+        """Return everyone's updates in client order on worker 0, and nothing elsewhere.
+
+        Where the plan folds the scale α/R, A arrives times it and the gradient of A divided by it.
+        """
+        folded = [folded_update(update, self._fold(plan, update.client)) for update in updates]
+        payloads = self.workers.gather(pack_updates(folded))
+        return sorted((u for part in payloads for u in unpack_updates(part)), key=lambda update: update.client)
 
     def step(
         self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]
@@ -149,7 +151,8 @@ class Aggregator:
         """Return (up, down) bytes of a round, counted on worker 0 before the update, from the slots really sent.
 
         Down: shared copies in the forward pass that were written since the client last took part (the initial values
-        follow from the seed). Up: the trained slots that are shared. Private slots never leave their client.
+        follow from the seed). Up: the trained slots that are shared. Private slots never leave their client. A control
+        variate costs as much again each way: the server's down, the change of the client's up.
         """
         up = down = 0
         ids = torch.tensor(clients)
@@ -161,8 +164,9 @@ class Aggregator:
             sizes = torch.tensor([byte_count([fit_rank(self.initial[slot], slot.factor, rank)]) for rank in ranks])
             written = state.bank.written_in(slot, groups[ids])
             fresh = (written != NEVER) & (written >= state.last_seen[ids])
-            down += int(sizes[fresh].sum())
-            up += int(sizes[[self._trains(plan, slot, client) for client in clients]].sum())
+            corrected = int(sizes[[client in self._corrected(plan, slot, clients) for client in clients]].sum())
+            down += int(sizes[fresh].sum()) + corrected
+            up += int(sizes[[self._trains(plan, slot, client) for client in clients]].sum()) + corrected
         return up, down
 
     def _plan(self, state: ServerState, probe: bool) -> Plan:
@@ -174,6 +178,11 @@ class Aggregator:
 
     def _lora_rank(self, plan: Plan, client: int) -> int:
         return self.method.lora_rank if plan.lora_ranks is None else plan.lora_ranks[client]
+
+    def _fold(self, plan: Plan, client: int) -> float:
+        """The scale that a client's A has and the bank's copy holds; 1 where it is not folded."""
+        alpha = self.method.lora_alpha
+        return alpha / self._lora_rank(plan, client) if plan.fold_scaling and alpha is not None else 1.0
 
     def _slots(self, plan: Plan) -> list[Slot]:
         tiers = plan.tiers or self.method.tiers
@@ -188,34 +197,38 @@ class Aggregator:
             groups = groups[state.bank.written_in(slot, groups) != NEVER]
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
+            for client in self._corrected(plan, slot, clients):
+                assert plan.correction is not None
+                tensors[f"{slot}|correction|{client}"] = plan.correction(
+                    state.bank, slot, client, self._lora_rank(plan, client)
+                ).contiguous()
         return pack(tensors)
+
+    def _corrected(self, plan: Plan, slot: Slot, clients: Sequence[int]) -> list[int]:
+        """Those of the clients whose gradients of the slot are corrected: only who takes part in training."""
+        if plan.correction is None or not plan.trains(slot):
+            return []
+        return [client for client in clients if client in self.seen]
 
     def _assignment(
         self, plan: Plan, round_index: int, client: int, arrived: Mapping[str, Tensor], epochs: int | None
     ) -> Assignment:
-        rank, alpha = self._lora_rank(plan, client), self.method.lora_alpha
-        tensors = {}
+        rank, alpha, fold = self._lora_rank(plan, client), self.method.lora_alpha, self._fold(plan, client)
+        tensors, corrections = {}, {}
         for slot in self._slots(plan):
-            value = arrived.get(f"{slot}|{int(plan.groups(slot)[client])}", self.initial[slot])
-            tensors[slot] = fit_rank(value, slot.factor, rank)
+            copy = arrived.get(f"{slot}|{int(plan.groups(slot)[client])}")
+            value = fit_rank(self.initial[slot] if copy is None else copy, slot.factor, rank)
+            is_folded = slot.factor == "A" and fold != 1
+            tensors[slot] = value / fold if is_folded and copy is not None else value
+            if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
+                corrections[slot] = correction * fold if is_folded else correction
         return Assignment(
             client=client,
             round_index=round_index,
             tensors=tensors,
             trains=frozenset(slot for slot in tensors if self._trains(plan, slot, client)),
-            scales={} if alpha is None else dict.fromkeys(self.method.tiers, alpha / rank),
+            scales={tier: (alpha or rank) / rank * plan.tier_scales.get(tier, 1.0) for tier in self.method.tiers},
             steps=self.steps(plan, client, epochs),
             local=plan.local(client, self.local),
+            corrections=corrections,
         )
-
-
-def _updates_of(tensors: Mapping[str, Tensor]) -> list[ClientUpdate]:
-    by_client: dict[str, dict[Slot, Tensor]] = {}
-    for key in sorted(tensors.keys() - {"logs"}):  # safetensors returns them in no particular order
-        client, _, slot = key.partition("|")
-        by_client.setdefault(client, {})[parse_slot(slot)] = tensors[key]
-    logs = json.loads(tensors["logs"].numpy().tobytes())
-    return [
-        ClientUpdate(int(client), n_samples, by_client.get(client, {}), entries)
-        for client, (n_samples, entries) in logs.items()
-    ]

@@ -1,13 +1,13 @@
 """What a method decides for one round. The defaults of `Plan` are FedAvg: a method names only its departures."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from fedsim.adapters.bank import NEVER
+from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot, pad_rank
 from fedsim.local_training import LocalTraining
 from fedsim.parts.aggregation import Merged, mean_factors, normalised_weights, weighted_mean
@@ -74,6 +74,16 @@ class Plan:
     """A client's local training from its id and the recipe's."""
     steps: int | None = None
     """Local steps; None means the recipe's local epochs."""
+    tier_scales: Mapping[str, float] = field(default_factory=dict)
+    """A factor in front of a tier beside α/R; 1 where nothing is said."""
+    fold_scaling: bool = True
+    """Merge what adapters do, α/R · B A, rather than bare factors: clients of unequal LoRA rank have unequal α/R."""
+    evaluate_largest: bool = False
+    """Evaluate what the server holds at its largest LoRA rank, not at each client's own."""
+    measures_gradient: bool = False
+    """Whether clients first measure the mean gradient over their own data at the received model (`measured`)."""
+    correction: Callable[[Bank, Slot, int, int], Tensor] | None = None
+    """(bank, slot, client, its LoRA rank) to what is added to its raw gradients of the slot in every step."""
     probe: "Plan | None" = None
     """What a client trains briefly so that the server can place it; None where no placing is needed."""
     admit: Callable[[ServerState, Population, Sequence[ClientUpdate]], Outcome] = admit_nothing
@@ -85,7 +95,11 @@ class Plan:
 
 
 class Method(Protocol):
-    """What a file in methods/ provides: a frozen dataclass of hyper-parameters with one function, `plan`."""
+    """What a file in methods/ provides: a frozen dataclass of hyper-parameters with one function, `plan`.
+
+    A second one, `initial(layout, generator, weights)`, says how slots start where it is not as in LoRA
+    (`parts.initialisation.lora_initial`).
+    """
 
     @property
     def lora_rank(self) -> int:
@@ -119,6 +133,12 @@ class Engine(Protocol):
 
     def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Evaluate every client on its own test split without training; the updates hold logs only."""
+
+
+def measures(plan: Plan, client: int) -> bool:
+    """Whether a client measures its gradient: only who takes part in training and has data."""
+    population = plan.population
+    return plan.measures_gradient and client in population.seen and population.samples[client] > 0
 
 
 def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:

@@ -48,19 +48,25 @@ class Assignment:
     tensors: Mapping[Slot, Tensor]
     trains: frozenset[Slot]
     scales: Mapping[str, float]
-    """tier -> α/R, the factor in front of B @ A."""
+    """tier -> the factor in front of B @ A, usually α/R."""
     steps: int
     local: LocalTraining
+    corrections: Mapping[Slot, Tensor] = field(default_factory=dict)
+    """What is added to the raw gradients of a slot in every step."""
 
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a client sends back: the slots it trained, how many samples weigh it, and what it logged (plain numbers)."""
+    """What a client sends back: the slots it trained, how many samples weigh it, and what it logged (plain numbers).
+
+    `measured` is the mean gradient over its data at the model that it received, where the plan asks for it.
+    """
 
     client: int
     n_samples: int
     tensors: Mapping[Slot, Tensor] = field(default_factory=dict)
     logs: Mapping[str, float] = field(default_factory=dict)
+    measured: Mapping[Slot, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import sample_cohort
 from fedsim.launch import launch, set_threads
 from fedsim.models.client_module import ClientModule
+from fedsim.models.sites import site_weights
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Engine
 from fedsim.randomness import generator
@@ -60,7 +61,8 @@ def simulate(
     set_threads(threads)
     workers = Workers.from_environment()
     state = ServerState(int(workers.broadcast(str(start).encode())), what.rounds)
-    initial = lora_initial(what.layout, generator(what.seed, "initial"))
+    initialise = getattr(what.method, "initial", lora_initial)
+    initial = initialise(what.layout, generator(what.seed, "initial"), site_weights(what.backbone, what.layout.sites))
     kept_block_size = int(tensors.get(BLOCK_SIZE, 0)) or None
     with LiveProgress(type(what.method).__name__, what.rounds, start, workers.is_first) as progress:
         engine = prepare_engine(what, fabric, initial, workers, kept_block_size, progress.client_done)
@@ -130,7 +132,7 @@ class Simulation:
         cohort = sample_cohort(population, self.what.n_cohort, self.what.seed, state.round_index)
         hand = server.hand_out(state, cohort)
         self.progress.begin_phase(state.round_index, hand.plan.stage, hand.n_clients)
-        updates = server.collect(self.engine.local_update(hand.plan, hand.blocks))
+        updates = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
         after, log = server.step(state, hand.plan, updates)
         is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == after.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
@@ -147,7 +149,7 @@ class Simulation:
         test_sizes = {client: self.what.data.test_size(client) for client in clients}
         for begin in range(0, len(clients), chunk):
             hand = self.aggregator.hand_out(state, clients[begin : begin + chunk], test_sizes=test_sizes)
-            evaluated += self.aggregator.collect(self.engine.evaluate(hand.plan, hand.blocks))
+            evaluated += self.aggregator.collect(hand.plan, self.engine.evaluate(hand.plan, hand.blocks))
         return evaluated
 
     def meet_unseen(self, state: ServerState) -> Result | None:
@@ -157,7 +159,7 @@ class Simulation:
         untuned = self.evaluate(state, population.unseen)
         hand = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
         self.progress.begin_phase(state.round_index, "tuning", hand.n_clients)
-        tuned = server.collect(self.engine.local_update(hand.plan, hand.blocks))
+        tuned = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
         if not self.recorder:
             return None
         self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
@@ -176,7 +178,7 @@ class Simulation:
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.what.seed, state.round_index)
         hand = server.hand_out(state, [*population.unseen, *seen], probe=True)
         self.progress.begin_phase(state.round_index, "probe", hand.n_clients)
-        probes = server.collect(self.engine.local_update(hand.plan, hand.blocks))
+        probes = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
         if not self.recorder:
             return state, {}
         outcome = plan.admit(state, population, probes)

@@ -27,9 +27,10 @@ MAY_IMPORT = {
     "plan": {"adapters", "local_training", "round", "parts"},
     "methods": {"adapters", "round", "parts", "plan"},
     "engines": {"adapters", "local_training", "round", "models", "plan", "data"},
+    "messages": {"adapters", "round", "workers"},
     "federation": {"adapters", "round", "plan", "data"},
     "evaluation": {"adapters", "round", "plan", "data"},
-    "aggregator": {"adapters", "local_training", "round", "plan", "data", "federation", "workers"},
+    "aggregator": {"adapters", "local_training", "round", "plan", "data", "federation", "messages", "workers"},
     "report": {"adapters", "round", "plan", "data", "evaluation"},
     "recorder": {"adapters", "round", "plan", "data", "evaluation", "report", "run_folder"},
 }

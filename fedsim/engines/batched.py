@@ -19,7 +19,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import block_dropout
 from fedsim.engines.stack import Stack, StackedOptimizer
 from fedsim.models.client_module import ClientModule
-from fedsim.plan import Plan
+from fedsim.plan import Plan, measures
 from fedsim.randomness import generator
 from fedsim.round import Assignment, Block, ClientError, ClientUpdate
 
@@ -56,51 +56,76 @@ class BatchedEngine:
     def _train(self, plan: Plan, block: Block) -> list[ClientUpdate]:
         block = sorted(block, key=lambda assignment: -assignment.steps)  # those at work are the first ones, always
         stack = Stack(block, self.module.device)
-        losses = torch.zeros(len(block), device=self.module.device)
+        losses, measured = torch.zeros(len(block), device=self.module.device), [{} for _ in block]
         if stack.trained:
             optimizer = StackedOptimizer(stack)
+            if plan.measures_gradient:
+                measured = stack.by_client(self._mean_gradients(plan, stack))
             streams = [self._stream(assignment) for assignment in block]
             for step in range(block[0].steps):
                 picks = [next(stream) for stream, a in zip(streams, block, strict=True) if step < a.steps]
-                losses[: len(picks)] += self._differentiate(plan, stack, picks, step, optimizer.gradients)
+                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, step)
                 optimizer.step(len(picks))
         tests = self._test(plan, stack)
         updates = []
-        for assignment, tensors, test, loss in zip(block, stack.results(), tests, losses.tolist(), strict=True):
-            logs = {f"after_training.{name}": value for name, value in test.items()}
-            if tensors and assignment.steps:
+        trained = stack.by_client(stack.values)
+        for k, (assignment, loss) in enumerate(zip(block, losses.tolist(), strict=True)):
+            logs = {f"after_training.{name}": value for name, value in tests[k].items()}
+            if trained[k] and assignment.steps:
                 logs["train_loss"] = loss / assignment.steps
-            updates.append(self._update(assignment, logs, tensors))
+            own = measured[k] if measures(plan, assignment.client) else {}
+            updates.append(self._update(assignment, logs, trained[k], own))
             self.on_client(updates[-1])
         return updates
 
     def _evaluate(self, plan: Plan, block: Block) -> list[ClientUpdate]:
         tests = self._test(plan, Stack(block, self.module.device))
         return [
-            self._update(assignment, {f"after_aggregation.{name}": value for name, value in test.items()}, {})
+            self._update(assignment, {f"after_aggregation.{name}": value for name, value in test.items()}, {}, {})
             for assignment, test in zip(block, tests, strict=True)
         ]
 
-    def _update(self, assignment: Assignment, logs: dict[str, float], tensors: dict) -> ClientUpdate:
-        return ClientUpdate(assignment.client, self.data.train_size(assignment.client), tensors, logs)
+    def _update(self, assignment: Assignment, logs: dict[str, float], tensors: dict, measured: dict) -> ClientUpdate:
+        return ClientUpdate(assignment.client, self.data.train_size(assignment.client), tensors, logs, measured)
 
     def _stream(self, assignment: Assignment):
         random = generator(self.seed, "batches", assignment.round_index, assignment.client)
         return self.data.train_steps(assignment.client, assignment.local.batch_size, assignment.steps, random)
 
+    def _mean_gradients(self, plan: Plan, stack: Stack) -> Tensor:
+        """The mean gradient (K, P) of every client over all of its data, as they are, at the installed values."""
+        total, part = torch.zeros_like(stack.values), torch.zeros_like(stack.values)
+        tables = [self.data.train[assignment.client] for assignment in stack.block]
+        batch_size = max(assignment.local.batch_size for assignment in stack.block)
+        for begin in range(0, max(map(len, tables)), batch_size):
+            picks = [(table[begin : begin + batch_size], None) for table in tables]
+            shares = [len(rows) / max(len(table), 1) for (rows, _), table in zip(picks, tables, strict=True)]
+            self._differentiate(plan, stack, picks, part)
+            total.addcmul_(part, torch.tensor(shares, device=stack.device).unsqueeze(1))
+        return total
+
     def _differentiate(
-        self, plan: Plan, stack: Stack, picks: Sequence[tuple[Tensor, Tensor]], step: int, gradients: Tensor
+        self,
+        plan: Plan,
+        stack: Stack,
+        picks: Sequence[tuple[Tensor, Tensor | None]],
+        gradients: Tensor,
+        step: int | None = None,
     ) -> Tensor:
-        """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses."""
+        """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses.
+
+        With a step it is a step of training, with dropout and augmentation.
+        """
 
         def differentiate(start: int, stop: int) -> Tensor:
             chosen, draws = zip(*picks[start:stop], strict=True)
             rows = ClientRows([len(each) for each in chosen], stack.device)
             values = stack.values[start:stop].detach().requires_grad_()
-            dropout = block_dropout(self.seed, stack.block[start:stop], step, rows)
+            dropout = None if step is None else block_dropout(self.seed, stack.block[start:stop], step, rows)
             self._install(plan, stack, values, start, rows, dropout)
+            drawn = None if step is None else torch.cat(draws)
             with self.fabric.autocast():
-                losses = self.module.training_step(self.data.batch(torch.cat(chosen), torch.cat(draws), stack.device))
+                losses = self.module.training_step(self.data.batch(torch.cat(chosen), drawn, stack.device))
             # Not fabric.setup_module: DDP would average the gradients of *different* clients.
             self.fabric.backward(losses.sum())
             gradients[start:stop] = values.grad

@@ -8,11 +8,12 @@ from lightning.fabric import Fabric
 from torch import Tensor
 from torchmetrics.functional.classification import multiclass_accuracy
 
+from fedsim.adapters.layout import Slot
 from fedsim.adapters.linear import Dropout
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import ClientDropout
 from fedsim.models.client_module import ClientModule
-from fedsim.plan import Plan
+from fedsim.plan import Plan, measures
 from fedsim.randomness import generator
 from fedsim.round import Assignment, Block, ClientError, ClientUpdate
 
@@ -57,6 +58,7 @@ class SequentialEngine:
         tensors = {slot: t.to(module.device, copy=True) for slot, t in assignment.tensors.items()}
         trained = {slot: t.requires_grad_() for slot, t in tensors.items() if slot in assignment.trains}
         self._install(plan, assignment, tensors)
+        measured = self._gradient(client, local.batch_size, trained) if measures(plan, client) else {}
         random = generator(self.seed, "batches", assignment.round_index, client)
         losses = []
         if trained:
@@ -69,6 +71,8 @@ class SequentialEngine:
                     loss = module.training_step(self.data.batch(rows, draws, module.device))
                 # Not fabric.setup_module: DDP would average the gradients of *different* clients.
                 self.fabric.backward(loss)
+                for slot, correction in assignment.corrections.items():
+                    trained[slot].grad += correction.to(module.device)
                 if local.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trained.values(), local.clip_norm)
                 optimizer.step()
@@ -78,7 +82,18 @@ class SequentialEngine:
         if losses:
             logs["train_loss"] = float(torch.stack(losses).mean())
         sent = {slot: tensor.detach().cpu() for slot, tensor in trained.items()}
-        return ClientUpdate(client, self.data.train_size(client), sent, logs)
+        return ClientUpdate(client, self.data.train_size(client), sent, logs, measured)
+
+    def _gradient(self, client: int, batch_size: int, trained: dict[Slot, Tensor]) -> dict[Slot, Tensor]:
+        """The mean gradient over all of the client's data, as they are, at the installed model."""
+        for rows in self.data.train[client].split(batch_size):
+            with self.fabric.autocast():
+                loss = self.module.training_step(self.data.batch(rows, device=self.module.device))
+            self.fabric.backward(loss * (len(rows) / self.data.train_size(client)))
+        gradients = {slot: t.grad.cpu() for slot, t in trained.items() if t.grad is not None}
+        for tensor in trained.values():
+            tensor.grad = None
+        return gradients
 
     def _install(self, plan: Plan, assignment: Assignment, tensors: dict, dropout: Dropout | None = None) -> None:
         """Make the module this client."""

@@ -24,6 +24,7 @@ class Stack:
         self.sizes = [self.shapes[slot].numel() for slot in self.trained]
         rows = [torch.cat([self._padded(a, slot).flatten() for slot in self.trained]) for a in block if self.trained]
         self.values = torch.stack(rows).to(device) if rows else torch.zeros(len(block), 0, device=device)
+        self.corrections = self._corrections()
         self.frozen = {slot: self._stacked(slot) for slot in self.shapes if slot not in self.trained}
         is_whole = all(
             slot in a.trains and a.tensors[slot].shape == s for a in block for slot, s in self._each_trained()
@@ -49,9 +50,9 @@ class Stack:
             scales[tier] = of_client[0] if alike else torch.tensor(of_client, device=self.device)
         return scales
 
-    def results(self) -> list[dict[Slot, Tensor]]:
-        """Return what each client trained, at its own LoRA rank, in CPU memory."""
-        columns = dict(zip(self.trained, self.values.cpu().split(self.sizes, dim=1), strict=True))
+    def by_client(self, values: Tensor) -> list[dict[Slot, Tensor]]:
+        """Return each client's part of `values` (K, P), those slots that it trains, at its LoRA rank, in CPU memory."""
+        columns = dict(zip(self.trained, values.cpu().split(self.sizes, dim=1), strict=True))
         return [
             {
                 slot: columns[slot][k].view(shape)[tuple(map(slice, a.tensors[slot].shape))]
@@ -60,6 +61,17 @@ class Stack:
             }
             for k, a in enumerate(self.block)
         ]
+
+    def _corrections(self) -> Tensor | None:
+        """What is added to the gradients, (K, P); zero in the padding. None when nothing is."""
+        if not any(assignment.corrections for assignment in self.block):
+            return None
+        corrections = torch.zeros_like(self.values)
+        columns = dict(zip(self.trained, corrections.split(self.sizes, dim=1), strict=True))
+        for k, assignment in enumerate(self.block):
+            for slot, value in assignment.corrections.items():
+                columns[slot][k].view(self.shapes[slot])[tuple(map(slice, value.shape))] = value.to(self.device)
+        return corrections
 
     def _each_trained(self) -> list[tuple[Slot, torch.Size]]:
         return [(slot, self.shapes[slot]) for slot in self.trained]
@@ -131,6 +143,8 @@ class StackedOptimizer:
     def step(self, active: int) -> None:
         """Move the first `active` clients by their gradients; the others have finished and stay."""
         values, gradients = self.stack.values[:active], self.gradients[:active]
+        if self.stack.corrections is not None:
+            gradients.add_(self.stack.corrections[:active])
         if self.clip_norm is not None:
             trained = gradients if self.stack.mask is None else gradients * self.stack.mask[:active]
             norms = torch.linalg.vector_norm(trained, dim=1, keepdim=True)

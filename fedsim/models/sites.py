@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from fedsim.adapters.layout import Site
 from fedsim.adapters.linear import TieredLinear
@@ -43,6 +43,12 @@ def find_sites(backbone: nn.Module, pattern: str = QUERY_VALUE, head: str = "") 
         )
     depth = max(site.depth for site in sites) + 1
     return (*sites, *(_head_site(path, linears[path], depth) for path in linears if path in in_head))
+
+
+def site_weights(backbone: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor]:
+    """Return the frozen weight (O, I) of every LoRA site, a view of the backbone's own."""
+    weights = {site.name: backbone.get_submodule(site.module).weight for site in sites if not site.is_head}
+    return {site.name: weights[site.name][slice(*(site.rows or (None,)))] for site in sites if site.name in weights}
 
 
 def check_classes(sites: Sequence[Site], n_classes: int) -> None:

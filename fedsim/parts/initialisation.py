@@ -1,6 +1,7 @@
 """How a fresh adapter starts."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -8,10 +9,12 @@ from torch import Tensor
 from fedsim.adapters.layout import Layout, Slot
 
 
-def lora_initial(layout: Layout, generator: torch.Generator) -> dict[Slot, Tensor]:
+def lora_initial(
+    layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor] | None = None
+) -> dict[Slot, Tensor]:
     """Return the shared start of every slot: A uniform in ±1/√I, as in LoRA (arXiv 2106.09685); B, W and b zero.
 
-    So every tier starts as the identity, and all clients of a tier start alike.
+    So every tier starts as the identity, and all clients of a tier start alike. The pretrained `weights` play no part.
     """
     initial = {}
     for slot, shape in layout.shapes.items():
@@ -21,3 +24,19 @@ def lora_initial(layout: Layout, generator: torch.Generator) -> dict[Slot, Tenso
         else:
             initial[slot] = torch.zeros(shape)
     return initial
+
+
+def qr_factors(weight: Tensor, lora_rank: int, rms: float | None) -> tuple[Tensor, Tensor]:
+    """Return B (O, R) and A (R, I): the first R columns of Q and rows of R of the pretrained weight (O, I).
+
+    ILoRA, arXiv 2511.16069, section 5.1, without pivoting; the diagonal of R is not negative. Factors of smaller LoRA
+    ranks are their leading parts. With `rms` both are scaled alike so that the entries of B A have this root mean
+    square; the columns of B are then orthogonal and of one length. None leaves them as they are.
+    """
+    Q, upper = torch.linalg.qr(weight.detach().double().cpu())
+    signs = torch.where(upper.diagonal() < 0, -1.0, 1.0).to(Q.dtype)
+    B = (Q[:, : len(signs)] * signs)[:, :lora_rank]
+    A = (signs[:, None] * upper[: len(signs)])[:lora_rank]
+    # B is orthonormal, so ‖B A‖ = ‖A‖.
+    scale = 1.0 if rms is None else math.sqrt(rms * math.sqrt(weight.numel()) / float(A.norm().clamp(min=1e-30)))
+    return (scale * B).float(), (scale * A).float()

@@ -14,7 +14,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor
     A target of -100 stands for no sample, as in torch: clients of one block may have unequal batches.
     """
     losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100)
-    return losses.view(targets.shape).sum(-1) / (targets != -100).sum(-1)
+    return losses.view(targets.shape).sum(-1) / (targets != -100).sum(-1).clamp(min=1)
 
 
 def column_overlap(frozen: Tensor, trained: Tensor) -> Tensor:

@@ -1,0 +1,43 @@
+"""Updates as bytes and back, and in the units in which the server merges them."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from fedsim.adapters.layout import Slot, parse_slot
+from fedsim.adapters.wire import pack, unpack
+from fedsim.round import ClientUpdate
+from fedsim.workers import as_tensor
+
+
+def folded_update(update: ClientUpdate, scale: float) -> ClientUpdate:
+    """Return the update in units of what adapters do: A times its scale α/R, and the gradient of A divided by it."""
+    if scale == 1:
+        return update
+    tensors = {slot: t * scale if slot.factor == "A" else t for slot, t in update.tensors.items()}
+    measured = {slot: t / scale if slot.factor == "A" else t for slot, t in update.measured.items()}
+    return replace(update, tensors=tensors, measured=measured)
+
+
+def pack_updates(updates: Sequence[ClientUpdate]) -> bytes:
+    """Return what `unpack_updates` reads."""
+    tensors = {f"{u.client}|{slot}|": t.contiguous() for u in updates for slot, t in u.tensors.items()}
+    tensors |= {f"{u.client}|{slot}|measured": t.contiguous() for u in updates for slot, t in u.measured.items()}
+    logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
+    return pack(tensors | {"logs": as_tensor(json.dumps(logs).encode())})
+
+
+def unpack_updates(payload: bytes) -> list[ClientUpdate]:
+    """Return the updates that `pack_updates` wrote."""
+    tensors: Mapping[str, Tensor] = unpack(payload)
+    parts: dict[tuple[str, str], dict[Slot, Tensor]] = {}
+    for key in sorted(tensors.keys() - {"logs"}):  # safetensors returns them in no particular order
+        client, slot, part = key.split("|")
+        parts.setdefault((client, part), {})[parse_slot(slot)] = tensors[key]
+    logs = json.loads(tensors["logs"].numpy().tobytes())
+    return [
+        ClientUpdate(int(client), n_samples, parts.get((client, ""), {}), entries, parts.get((client, "measured"), {}))
+        for client, (n_samples, entries) in logs.items()
+    ]
