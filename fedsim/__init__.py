@@ -4,7 +4,7 @@ from fedsim.comparison import simulate_each
 from fedsim.data.federated import FederatedData, from_tensors
 from fedsim.launch import RunOptions, cli
 from fedsim.local_training import LocalTraining
-from fedsim.methods import FedIT, HiLoRA, Local
+from fedsim.methods import FedIT, HiLoRA, ILoRA, Local
 from fedsim.plan import Method, Plan
 from fedsim.report.summary import Result
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
@@ -16,6 +16,7 @@ __all__ = [
     "FedIT",
     "FederatedData",
     "HiLoRA",
+    "ILoRA",
     "Local",
     "LocalTraining",
     "Method",

@@ -146,10 +146,11 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
 
     A private slot (every client its own group) passes through untouched. Weights are training samples, normalised
     among those of the group who trained the slot. The outcome's log holds the mean share of energy that truncation
-    discarded.
+    discarded, at the largest and at every LoRA rank.
     """
     tensors: dict[Slot, dict[int, Tensor]] = {}
     discarded: list[float] = []
+    by_rank: list[Tensor] = []
     for slot in dict.fromkeys(slot for update in updates for slot in update.tensors):
         if slot.factor == "A":
             continue
@@ -169,7 +170,10 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
             tensors.setdefault(slot, {})[group] = merged.B
             tensors.setdefault(pair, {})[group] = merged.A
             discarded.append(merged.discarded)
-    log = {"discarded_energy": sum(discarded) / len(discarded)} if discarded else {}
+            by_rank += [] if merged.by_rank is None else [merged.by_rank]
+    log: dict[str, object] = {"discarded_energy": sum(discarded) / len(discarded)} if discarded else {}
+    if by_rank:
+        log["discarded_energy_by_lora_rank"] = torch.stack(by_rank).mean(0).tolist()
     return Outcome(tensors=tensors, log=log)
 
 

@@ -12,7 +12,7 @@ from fedsim.federation import check_cohort_size, population_of
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites
 from fedsim.plan import Method
-from fedsim.round import Population
+from fedsim.round import Population, ServerState
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Setting:
         if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; it must be 1 or more (--block-size).")
         check_cohort_size(self.cohort_size, self.population)
+        self.method.plan(ServerState(0, self.rounds), self.population)  # a method that does not fit the clients says so
         check_classes(self.layout.sites, self.data.n_classes)
 
     @cached_property

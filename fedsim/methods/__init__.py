@@ -2,6 +2,7 @@
 
 from fedsim.methods.fedit import FedIT
 from fedsim.methods.hilora import HiLoRA
+from fedsim.methods.ilora import ILoRA
 from fedsim.methods.local import Local
 
-__all__ = ["FedIT", "HiLoRA", "Local"]
+__all__ = ["FedIT", "HiLoRA", "ILoRA", "Local"]

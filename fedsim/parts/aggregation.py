@@ -17,11 +17,15 @@ from fedsim.adapters.layout import Slot
 
 
 class Merged(NamedTuple):
-    """One group's adapter at one site: B (O, R), A (R, I), and the share of ‖ΔW‖_F² that truncation threw away."""
+    """One group's adapter at one site: B (O, R), A (R, I), and the share of ‖ΔW‖_F² that truncation threw away.
+
+    `by_rank` (R,) holds the shares that are thrown away when a client gets only 1, 2, … R leading directions.
+    """
 
     B: Tensor
     A: Tensor
     discarded: float
+    by_rank: Tensor | None = None
 
 
 def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
@@ -50,9 +54,13 @@ def product_svd(B: Tensor, A: Tensor, weights: Tensor) -> Merged:
     U, S, V = leading_singular(core, rank)
     new_B, new_A = left @ U if left is not None else U, (right @ V if right is not None else V).mT
     signs = fixed_signs(new_B)
-    energy = core.double().square().sum()
-    discarded = float((1 - S.double().square().sum() / energy).clamp(min=0)) if energy > 0 else 0.0
-    return Merged(new_B * signs, signs[:, None] * S[:, None] * new_A, discarded)
+    by_rank = discarded_by_rank(S.double().square(), core.double().square().sum())
+    return Merged(new_B * signs, signs[:, None] * S[:, None] * new_A, float(by_rank[-1]), by_rank)
+
+
+def discarded_by_rank(energies: Tensor, total: Tensor) -> Tensor:
+    """Return the shares of `total` that are left out by the first 1, 2, … R directions of these energies (R,)."""
+    return (1 - energies.cumsum(0) / total).clamp(min=0) if total > 0 else torch.zeros_like(energies)
 
 
 def _reduce(stacked: Tensor) -> tuple[Tensor | None, Tensor]:

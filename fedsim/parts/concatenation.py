@@ -7,39 +7,46 @@
 unpivoted QR projects ΔW onto its own first r columns; nothing orders them by energy. `qr_pivot` and `svd` do.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from fedsim.parts.aggregation import Merged, product_svd
+from fedsim.adapters.layout import Slot, fit_rank, pad_rank
+from fedsim.parts.aggregation import Merged, discarded_by_rank, product_svd
+from fedsim.round import ClientUpdate
 
 Core = Literal["qr", "qr_pivot", "svd"]
 
 
-def concatenated(B: Tensor, A: Tensor, weights: Tensor, core: Core = "qr") -> Merged:
+def concatenated(B: Tensor, A: Tensor, weights: Tensor, *, core: Core = "qr", lora_rank: int | None = None) -> Merged:
     """Return the rank-R adapter of Σ w_k B_k A_k, with orthonormal B; its leading columns serve smaller LoRA ranks.
 
-    B (n, O, R), A (n, R, I) zero-padded to the largest rank, weights (n,). Computed in float64. Signs are fixed (the
-    diagonal of R is not negative), so the result does not depend on the library.
+    B (n, O, R), A (n, R, I) zero-padded to the largest rank, weights (n,); `lora_rank` asks for another rank than that.
+    Computed in float64. Signs are fixed (the diagonal of R is not negative), so the result does not depend on the
+    library.
     """
+    outputs, rank = B.shape[1], lora_rank or B.shape[2]
     if core == "svd":
-        return product_svd(B, A, weights)
-    outputs, rank = B.shape[1:]
+        widest = max(rank, B.shape[2])
+        merged = product_svd(pad_rank(B, "B", widest), pad_rank(A, "A", widest), weights)
+        assert merged.by_rank is not None
+        kept, by_rank = slice(rank), merged.by_rank[:rank]
+        return Merged(merged.B[:, kept], merged.A[kept], float(by_rank[-1]), by_rank)
     stacked_B, stacked_A = stacked(B, A, weights)
     left, upper = torch.linalg.qr(stacked_B)
     inner, new_A = _decomposed(upper @ stacked_A, core)
-    new_B = left @ inner
-    energy = float(new_A.square().sum())
-    kept_B, kept_A = new_B[:, :rank], new_A[:rank]
-    discarded = 1 - float(kept_A.square().sum()) / energy if energy > 0 else 0.0
+    kept_B, kept_A, total = (left @ inner)[:, :rank], new_A[:rank], new_A.square().sum()
     if (missing := rank - kept_B.shape[1]) > 0:
         # Householder's Q is orthonormal whatever it decomposes: zeros become a completion of the basis.
         completion = torch.linalg.qr(torch.cat((kept_B, kept_B.new_zeros(outputs, missing)), dim=1))[0]
         kept_B = torch.cat((kept_B, completion[:, -missing:]), dim=1)
         kept_A = torch.cat((kept_A, kept_A.new_zeros(missing, kept_A.shape[1])))
-    return Merged(kept_B.to(B.dtype), kept_A.to(A.dtype), max(discarded, 0.0))
+    by_rank = discarded_by_rank(kept_A.square().sum(1), total)
+    return Merged(kept_B.to(B.dtype), kept_A.to(A.dtype), float(by_rank[-1]), by_rank)
 
 
 def stacked(B: Tensor, A: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,3 +72,18 @@ def _decomposed(core: Tensor, kind: Core) -> tuple[Tensor, Tensor]:
     signs = torch.ones(len(upper), dtype=upper.dtype)
     signs[: len(diagonal)] = torch.where(diagonal < 0, -1.0, 1.0).to(upper.dtype)
     return inner * signs, signs[:, None] * upper
+
+
+def as_change(update: ClientUpdate, initial: Mapping[Slot, Tensor]) -> ClientUpdate:
+    """Return an update whose every product is the initial one at full rank plus what the client changed of its own.
+
+    B_k A_k becomes B⁰A⁰ + (B_k A_k − B⁰_k A⁰_k) by stacking factors. A weighted mean of such products leaves directions
+    that only clients of a large LoRA rank hold as they were; that of the bare products would shrink them.
+    """
+    tensors = dict(update.tensors)
+    for slot, value in update.tensors.items():
+        start, axis = initial[slot], {"A": -2, "B": -1}.get(slot.factor)
+        if axis is not None:
+            own = fit_rank(start, slot.factor, value.shape[axis])
+            tensors[slot] = torch.cat((value, own if slot.factor == "A" else -own, start), dim=axis)
+    return replace(update, tensors=tensors)
