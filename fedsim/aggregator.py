@@ -94,9 +94,9 @@ class Aggregator:
     def collect(self, plan: Plan, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return everyone's updates in client order on worker 0, and nothing elsewhere.
 
-        Where the plan folds the scale α/R, A arrives times it and the gradient of A divided by it.
+        Where the plan folds the scale α/R into a factor, that arrives times it and its gradient divided by it.
         """
-        folded = [folded_update(update, self._fold(plan, update.client)) for update in updates]
+        folded = [folded_update(update, plan.fold, self._fold(plan, update.client)) for update in updates]
         payloads = self.workers.gather(pack_updates(folded))
         return sorted((u for part in payloads for u in unpack_updates(part)), key=lambda update: update.client)
 
@@ -123,8 +123,9 @@ class Aggregator:
         bank = state.bank
         for slot, copies in outcome.tensors.items():
             n_groups = max(int(plan.groups(slot).max()), *copies) + 1
-            full = {group: pad_rank(value, slot.factor, self.method.lora_rank) for group, value in copies.items()}
-            bank.write(slot, full, n_groups, state.round_index)
+            if slot.tier not in plan.whole_tiers:
+                copies = {group: pad_rank(value, slot.factor, self.method.lora_rank) for group, value in copies.items()}
+            bank.write(slot, copies, n_groups, state.round_index)
         return state if outcome.learnt is None else replace(state, learnt=outcome.learnt)
 
     def steps(self, plan: Plan, client: int, epochs: int | None = None) -> int:
@@ -180,9 +181,9 @@ class Aggregator:
         return self.method.lora_rank if plan.lora_ranks is None else plan.lora_ranks[client]
 
     def _fold(self, plan: Plan, client: int) -> float:
-        """The scale that a client's A has and the bank's copy holds; 1 where it is not folded."""
+        """The scale α/R of a client that the bank's copies hold; 1 where it is not folded."""
         alpha = self.method.lora_alpha
-        return alpha / self._lora_rank(plan, client) if plan.fold_scaling and alpha is not None else 1.0
+        return alpha / self._lora_rank(plan, client) if plan.fold and alpha is not None else 1.0
 
     def _slots(self, plan: Plan) -> list[Slot]:
         tiers = plan.tiers or self.method.tiers
@@ -217,8 +218,9 @@ class Aggregator:
         tensors, corrections = {}, {}
         for slot in self._slots(plan):
             copy = arrived.get(f"{slot}|{int(plan.groups(slot)[client])}")
-            value = fit_rank(self.initial[slot] if copy is None else copy, slot.factor, rank)
-            is_folded = slot.factor == "A" and fold != 1
+            value = self.initial[slot] if copy is None else copy
+            value = value if slot.tier in plan.whole_tiers else fit_rank(value, slot.factor, rank)
+            is_folded = slot.factor == plan.fold and fold != 1
             tensors[slot] = value / fold if is_folded and copy is not None else value
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
                 corrections[slot] = correction * fold if is_folded else correction

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,11 @@ def train_tier(tier: str, slot: Slot) -> bool:
 def is_adapter(slot: Slot) -> bool:
     """Train the LoRA factors and leave every head as it is."""
     return slot.factor in ("A", "B")
+
+
+def by_samples(members: Sequence[ClientUpdate], slot: Slot) -> Tensor:
+    """Every member weighs as much as its training samples, (n,) in float64."""
+    return normalised_weights([update.n_samples for update in members])
 
 
 def as_the_recipe_says(client: int, local: LocalTraining) -> LocalTraining:
@@ -76,8 +81,13 @@ class Plan:
     """Local steps; None means the recipe's local epochs."""
     tier_scales: Mapping[str, float] = field(default_factory=dict)
     """A factor in front of a tier beside α/R; 1 where nothing is said."""
-    fold_scaling: bool = True
-    """Merge what adapters do, α/R · B A, rather than bare factors: clients of unequal LoRA rank have unequal α/R."""
+    fold: Literal["A", "B"] | None = "A"
+    """The factor that travels times α/R, so that what adapters do is merged: clients of unequal LoRA rank have unequal
+    α/R. None merges bare factors."""
+    whole_tiers: frozenset[str] = frozenset()
+    """Tiers that every client gets at full width, whatever its LoRA rank."""
+    weights: Callable[[Sequence[ClientUpdate], Slot], Tensor] = by_samples
+    """The weight (n,) of each member of a group in the merge of a slot."""
     evaluate_largest: bool = False
     """Evaluate what the server holds at its largest LoRA rank, not at each client's own."""
     measures_gradient: bool = False
@@ -142,39 +152,41 @@ def measures(plan: Plan, client: int) -> bool:
 
 
 def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
-    """Merge each slot inside each group: (A, B) pairs by `plan.combine`, head tensors by their weighted mean.
+    """Merge each slot inside each group: (A, B) pairs by `plan.combine`, anything else by its weighted mean.
 
-    A private slot (every client its own group) passes through untouched. Weights are training samples, normalised
-    among those of the group who trained the slot. The outcome's log holds the mean share of energy that truncation
-    discarded, at the largest and at every LoRA rank.
+    A and B are a pair where both are trained and have the same groups. A private slot (every client its own group)
+    passes through untouched. Weights are training samples, normalised among those of the group who trained the slot.
+    The outcome's log holds the mean share of energy that truncation discarded, at the largest and at every LoRA rank.
     """
-    tensors: dict[Slot, dict[int, Tensor]] = {}
-    discarded: list[float] = []
-    by_rank: list[Tensor] = []
-    for slot in dict.fromkeys(slot for update in updates for slot in update.tensors):
-        if slot.factor == "A":
+    slots = dict.fromkeys(slot for update in updates for slot in update.tensors)
+    tensors: dict[Slot, dict[int, Tensor]] = {slot: {} for slot in slots}
+    cuts: list[Merged] = []
+    for slot in slots:
+        groups, pair = plan.groups(slot), slot._replace(factor={"A": "B", "B": "A"}.get(slot.factor, ""))
+        is_paired = pair in slots and torch.equal(groups, plan.groups(pair))
+        if slot.factor == "A" and is_paired and not is_private(groups):
             continue
-        pair = slot._replace(factor="A")
-        trained_by = [update for update in updates if slot in update.tensors]
-        for group, members in _by_group(plan.groups(slot), trained_by).items():
-            if is_private(plan.groups(slot)):
-                for name in (slot, pair) if slot.factor == "B" else (slot,):
-                    tensors.setdefault(name, {})[group] = members[0].tensors[name]
+        for group, members in _by_group(groups, [update for update in updates if slot in update.tensors]).items():
+            if is_private(groups):
+                tensors[slot][group] = members[0].tensors[slot]
                 continue
-            weights = normalised_weights([update.n_samples for update in members])
-            stacked = stack_padded(members, slot)
-            if slot.factor != "B":
-                tensors.setdefault(slot, {})[group] = weighted_mean(stacked, weights)
+            weights, stacked = plan.weights(members, slot), stack_padded(members, slot)
+            if slot.factor != "B" or not is_paired:
+                tensors[slot][group] = weighted_mean(stacked, weights)
                 continue
             merged = plan.combine(stacked, stack_padded(members, pair), weights)
-            tensors.setdefault(slot, {})[group] = merged.B
-            tensors.setdefault(pair, {})[group] = merged.A
-            discarded.append(merged.discarded)
-            by_rank += [] if merged.by_rank is None else [merged.by_rank]
-    log: dict[str, object] = {"discarded_energy": sum(discarded) / len(discarded)} if discarded else {}
+            tensors[slot][group], tensors[pair][group] = merged.B, merged.A
+            cuts.append(merged)
+    return Outcome(tensors={slot: copies for slot, copies in tensors.items() if copies}, log=discarded_energy(cuts))
+
+
+def discarded_energy(cuts: Sequence[Merged]) -> dict[str, object]:
+    """Return what is logged of truncations: means over sites and groups."""
+    log: dict[str, object] = {"discarded_energy": sum(cut.discarded for cut in cuts) / len(cuts)} if cuts else {}
+    by_rank = [cut.by_rank for cut in cuts if cut.by_rank is not None]
     if by_rank:
         log["discarded_energy_by_lora_rank"] = torch.stack(by_rank).mean(0).tolist()
-    return Outcome(tensors=tensors, log=log)
+    return log
 
 
 def stack_padded(updates: Sequence[ClientUpdate], slot: Slot) -> Tensor:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import Slot, parse_slot
+from fedsim.adapters.layout import Slot, fit_rank, parse_slot
 
 NEVER = -1
 """The round in which a row was written that never was; also the group of a client that has none yet."""
@@ -31,8 +31,10 @@ class Bank:
 
     def read(self, slot: Slot, groups: Tensor) -> Tensor:
         """Return the copies (len(groups), *shape) of these groups; a group without a copy has the initial value."""
-        values = self.initial[slot].expand(len(groups), *self.initial[slot].shape).clone()
         has_copy = self.written_in(slot, groups) != NEVER
+        if len(groups) and bool(has_copy.all()):
+            return self.rows[slot][groups]
+        values = self.initial[slot].expand(len(groups), *self.initial[slot].shape).clone()
         if bool(has_copy.any()):
             values[has_copy] = self.rows[slot][groups[has_copy]]
         return values
@@ -46,15 +48,22 @@ class Bank:
         return torch.where(is_held, rounds[groups.clamp(0, len(rounds) - 1)], NEVER)
 
     def write(self, slot: Slot, values: Mapping[int, Tensor], n_groups: int, round_index: int) -> None:
-        """Store new copies `{group: (*shape)}` of a slot that `n_groups` groups hold; a smaller stack is widened."""
+        """Store new copies `{group: (*shape)}` of a slot that `n_groups` groups hold; a smaller stack is widened.
+
+        A copy may have another LoRA rank than the initial value where there is only one group, written as a whole.
+        """
+        shape = next(iter(values.values())).shape if values else self.initial[slot].shape
+        if slot in self.rows and self.rows[slot].shape[1:] != shape:
+            assert len(values) == len(self.rows[slot]), "all copies of a slot have one shape"
+            del self.rows[slot], self.written[slot]
         if slot not in self.rows or len(self.rows[slot]) < n_groups:
-            self._widen(slot, n_groups)
+            self._widen(slot, n_groups, shape)
         for group, value in values.items():
             self.rows[slot][group] = value
             self.written[slot][group] = round_index
 
-    def _widen(self, slot: Slot, n_groups: int) -> None:
-        rows = torch.empty(n_groups, *self.initial[slot].shape)
+    def _widen(self, slot: Slot, n_groups: int, shape: torch.Size) -> None:
+        rows = torch.empty(n_groups, *shape)
         written = torch.full((n_groups,), NEVER)
         if slot in self.rows:
             had = self.written[slot] != NEVER
@@ -80,8 +89,12 @@ class Bank:
         for key in [key for key in tensors if key.endswith("|rows")]:
             name = key.removesuffix("|rows")
             slot, rows = parse_slot(name), tensors[key]
-            if slot not in self.initial or rows.shape[1:] != self.initial[slot].shape:
+            if slot not in self.initial or not _differ_in_rank_only(slot, rows, self.initial[slot]):
                 raise ValueError(f"The checkpoint holds slot '{name}' {tuple(rows.shape[1:])}, which this run has not.")
-            self._widen(slot, int(tensors[f"{name}|width"]))
+            self._widen(slot, int(tensors[f"{name}|width"]), rows.shape[1:])
             self.rows[slot][tensors[f"{name}|groups"]] = rows
             self.written[slot][tensors[f"{name}|groups"]] = tensors[f"{name}|rounds"]
+
+
+def _differ_in_rank_only(slot: Slot, rows: Tensor, value: Tensor) -> bool:
+    return fit_rank(rows, slot.factor, 0).shape[1:] == fit_rank(value, slot.factor, 0).shape

@@ -93,7 +93,7 @@ class ILoRA:
             sharing=self._sharing,
             lora_ranks=self.ranks.of(population.n_clients),
             tier_scales={OFFSET: -1.0},
-            fold_scaling=self.fold_scaling,
+            fold="A" if self.fold_scaling else None,
             combine=exact if self.aggregation == "concatenated" else mean_factors,
             evaluate_largest=True,
             measures_gradient=self.control,

@@ -106,10 +106,10 @@ def test_a_checkpoint_of_another_run_is_refused(bank):
     foreign.write(SLOT._replace(site="elsewhere"), {0: copy(1)}, 1, 0)
     with pytest.raises(ValueError, match=r"slot 'leaf/elsewhere/B' \(2, 3\), which this run has not"):
         bank.load_state_tensors(foreign.state_tensors())
-    narrow = Bank({SLOT: torch.zeros(2, 2)})
-    narrow.write(SLOT, {0: torch.zeros(2, 2)}, 1, 0)
-    with pytest.raises(ValueError, match=r"slot 'leaf/q/B' \(2, 2\), which this run has not"):
-        bank.load_state_tensors(narrow.state_tensors())
+    tall = Bank({SLOT: torch.zeros(4, 3)})
+    tall.write(SLOT, {0: torch.zeros(4, 3)}, 1, 0)
+    with pytest.raises(ValueError, match=r"slot 'leaf/q/B' \(4, 3\), which this run has not"):
+        bank.load_state_tensors(tall.state_tensors())
 
 
 def resident_bytes() -> int:
@@ -127,3 +127,13 @@ def test_a_private_slot_of_a_thousand_clients_costs_nothing_until_they_write():
     bank.write(SLOT, {3: torch.ones(shape), 700: torch.ones(shape)}, n_clients, 0)
     assert resident_bytes() - before < 16 * 2**20
     assert sum(t.numel() for t in bank.state_tensors().values()) < 3 * 2**18
+
+
+def test_the_only_copy_of_a_slot_may_change_its_lora_rank_and_comes_back_from_a_checkpoint(bank):
+    wide = torch.arange(10.0).view(2, 5)
+    bank.write(SLOT, {0: copy(1)}, 1, 3)
+    bank.write(SLOT, {0: wide}, 1, 4)
+    assert torch.equal(bank.read(SLOT, groups(0, 0))[1], wide)
+    again = Bank(bank.initial)
+    again.load_state_tensors(bank.state_tensors())
+    assert torch.equal(again.read(SLOT, groups(0))[0], wide)

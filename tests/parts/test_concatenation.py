@@ -83,7 +83,7 @@ def test_it_is_the_dense_qr_cut_to_rank_and_projects_onto_the_first_columns(shap
 @pytest.mark.parametrize("ranks", [[2, 4, 6], [1, 1]])
 def test_columns_of_b_are_orthonormal_also_where_the_rank_exceeds_that_of_the_sum(core, ranks):
     B, A, weights = clients(ranks)
-    merged = concatenated(pad_rank(B, "B", 9), pad_rank(A, "A", 9), weights, core)
+    merged = concatenated(pad_rank(B, "B", 9), pad_rank(A, "A", 9), weights, core=core)
     np.testing.assert_allclose((merged.B.mT @ merged.B).numpy(), np.eye(9), atol=1e-10)
     np.testing.assert_allclose((merged.B @ merged.A).numpy(), _best(core, dense_sum(B, A, weights), 9), atol=1e-8)
     assert not merged.A[sum(ranks) :].any()
@@ -100,7 +100,7 @@ def _best(core: str, delta: np.ndarray, rank: int) -> np.ndarray:
 def test_the_share_that_is_discarded_orders_the_cores_as_it_must():
     B, A, weights = clients([4] * 8)
     delta = dense_sum(B, A, weights)
-    discarded = {core: concatenated(B, A, weights, core) for core in ("qr", "qr_pivot", "svd")}
+    discarded = {core: concatenated(B, A, weights, core=core) for core in ("qr", "qr_pivot", "svd")}
     for merged in discarded.values():
         rest = delta - (merged.B @ merged.A).numpy()
         assert merged.discarded == pytest.approx((np.linalg.norm(rest) / np.linalg.norm(delta)) ** 2, rel=1e-6)
@@ -109,7 +109,7 @@ def test_the_share_that_is_discarded_orders_the_cores_as_it_must():
 
 def test_the_svd_core_is_product_svd():
     B, A, weights = clients([2, 4, 6])
-    merged, expected = concatenated(B, A, weights, "svd"), product_svd(B, A, weights)
+    merged, expected = concatenated(B, A, weights, core="svd"), product_svd(B, A, weights)
     assert torch.equal(merged.B, expected.B)
     assert torch.equal(merged.A, expected.A)
 
