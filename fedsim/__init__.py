@@ -4,7 +4,8 @@ from fedsim.comparison import simulate_each
 from fedsim.data.federated import FederatedData, from_tensors
 from fedsim.launch import RunOptions, cli
 from fedsim.local_training import LocalTraining
-from fedsim.methods import FedIT, HiLoRA, ILoRA, Local
+from fedsim.methods import FedExLoRA, FedIT, FFALoRA, FlexLoRA, FLoRA, HetLoRA, HiLoRA, ILoRA, Local, LoRAFAIR
+from fedsim.parts.ranks import LoraRanks
 from fedsim.plan import Method, Plan
 from fedsim.report.summary import Result
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
@@ -13,12 +14,19 @@ from fedsim.simulation import simulate
 __all__ = [
     "Assignment",
     "ClientUpdate",
+    "FFALoRA",
+    "FLoRA",
+    "FedExLoRA",
     "FedIT",
     "FederatedData",
+    "FlexLoRA",
+    "HetLoRA",
     "HiLoRA",
     "ILoRA",
+    "LoRAFAIR",
     "Local",
     "LocalTraining",
+    "LoraRanks",
     "Method",
     "Outcome",
     "Plan",

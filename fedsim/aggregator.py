@@ -113,6 +113,7 @@ class Aggregator:
         clients = [update.client for update in updates]
         up, down = self.traffic(state, plan, clients)
         outcome = plan.server_update(state, plan, updates)
+        down += int(outcome.log.get("bytes.stack", 0)) * len(clients)  # of what was added to a tier that grows
         last_seen = state.last_seen.clone()
         last_seen[clients] = state.round_index
         after = replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen)
@@ -159,7 +160,7 @@ class Aggregator:
         ids = torch.tensor(clients)
         for slot in self._slots(plan):
             groups = plan.groups(slot)
-            if is_private(groups):
+            if is_private(groups) or slot.tier in plan.whole_tiers:
                 continue
             ranks = [self._lora_rank(plan, client) for client in clients]
             sizes = torch.tensor([byte_count([fit_rank(self.initial[slot], slot.factor, rank)]) for rank in ranks])
