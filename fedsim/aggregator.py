@@ -13,7 +13,6 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, Layout, Slot, byte_count, fit_rank, pad_rank
-from fedsim.adapters.wire import pack, unpack
 from fedsim.federation import deal, form_blocks
 from fedsim.local_training import LocalTraining
 from fedsim.messages import folded_update, pack_updates, unpack_updates
@@ -73,8 +72,7 @@ class Aggregator:
         A load is local steps x samples x depths passed forward and backward; for an evaluation, `test_sizes` are the
         loads. `probe` asks for the plan's probe instead of its training; `epochs` overrides the recipe's.
         """
-        payload = self._pack_copies(state, clients, probe) if self.workers.index == 0 else None
-        arrived = unpack(self.workers.broadcast(payload))
+        arrived = self.workers.share(self._copies(state, clients, probe) if self.workers.is_first else None)
         learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
         plan = self._plan(replace(state, learnt=learnt), probe)
         if test_sizes is not None and plan.evaluate_largest:
@@ -85,8 +83,9 @@ class Aggregator:
             work = {client: ((-test_sizes[client],), float(test_sizes[client])) for client in clients}
         blocks = form_blocks({client: key for client, (key, _) in work.items()}, self.block_size)
         hands, utilisation = deal(blocks, [sum(work[c][1] for c in block) for block in blocks], self.workers.count)
+        groups = {slot: plan.groups(slot).tolist() for slot in self._slots(plan)}
         mine = [
-            [self._assignment(plan, state.round_index, client, arrived, epochs) for client in block]
+            [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]
             for block in hands[self.workers.index]
         ]
         return Hand(plan, mine, utilisation)
@@ -96,9 +95,10 @@ class Aggregator:
 
         Where the plan folds the scale α/R into a factor, that arrives times it and its gradient divided by it.
         """
-        folded = [folded_update(update, plan.fold, self._fold(plan, update.client)) for update in updates]
-        payloads = self.workers.gather(pack_updates(folded))
-        return sorted((u for part in payloads for u in unpack_updates(part)), key=lambda update: update.client)
+        collected = [folded_update(update, plan.fold, self._fold(plan, update.client)) for update in updates]
+        if self.workers.count > 1:
+            collected = [u for part in self.workers.gather(pack_updates(collected)) for u in unpack_updates(part)]
+        return sorted(collected, key=lambda update: update.client)
 
     def step(
         self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]
@@ -157,18 +157,17 @@ class Aggregator:
         variate costs as much again each way: the server's down, the change of the client's up.
         """
         up = down = 0
-        ids = torch.tensor(clients)
+        ids, ranks = torch.tensor(clients), [self._lora_rank(plan, client) for client in clients]
         for slot in self._slots(plan):
             groups = plan.groups(slot)
             if is_private(groups) or slot.tier in plan.whole_tiers:
                 continue
-            ranks = [self._lora_rank(plan, client) for client in clients]
-            sizes = torch.tensor([byte_count([fit_rank(self.initial[slot], slot.factor, rank)]) for rank in ranks])
-            written = state.bank.written_in(slot, groups[ids])
-            fresh = (written != NEVER) & (written >= state.last_seen[ids])
-            corrected = int(sizes[[client in self._corrected(plan, slot, clients) for client in clients]].sum())
-            down += int(sizes[fresh].sum()) + corrected
-            up += int(sizes[[self._trains(plan, slot, client) for client in clients]].sum()) + corrected
+            of_rank = {rank: byte_count([fit_rank(self.initial[slot], slot.factor, rank)]) for rank in set(ranks)}
+            written, corrected = state.bank.written_in(slot, groups[ids]), set(self._corrected(plan, slot, clients))
+            fresh = ((written != NEVER) & (written >= state.last_seen[ids])).tolist()
+            for client, rank, is_fresh in zip(clients, ranks, fresh, strict=True):
+                up += of_rank[rank] * (self._trains(plan, slot, client) + (client in corrected))
+                down += of_rank[rank] * (is_fresh + (client in corrected))
         return up, down
 
     def _plan(self, state: ServerState, probe: bool) -> Plan:
@@ -190,8 +189,8 @@ class Aggregator:
         tiers = plan.tiers or self.method.tiers
         return [slot for slot in self.initial if slot.tier in tiers or slot.tier == HEAD_TIER]
 
-    def _pack_copies(self, state: ServerState, clients: Sequence[int], probe: bool) -> bytes:
-        """Serialise what was learnt and, once each, the written copies that these clients hold."""
+    def _copies(self, state: ServerState, clients: Sequence[int], probe: bool) -> dict[str, Tensor]:
+        """What was learnt and, once each, the written copies that these clients hold."""
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         plan = self._plan(state, probe)
         for slot in self._slots(plan):
@@ -204,7 +203,7 @@ class Aggregator:
                 tensors[f"{slot}|correction|{client}"] = plan.correction(
                     state.bank, slot, client, self._lora_rank(plan, client)
                 ).contiguous()
-        return pack(tensors)
+        return tensors
 
     def _corrected(self, plan: Plan, slot: Slot, clients: Sequence[int]) -> list[int]:
         """Those of the clients whose gradients of the slot are corrected: only who takes part in training."""
@@ -213,12 +212,18 @@ class Aggregator:
         return [client for client in clients if client in self.seen]
 
     def _assignment(
-        self, plan: Plan, round_index: int, client: int, arrived: Mapping[str, Tensor], epochs: int | None
+        self,
+        plan: Plan,
+        round_index: int,
+        client: int,
+        groups: Mapping[Slot, Sequence[int]],
+        arrived: Mapping[str, Tensor],
+        epochs: int | None,
     ) -> Assignment:
         rank, alpha, fold = self._lora_rank(plan, client), self.method.lora_alpha, self._fold(plan, client)
         tensors, corrections = {}, {}
-        for slot in self._slots(plan):
-            copy = arrived.get(f"{slot}|{int(plan.groups(slot)[client])}")
+        for slot, holders in groups.items():
+            copy = arrived.get(f"{slot}|{holders[client]}")
             value = self.initial[slot] if copy is None else copy
             value = value if slot.tier in plan.whole_tiers else fit_rank(value, slot.factor, rank)
             is_folded = slot.factor == plan.fold and fold != 1

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot, pad_rank
+from fedsim.adapters.layout import HEAD_TIER, RANK_AXIS, HeadPolicy, Slot, pad_rank
 from fedsim.local_training import LocalTraining
 from fedsim.parts.aggregation import Merged, mean_factors, normalised_weights, weighted_mean
 from fedsim.parts.objectives import cross_entropy
@@ -99,9 +100,15 @@ class Plan:
     admit: Callable[[ServerState, Population, Sequence[ClientUpdate]], Outcome] = admit_nothing
     """Places unseen clients from their probe updates."""
 
+    @cached_property
+    def _groups(self) -> dict[Slot, Tensor]:
+        return {}
+
     def groups(self, slot: Slot) -> Tensor:
         """Return the group of every client for this slot, (C,)."""
-        return self.sharing(slot, self.population)
+        if slot not in self._groups:
+            self._groups[slot] = self.sharing(slot, self.population)
+        return self._groups[slot]
 
 
 class Method(Protocol):
@@ -192,7 +199,7 @@ def discarded_energy(cuts: Sequence[Merged]) -> dict[str, object]:
 def stack_padded(updates: Sequence[ClientUpdate], slot: Slot) -> Tensor:
     """Return one slot of several updates as (n, *shape), zero-padded to the largest LoRA rank among them."""
     tensors = [update.tensors[slot] for update in updates]
-    axis = {"A": -2, "B": -1}.get(slot.factor)
+    axis = RANK_AXIS.get(slot.factor)
     widest = max(tensor.shape[axis] for tensor in tensors) if axis else 0
     return torch.stack([pad_rank(tensor, slot.factor, widest) for tensor in tensors])
 

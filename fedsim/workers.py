@@ -1,10 +1,13 @@
 """The processes of a run, and how bytes move between them. All collectives live here."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from fedsim.adapters.wire import pack, unpack
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,13 @@ class Workers:
         buffer = as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(buffer, 0, group=self.group)
         return buffer.numpy().tobytes()
+
+    def share(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+        """Give worker 0's tensors to everyone."""
+        if self.count == 1:
+            assert tensors is not None
+            return tensors
+        return unpack(self.broadcast(None if tensors is None else pack(tensors)))
 
     def gather(self, payload: bytes) -> list[bytes]:
         """Return every worker's bytes on worker 0, in worker order, and nothing elsewhere."""

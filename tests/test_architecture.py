@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "randomness": set(),
     "cache": set(),
     "local_training": set(),
-    "workers": set(),
+    "workers": {"adapters"},
     "run_folder": {"adapters"},
     "launch": {"run_folder"},
     "round": {"adapters", "local_training"},

@@ -10,7 +10,10 @@ from conftest import TinyAttention, tiny_data
 
 import fedsim
 from fedsim import aggregator
+from fedsim.adapters.wire import pack
 from fedsim.engines.sequential import SequentialEngine
+from fedsim.messages import pack_updates
+from fedsim.workers import Workers
 
 
 def rows(folder, table):
@@ -93,22 +96,26 @@ def test_hilora_sends_each_finished_tier_once(tiny_run):
 
 def test_a_round_has_two_exchanges_and_what_travels_grows_with_the_cohort_only(tiny_run, monkeypatch):
     sizes: list[tuple[str, int]] = []
-    for name in ("broadcast", "gather"):
-        real = getattr(aggregator.Workers, name)
+    share, collect = Workers.share, aggregator.Aggregator.collect
 
-        def counted(self, payload, real=real, name=name):
-            sizes.append((name, len(payload)))
-            return real(self, payload)
+    def counted_share(self, tensors):
+        sizes.append(("share", len(pack(tensors))))
+        return share(self, tensors)
 
-        monkeypatch.setattr(aggregator.Workers, name, counted)
+    def counted_collect(self, plan, updates):
+        sizes.append(("collect", len(pack_updates(updates))))
+        return collect(self, plan, updates)
+
+    monkeypatch.setattr(Workers, "share", counted_share)
+    monkeypatch.setattr(aggregator.Aggregator, "collect", counted_collect)
     common = {"method": fedsim.Local(lora_rank=2), "rounds": 4, "cohort_size": 2, "evaluate_every": 9}
     tiny_run("small", data=tiny_data(unseen=()), **common)
-    small = sizes[1:9]
+    small = sizes[:8]
     sizes.clear()
     tiny_run("large", data=tiny_data(n_clients=60, unseen=()), **common)
-    large = sizes[1:9]
-    assert [name for name, _ in small] == ["broadcast", "gather"] * 4
-    assert [name for name, _ in large] == ["broadcast", "gather"] * 4
+    large = sizes[:8]
+    assert [name for name, _ in small] == ["share", "collect"] * 4
+    assert [name for name, _ in large] == ["share", "collect"] * 4
     assert max(size for _, size in large) <= max(size for _, size in small) + 64
 
 

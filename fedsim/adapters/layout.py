@@ -25,6 +25,10 @@ HEAD_TIER = "head"
 """The tier that holds the classifier when `head_policy` is global or local; under `tier` each tier holds its share."""
 
 
+RANK_AXIS = {"A": -2, "B": -1}
+"""The axis of a factor that is as long as its LoRA rank."""
+
+
 class Slot(NamedTuple):
     """The place of one tensor: which tier, at which site, which factor (A or B; W or b for a head)."""
 
@@ -109,9 +113,10 @@ class Layout:
 
 def fit_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
     """Return the leading `lora_rank` rows of an A or columns of a B; a head's tensors pass through."""
-    if factor == "A":
-        return tensor[..., :lora_rank, :]
-    return tensor[..., :lora_rank] if factor == "B" else tensor
+    axis = RANK_AXIS.get(factor)
+    if axis is None or tensor.shape[axis] <= lora_rank:
+        return tensor
+    return tensor[..., :lora_rank, :] if factor == "A" else tensor[..., :lora_rank]
 
 
 def pad_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
@@ -119,9 +124,12 @@ def pad_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
 
     The product B @ A stays the same, so this is how adapters of unequal LoRA ranks meet.
     """
-    if factor == "A":
-        return F.pad(tensor, (0, 0, 0, lora_rank - tensor.shape[-2]))
-    return F.pad(tensor, (0, lora_rank - tensor.shape[-1])) if factor == "B" else tensor
+    axis = RANK_AXIS.get(factor)
+    if axis is None or tensor.shape[axis] == lora_rank:
+        return tensor
+    missing = lora_rank - tensor.shape[axis]
+    assert missing > 0, "padding does not cut"
+    return F.pad(tensor, (0, 0, 0, missing) if factor == "A" else (0, missing))
 
 
 def byte_count(tensors: Iterable[Tensor]) -> int:

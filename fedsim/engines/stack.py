@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import Slot, pad_rank
+from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
 from fedsim.adapters.linear import Scale
 from fedsim.round import Assignment
 
@@ -53,12 +53,9 @@ class Stack:
     def by_client(self, values: Tensor) -> list[dict[Slot, Tensor]]:
         """Return each client's part of `values` (K, P), those slots that it trains, at its LoRA rank, in CPU memory."""
         columns = dict(zip(self.trained, values.cpu().split(self.sizes, dim=1), strict=True))
+        whole = {slot: columns[slot].view(len(self.block), *shape).unbind() for slot, shape in self._each_trained()}
         return [
-            {
-                slot: columns[slot][k].view(shape)[tuple(map(slice, a.tensors[slot].shape))]
-                for slot, shape in self._each_trained()
-                if slot in a.trains
-            }
+            {slot: _cut(slot, whole[slot][k], a.tensors[slot].shape) for slot in self.trained if slot in a.trains}
             for k, a in enumerate(self.block)
         ]
 
@@ -78,7 +75,7 @@ class Stack:
 
     def _padded(self, assignment: Assignment, slot: Slot) -> Tensor:
         tensor, shape = assignment.tensors[slot], self.shapes[slot]
-        return tensor if tensor.shape == shape else pad_rank(tensor, slot.factor, _lora_rank(slot, shape))
+        return tensor if tensor.shape == shape else pad_rank(tensor, slot.factor, shape[RANK_AXIS[slot.factor]])
 
     def _stacked(self, slot: Slot) -> Tensor:
         """A frozen slot (K, *shape); clients that hold the same copy share its memory."""
@@ -98,12 +95,12 @@ class Stack:
         return torch.cat(entries)
 
 
+def _cut(slot: Slot, tensor: Tensor, shape: torch.Size) -> Tensor:
+    return tensor if tensor.shape == shape else fit_rank(tensor, slot.factor, shape[RANK_AXIS[slot.factor]])
+
+
 def _widest(tensors: Sequence[Tensor]) -> torch.Size:
     return max((tensor.shape for tensor in tensors), key=lambda shape: shape.numel())
-
-
-def _lora_rank(slot: Slot, shape: torch.Size) -> int:
-    return shape[-2] if slot.factor == "A" else shape[-1]
 
 
 class StackedOptimizer:

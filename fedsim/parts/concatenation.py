@@ -15,7 +15,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import Slot, fit_rank, pad_rank
+from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
 from fedsim.parts.aggregation import Merged, discarded_by_rank, product_svd
 from fedsim.round import ClientUpdate
 
@@ -82,7 +82,7 @@ def as_change(update: ClientUpdate, initial: Mapping[Slot, Tensor]) -> ClientUpd
     """
     tensors = dict(update.tensors)
     for slot, value in update.tensors.items():
-        start, axis = initial[slot], {"A": -2, "B": -1}.get(slot.factor)
+        start, axis = initial[slot], RANK_AXIS.get(slot.factor)
         if axis is not None:
             own = fit_rank(start, slot.factor, value.shape[axis])
             tensors[slot] = torch.cat((value, own if slot.factor == "A" else -own, start), dim=axis)

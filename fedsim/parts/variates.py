@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
-from fedsim.adapters.layout import Slot, fit_rank, pad_rank
+from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
 from fedsim.round import ClientUpdate
 
 SERVER, CLIENT = "variate:", "client_variate:"
@@ -48,7 +48,7 @@ def updated_variates(
     for slot in dict.fromkeys(slot for update in updates for slot in update.measured):
         place, widest = variate(slot, CLIENT), bank.initial[slot]
         own = {
-            update.client: pad_rank(update.measured[slot], slot.factor, _lora_rank(slot, widest))
+            update.client: pad_rank(update.measured[slot], slot.factor, widest.shape[RANK_AXIS.get(slot.factor, -1)])
             for update in updates
             if slot in update.measured
         }
@@ -60,14 +60,10 @@ def updated_variates(
     return copies
 
 
-def _lora_rank(slot: Slot, tensor: Tensor) -> int:
-    return tensor.shape[0] if slot.factor == "A" else tensor.shape[-1]
-
-
 def _sharers(slot: Slot, widest: Tensor, lora_ranks: Sequence[int], owners_only: bool) -> Tensor:
     """How many clients a mean is taken over, for each rank direction, in a shape that divides the slot."""
     if slot.factor not in ("A", "B") or not owners_only:
         return torch.tensor(float(len(lora_ranks)))
-    ranks, directions = torch.tensor(lora_ranks), torch.arange(_lora_rank(slot, widest))
+    ranks, directions = torch.tensor(lora_ranks), torch.arange(widest.shape[RANK_AXIS.get(slot.factor, -1)])
     owners = (ranks[:, None] > directions).sum(0).clamp(min=1).float()
     return owners[:, None] if slot.factor == "A" else owners
