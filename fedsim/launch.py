@@ -16,6 +16,8 @@ from lightning.fabric import Fabric
 from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
 
 USAGE_ERROR = 2
+PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16")
+"""What Lightning calls them. fp16 would need a loss scale for every client."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -138,6 +140,13 @@ def fail(message: str) -> None:
     else:
         _wait_for_first()
     sys.exit(USAGE_ERROR)
+
+
+def check_precision() -> None:
+    """Raise ValueError when `fabric run` was asked for a precision in which adapters would not be trained in fp32."""
+    precision = os.environ.get("LT_PRECISION", PRECISIONS[0])
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is {precision}; it must be one of {', '.join(PRECISIONS)} (--precision).")
 
 
 @functools.cache

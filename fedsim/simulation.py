@@ -17,7 +17,7 @@ from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import sample_cohort
-from fedsim.launch import launch, set_threads
+from fedsim.launch import check_precision, launch, set_threads
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import site_weights
 from fedsim.parts.initialisation import lora_initial
@@ -52,6 +52,7 @@ def simulate(
     records, `threads` the CPU threads of a worker. Raises ValueError for anything that does not fit, before a process
     group, training or a file exists.
     """
+    check_precision()
     what, out = Setting(**setting), Path(out)
     recipe = dict(recipe or what.describe())
     if Workers.is_first_or_alone():

@@ -27,8 +27,9 @@ def cpu_block_size(local: LocalTraining, n_cohort: int) -> int:
 def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) -> int:
     """Return how many clients like `trial` fit into the GPU's free memory, from one step with one and with two.
 
-    Memory is linear in clients: what the second one adds is the price of each.
+    Memory is linear in clients: what the second one adds is the price of each. Where two do not fit, one has to.
     """
+    engine.resize(2)
     device = engine.module.device
     peaks = []
     for n_clients in (1, 2):
@@ -36,6 +37,8 @@ def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) ->
         torch.cuda.reset_peak_memory_stats(device)
         engine.local_update(plan, [[trial] * n_clients])
         peaks.append(torch.cuda.max_memory_allocated(device))
+        if engine.pass_size < 2:
+            return 1
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     return clients_that_fit(free + torch.cuda.memory_allocated(device), peaks[0], peaks[1])

@@ -25,7 +25,7 @@ from test_engines_agree import (
 
 import fedsim
 from fedsim.engines.batched import BatchedEngine
-from fedsim.engines.block_size import clients_that_fit, cpu_block_size, trial_assignment
+from fedsim.engines.block_size import clients_that_fit, cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan
@@ -104,6 +104,28 @@ def test_the_trial_step_runs_with_any_number_of_copies_of_a_client():
     assert updates[0].tensors.keys() == trial.tensors.keys()
 
 
+@pytest.fixture
+def fake_gpu(monkeypatch):
+    """A device of 1000 bytes on which one client peaks at 60 and two at 70."""
+    peaks = iter([60, 70])
+    answers = {"max_memory_allocated": lambda _: next(peaks), "memory_allocated": lambda _: 40}
+    answers |= {"mem_get_info": lambda _: (960, 1000), "empty_cache": lambda: None}
+    for name, answer in (answers | {"reset_peak_memory_stats": lambda _: None}).items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+
+
+def test_on_a_gpu_the_block_size_is_what_fits_by_a_trial(fake_gpu):
+    trial = trial_assignment(PLAN, 0, assignments()[0].tensors, fedsim.LocalTraining())
+    assert measured_block_size(engine(block_size=1), PLAN, trial) == 80
+
+
+def test_on_a_gpu_where_two_clients_do_not_fit_one_trains_at_a_time(fake_gpu, monkeypatch):
+    little_memory(monkeypatch, fits=1)
+    trial = trial_assignment(PLAN, 0, assignments()[0].tensors, fedsim.LocalTraining())
+    with pytest.warns(UserWarning, match="Out of memory with 2 clients"):
+        assert measured_block_size(engine(block_size=1), PLAN, trial) == 1
+
+
 @pytest.mark.parametrize(
     ("batch_size", "n_cohort", "block_size"),
     [(8, 64, 16), (8, 16, 8), (25, 19, 5), (25, 5, 3), (32, 10, 3), (128, 7, 1), (500, 7, 1), (16, 1, 1)],
@@ -179,6 +201,16 @@ def test_under_bf16_adapters_stay_in_fp32_and_come_out_nearly_as_in_fp32(kind):
         apart = torch.cat([(mixed[client].tensors[s] - t).flatten() for s, t in full[client].tensors.items()])
         assert 0 < apart.norm() < 0.5 * moved.norm()
         assert mixed[client].logs["train_loss"] == pytest.approx(full[client].logs["train_loss"], rel=0.02)
+
+
+@pytest.mark.parametrize("precision", ["16-mixed", "bf16-true", "64-true"])
+def test_a_precision_without_fp32_adapters_is_refused_before_anything_starts(
+    tiny_run, tmp_path, monkeypatch, precision
+):
+    monkeypatch.setenv("LT_PRECISION", precision)
+    with pytest.raises(ValueError, match=rf"precision is {precision}.*32-true, bf16-mixed.*--precision"):
+        tiny_run("refused")
+    assert not (tmp_path / "refused").exists()
 
 
 def test_when_compilation_fails_there_is_one_warning_and_the_same_result(monkeypatch):
