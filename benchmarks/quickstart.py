@@ -8,7 +8,6 @@ over seeds, and rewrites the table between the marks of RESULTS.md.
 
 import csv
 import json
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import tyro
+from results import ROOT, write
 from scipy.stats import wilcoxon
 
-ROOT = Path(__file__).parent.parent
 METHODS = ("local", "fedit", "hilora")
 COLUMNS = {
     "mean": "global.mean",
@@ -96,10 +95,7 @@ def main(options: Options) -> None:
     """Run, print and write."""
     text = describe(options)
     print(text)
-    path = ROOT / "RESULTS.md"
-    begin, end = "<!-- quickstart -->", "<!-- /quickstart -->"
-    whole = re.sub(f"{begin}.*{end}", lambda _: f"{begin}\n{text}\n{end}", path.read_text(), flags=re.DOTALL)
-    path.write_text(whole)
+    write("quickstart", text)
 
 
 if __name__ == "__main__":

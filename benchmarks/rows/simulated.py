@@ -1,0 +1,50 @@
+"""fedsim itself: the round loop of `simulate` without recording and evaluation."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from workloads import FOREVER, Workload
+
+from fedsim.adapters.bank import NEVER, Bank
+from fedsim.aggregator import Aggregator
+from fedsim.launch import launch
+from fedsim.report.progress import LiveProgress
+from fedsim.round import ServerState
+from fedsim.simulation import Simulation, prepare_engine
+from fedsim.workers import Workers
+
+
+class Simulated:
+    """One worker with the given engine."""
+
+    def __init__(self, workload: Workload, engine: str):
+        setting, workers, fabric = workload.setting(engine), Workers(), launch()
+        initial = workload.initial(setting)
+        prepared = prepare_engine(setting, fabric, initial, workers)
+        server = Aggregator(
+            setting.method, setting.population, setting.layout, initial, workers, setting.local, prepared.block_size
+        )
+        progress = LiveProgress("", FOREVER, 0, is_shown=False)
+        self.simulation = Simulation(setting, server, prepared, progress, recorder=None)
+        never = torch.full((workload.clients,), NEVER)
+        self.state = replace(ServerState(0, FOREVER), bank=Bank(initial), last_seen=never)
+
+    def round(self) -> None:
+        """Run one round."""
+        self.state = self.simulation.run_round(self.state)
+
+    def step_size(self) -> int:
+        """Samples of a pass: those of the clients of one block."""
+        what = self.simulation.what
+        n_blocks = -(-what.n_cohort // self.simulation.engine.block_size)
+        return -(-what.n_cohort // n_blocks) * what.local.batch_size
+
+    def evaluate(self) -> None:
+        """Evaluate every client on its own test split."""
+        self.simulation.evaluate(self.state, self.simulation.aggregator.population.seen)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the copy that all clients share."""
+        bank, everyone = self.state.bank, torch.tensor([0])
+        return {str(slot): bank.read(slot, everyone)[0] for slot in bank.initial}
