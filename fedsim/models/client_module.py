@@ -45,8 +45,12 @@ class ClientModule(LightningModule):
         """
         self.tensors, self.objective, self.rows = dict(tensors), objective, rows
         self.local = local or self.local
+        of_site: dict[str, dict[Slot, Tensor]] = {}
+        for slot, tensor in tensors.items():
+            of_site.setdefault(slot.site, {})[slot] = tensor
         for linear in self.linears.values():
-            linear.install(self.tensors, scales, rows, dropout)
+            own = {slot: t for site in linear.sites for slot, t in of_site.get(site.name, {}).items()}
+            linear.install(own, scales, rows, dropout)
 
     @property
     def trained(self) -> dict[Slot, Tensor]:

@@ -4,7 +4,8 @@
     B ← first r columns of Q      A ← first r rows of R
 
 ΔW (O, I) is never formed: with Q_b R_b = QR(B_c) and Q_c R_c = QR(R_b A_c), (Q_b Q_c) R_c is a QR of ΔW. Cutting an
-unpivoted QR projects ΔW onto its own first r columns; nothing orders them by energy. `qr_pivot` and `svd` do.
+unpivoted QR projects ΔW onto its own first r columns, so these alone are decomposed where r is less than Σ r_k; nothing
+orders them by energy. `qr_pivot` and `svd` do.
 """
 
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
-from fedsim.parts.aggregation import Merged, discarded_by_rank, product_svd
+from fedsim.parts.aggregation import Merged, discarded_by_rank, product_norm, product_svd
 from fedsim.round import ClientUpdate
 
 Core = Literal["qr", "qr_pivot", "svd"]
@@ -37,9 +38,14 @@ def concatenated(B: Tensor, A: Tensor, weights: Tensor, *, core: Core = "qr", lo
         kept, by_rank = slice(rank), merged.by_rank[:rank]
         return Merged(merged.B[:, kept], merged.A[kept], float(by_rank[-1]), by_rank)
     stacked_B, stacked_A = stacked(B, A, weights)
-    left, upper = torch.linalg.qr(stacked_B)
-    inner, new_A = _decomposed(upper @ stacked_A, core)
-    kept_B, kept_A, total = (left @ inner)[:, :rank], new_A[:rank], new_A.square().sum()
+    total = product_norm(stacked_B, stacked_A)
+    if core == "qr" and rank < stacked_B.shape[1]:  # the first columns of Q depend on the first columns of ΔW only
+        kept_B, _ = _decomposed(stacked_B @ stacked_A[:, :rank], core)
+        kept_A = (kept_B.mT @ stacked_B) @ stacked_A
+    else:
+        left, upper = torch.linalg.qr(stacked_B)
+        inner, new_A = _decomposed(upper @ stacked_A, core)
+        kept_B, kept_A = (left @ inner)[:, :rank], new_A[:rank]
     if (missing := rank - kept_B.shape[1]) > 0:
         # Householder's Q is orthonormal whatever it decomposes: zeros become a completion of the basis.
         completion = torch.linalg.qr(torch.cat((kept_B, kept_B.new_zeros(outputs, missing)), dim=1))[0]
@@ -59,7 +65,7 @@ def stacked(B: Tensor, A: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _decomposed(core: Tensor, kind: Core) -> tuple[Tensor, Tensor]:
-    """QR of the small core (m, I) to (m, k), (k, I), with a non-negative diagonal; columns back in place if pivoted."""
+    """QR of a core (m, n) to (m, k), (k, n), with a non-negative diagonal; columns back in place if pivoted."""
     if kind == "qr":
         inner, upper = torch.linalg.qr(core)
         diagonal = upper.diagonal()
