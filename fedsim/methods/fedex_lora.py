@@ -16,7 +16,7 @@ import torch
 
 from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import everyone, with_head
+from fedsim.parts.sharing import one_copy
 from fedsim.parts.stacking import grown, stacked_sum
 from fedsim.plan import Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -45,7 +45,7 @@ class FedExLoRA:
         return Plan(
             population=population,
             trains=partial(train_tier, "adapter"),
-            sharing=lambda slot, population: with_head(self.head_policy, slot, everyone(population), population),
+            sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_clients),
             whole_tiers=frozenset({"residual"}),
             evaluate_largest=True,

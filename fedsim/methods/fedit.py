@@ -5,9 +5,10 @@ is what `Plan` does by default, so this file only names the hyper-parameters.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from fedsim.adapters.layout import HeadPolicy
-from fedsim.parts.sharing import everyone, with_head
+from fedsim.parts.sharing import one_copy
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
 
@@ -29,5 +30,5 @@ class FedIT:
         """FedAvg as it stands."""
         return Plan(
             population=population,
-            sharing=lambda slot, population: with_head(self.head_policy, slot, everyone(population), population),
+            sharing=partial(one_copy, self.head_policy),
         )

@@ -7,10 +7,11 @@ With A fixed, the mean of the B is exact for the mean of the products. Deliberat
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from fedsim.adapters.layout import HeadPolicy, Slot
 from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import everyone, with_head
+from fedsim.parts.sharing import one_copy
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
 
@@ -38,7 +39,7 @@ class FFALoRA:
         return Plan(
             population=population,
             trains=_is_not_a,
-            sharing=lambda slot, population: with_head(self.head_policy, slot, everyone(population), population),
+            sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_clients),
             fold="B",
             evaluate_largest=True,

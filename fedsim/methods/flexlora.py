@@ -7,11 +7,12 @@ client's own (the released code has one for all); singular values go to A, so th
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.aggregation import product_svd
 from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import everyone, with_head
+from fedsim.parts.sharing import one_copy
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
 
@@ -38,7 +39,7 @@ class FlexLoRA:
         """FedAvg of products."""
         return Plan(
             population=population,
-            sharing=lambda slot, population: with_head(self.head_policy, slot, everyone(population), population),
+            sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_clients),
             combine=product_svd,
             evaluate_largest=True,

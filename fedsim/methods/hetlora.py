@@ -9,6 +9,7 @@ classifier is averaged by training samples.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from fedsim.adapters.layout import HeadPolicy, Slot, fit_rank
 from fedsim.parts.aggregation import product_norm
 from fedsim.parts.objectives import cross_entropy
 from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import everyone, with_head
+from fedsim.parts.sharing import one_copy
 from fedsim.plan import Plan, by_samples, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
@@ -56,7 +57,7 @@ class HetLoRA:
         ranks = state.learnt.get("lora_ranks")
         return Plan(
             population=population,
-            sharing=lambda slot, population: with_head(self.head_policy, slot, everyone(population), population),
+            sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_clients) if ranks is None else ranks.tolist(),
             objective=self._objective,
             weights=by_norm,

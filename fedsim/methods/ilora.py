@@ -29,7 +29,7 @@ from fedsim.parts.aggregation import mean_factors
 from fedsim.parts.concatenation import Core, as_change, concatenated
 from fedsim.parts.initialisation import lora_initial, qr_factors
 from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import alone, everyone, with_head
+from fedsim.parts.sharing import alone, one_copy
 from fedsim.parts.variates import CLIENT, correction, updated_variates, with_variates
 from fedsim.plan import Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -104,7 +104,7 @@ class ILoRA:
     def _sharing(self, slot: Slot, population: Population) -> Tensor:
         if slot.tier.startswith(CLIENT):
             return alone(population)
-        return with_head(self.head_policy, slot, everyone(population), population)
+        return one_copy(self.head_policy, slot, population)
 
     def _correction(self, bank: Bank, slot: Slot, client: int, lora_rank: int) -> Tensor:
         return self.correction_scale * correction(bank, slot, client, lora_rank)

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.aggregation import Merged, weighted_mean
 from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import everyone, with_head
+from fedsim.parts.sharing import one_copy
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
 
@@ -49,7 +49,7 @@ class LoRAFAIR:
         """FedAvg with a corrected B."""
         return Plan(
             population=population,
-            sharing=lambda slot, population: with_head(self.head_policy, slot, everyone(population), population),
+            sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_clients),
             combine=partial(corrected_mean, penalty=self.penalty),
             evaluate_largest=True,

@@ -38,3 +38,8 @@ def with_head(policy: HeadPolicy, slot: Slot, groups: Tensor, population: Popula
     if slot.tier != HEAD_TIER:
         return groups
     return alone(population) if policy == "local" else everyone(population)
+
+
+def one_copy(policy: HeadPolicy, slot: Slot, population: Population) -> Tensor:
+    """Everyone shares every slot, but for a head of its own under the policy "local"."""
+    return with_head(policy, slot, everyone(population), population)

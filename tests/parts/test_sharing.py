@@ -5,7 +5,7 @@ import torch
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, Slot
-from fedsim.parts.sharing import alone, everyone, is_private, share_all, ungrouped, with_head
+from fedsim.parts.sharing import alone, everyone, is_private, one_copy, share_all, ungrouped, with_head
 from fedsim.round import Population
 
 POPULATION = Population(4, (0, 1, 2), (3,), (5, 5, 5, 5))
@@ -41,3 +41,10 @@ def test_the_head_policy_leaves_adapters_alone(policy):
 def test_a_global_head_is_everyones_and_a_local_one_each_clients_own():
     assert torch.equal(with_head("global", HEAD, CLUSTERS, POPULATION), everyone(POPULATION))
     assert torch.equal(with_head("local", HEAD, CLUSTERS, POPULATION), alone(POPULATION))
+
+
+def test_one_copy_for_all_but_a_head_of_ones_own():
+    for policy in ("frozen", "global", "tier", "local"):
+        assert torch.equal(one_copy(policy, ADAPTER, POPULATION), everyone(POPULATION))
+    assert torch.equal(one_copy("local", HEAD, POPULATION), alone(POPULATION))
+    assert torch.equal(one_copy("global", HEAD, POPULATION), everyone(POPULATION))
