@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.layout import HEAD_TIER, Layout, Slot, byte_count, fit_rank, pad_rank
+from fedsim.adapters.layout import Layout, Slot, byte_count, fit_rank, pad_rank
 from fedsim.federation import deal, form_blocks
 from fedsim.local_training import LocalTraining
 from fedsim.messages import folded_update, pack_updates, unpack_updates
 from fedsim.parts.sharing import is_private
-from fedsim.plan import Method, Plan
+from fedsim.plan import Method, Plan, slots_in_use
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, Population, ServerState
 from fedsim.workers import Workers
 
@@ -186,8 +186,7 @@ class Aggregator:
         return alpha / self._lora_rank(plan, client) if plan.fold and alpha is not None else 1.0
 
     def _slots(self, plan: Plan) -> list[Slot]:
-        tiers = plan.tiers or self.method.tiers
-        return [slot for slot in self.initial if slot.tier in tiers or slot.tier == HEAD_TIER]
+        return slots_in_use(plan, self.method, self.initial)
 
     def _copies(self, state: ServerState, clients: Sequence[int], probe: bool) -> dict[str, Tensor]:
         """What was learnt and, once each, the written copies that these clients hold."""

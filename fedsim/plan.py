@@ -1,6 +1,6 @@
 """What a method decides for one round. The defaults of `Plan` are FedAvg: a method names only its departures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Protocol
@@ -150,6 +150,12 @@ class Engine(Protocol):
 
     def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Evaluate every client on its own test split without training; the updates hold logs only."""
+
+
+def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot]:
+    """Return those slots that take part in the plan's forward pass."""
+    tiers = plan.tiers or method.tiers
+    return [slot for slot in slots if slot.tier in tiers or slot.tier == HEAD_TIER]
 
 
 def measures(plan: Plan, client: int) -> bool:

@@ -9,6 +9,7 @@ from torch import nn
 from fedsim.adapters.layout import Layout
 from fedsim.data.federated import FederatedData
 from fedsim.federation import check_cohort_size, population_of
+from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites
 from fedsim.plan import Method
@@ -41,6 +42,7 @@ class Setting:
     compile: bool = False
 
     def __post_init__(self) -> None:
+        check_precision()
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")

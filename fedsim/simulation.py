@@ -17,11 +17,11 @@ from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import sample_cohort
-from fedsim.launch import check_precision, launch, set_threads
+from fedsim.launch import launch, set_threads
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import site_weights
 from fedsim.parts.initialisation import lora_initial
-from fedsim.plan import Engine
+from fedsim.plan import Engine, slots_in_use
 from fedsim.randomness import generator
 from fedsim.recorder import BLOCK_SIZE, Recorder, restore_state
 from fedsim.report.progress import LiveProgress
@@ -52,7 +52,6 @@ def simulate(
     records, `threads` the CPU threads of a worker. Raises ValueError for anything that does not fit, before a process
     group, training or a file exists.
     """
-    check_precision()
     what, out = Setting(**setting), Path(out)
     recipe = dict(recipe or what.describe())
     if Workers.is_first_or_alone():
@@ -61,12 +60,13 @@ def simulate(
     fabric = launch()
     set_threads(threads)
     workers = Workers.from_environment()
-    state = ServerState(int(workers.broadcast(str(start).encode())), what.rounds)
+    kept = int(tensors.get(BLOCK_SIZE, 0))
+    start, kept = map(int, workers.broadcast(f"{start} {kept}".encode()).split())  # other machines may lack the folder
+    state = ServerState(start, what.rounds)
     initialise = getattr(what.method, "initial", lora_initial)
     initial = initialise(what.layout, generator(what.seed, "initial"), site_weights(what.backbone, what.layout.sites))
-    kept_block_size = int(tensors.get(BLOCK_SIZE, 0)) or None
     with LiveProgress(type(what.method).__name__, what.rounds, start, workers.is_first) as progress:
-        engine = prepare_engine(what, fabric, initial, workers, kept_block_size, progress.client_done)
+        engine = prepare_engine(what, fabric, initial, workers, kept or None, progress.client_done)
         server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
         recorder = None
         if workers.is_first:
@@ -98,7 +98,8 @@ def prepare_engine(
     if block_size is None and fabric.device.type == "cuda":
         plan = what.method.plan(ServerState(0, what.rounds), what.population)
         client = max(what.population.seen, key=what.data.train_size)
-        fits = measured_block_size(engine, plan, trial_assignment(plan, client, initial, what.local))
+        tensors = {slot: initial[slot] for slot in slots_in_use(plan, what.method, initial)}
+        fits = measured_block_size(engine, plan, trial_assignment(plan, client, tensors, what.local))
         share = -(-what.n_cohort // workers.count)
         engine.resize(min(share, *workers.all_numbers(fits)))
     engine.on_client = on_client

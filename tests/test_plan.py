@@ -2,12 +2,16 @@
 
 import pytest
 import torch
+from conftest import TinyAttention
 
+import fedsim
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import HEAD_TIER, Slot
+from fedsim.adapters.layout import HEAD_TIER, Layout, Slot
+from fedsim.models.sites import find_sites, site_weights
 from fedsim.parts.aggregation import product_svd
+from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.sharing import alone
-from fedsim.plan import Plan, is_adapter, merge_groups, train_all, train_tier
+from fedsim.plan import Plan, is_adapter, merge_groups, slots_in_use, train_all, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 A, B = Slot("adapter", "q", "A"), Slot("adapter", "q", "B")
@@ -140,3 +144,16 @@ def test_what_trains_is_told_by_the_slot():
 def test_groups_of_a_plan_are_of_its_population():
     assert plan().groups(A).tolist() == [0] * 6
     assert plan([3, 1, 2, NEVER, 0, 0]).groups(A).tolist() == [3, 1, 2, NEVER, 0, 0]
+
+
+def test_what_the_server_keeps_for_itself_takes_no_part_in_the_forward_pass():
+    backbone = TinyAttention()
+    sites = find_sites(backbone)
+    for method in (fedsim.HiLoRA(lora_rank=2), fedsim.ILoRA(ranks=fedsim.LoraRanks(values=(1, 2)))):
+        layout = Layout(sites, method.tiers, method.lora_rank, method.head_policy)
+        initialise = getattr(method, "initial", lora_initial)
+        initial = initialise(layout, torch.Generator().manual_seed(0), site_weights(backbone, sites))
+        made = method.plan(ServerState(0, 9), POPULATION)
+        used = slots_in_use(made, method, initial)
+        assert {slot.tier for slot in used} - {HEAD_TIER} == set(made.tiers or method.tiers)
+        assert {slot.tier for slot in initial} - {slot.tier for slot in used}, "directions or control variates"

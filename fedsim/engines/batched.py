@@ -1,8 +1,8 @@
 """K clients in one forward and backward pass: the frozen backbone sees their samples as one large batch.
 
 The *sum* of the K losses is differentiated. No two clients share a trained tensor, so each gets exactly its own
-gradient, and an element-wise optimiser steps all of them at once. Only this folder's `stack` and adapters/linear know
-that there is a client axis.
+gradient, and an element-wise optimiser steps all of them at once. That there is a client axis is known to
+this folder's `stack` and `dropout` and to adapters/linear.
 """
 
 import warnings

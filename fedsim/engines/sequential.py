@@ -66,7 +66,8 @@ class SequentialEngine:
             steps = self.data.train_steps(client, local.batch_size, assignment.steps, random)
             for step, (rows, draws) in enumerate(steps):
                 optimizer.zero_grad()
-                self._install(plan, assignment, tensors, ClientDropout(self.seed, assignment, step))
+                if local.dropout:
+                    self._install(plan, assignment, tensors, ClientDropout(self.seed, assignment, step))
                 with self.fabric.autocast():
                     loss = module.training_step(self.data.batch(rows, draws, module.device))
                 # Not fabric.setup_module: DDP would average the gradients of *different* clients.

@@ -30,6 +30,7 @@ from fedsim.engines.sequential import SequentialEngine
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan
 from fedsim.round import ClientError, Population
+from fedsim.run_folder import load_checkpoint
 
 PLAN = Plan(population=Population(CLIENTS, tuple(range(CLIENTS)), (), SIZES))
 
@@ -208,8 +209,12 @@ def test_a_precision_without_fp32_adapters_is_refused_before_anything_starts(
     tiny_run, tmp_path, monkeypatch, precision
 ):
     monkeypatch.setenv("LT_PRECISION", precision)
-    with pytest.raises(ValueError, match=rf"precision is {precision}.*32-true, bf16-mixed.*--precision"):
+    message = rf"precision is {precision}.*32-true, bf16-mixed.*--precision"
+    with pytest.raises(ValueError, match=message):
         tiny_run("refused")
+    common = {"backbone": TinyAttention(), "data": tiny_data(), "rounds": 1}
+    with pytest.raises(ValueError, match=message):
+        fedsim.simulate_each({"fedit": fedsim.FedIT()}, out=tmp_path / "refused", recipe={}, **common)
     assert not (tmp_path / "refused").exists()
 
 
@@ -238,8 +243,9 @@ def test_a_compiled_backbone_gives_the_same_result():
     assert_same(by_client(updates), by_client(engine().local_update(PLAN, [made])))
 
 
-def test_every_recipe_option_of_the_engine_reaches_it(tiny_run):
+def test_the_block_size_reaches_the_engine_and_the_run_folder_notes_the_machine(tiny_run):
     result = tiny_run(block_size=2, rounds=1)
+    assert int(load_checkpoint(result.folder)[1]["block_size"]) == 2
     metrics = fedsim.run_folder.RunFolder(result.folder).read_table("metrics.csv")
     assert metrics[0]["utilisation"] == "1.0", "one worker is always as busy as the mean"
     environment = json.loads((result.folder / "recipe.json").read_text())["environment"]
