@@ -14,8 +14,7 @@ from fedsim.engines.block_size import trial_assignment
 from fedsim.launch import launch, set_threads
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method, slots_in_use
-from fedsim.rehearsal import Cost, initial_values, rehearsed
-from fedsim.round import ServerState
+from fedsim.rehearsal import Cost, rehearsed
 from fedsim.setting import Setting
 from fedsim.simulation import prepare_engine
 from fedsim.tuning import Grid, check_equal_trials, trials_of
@@ -45,9 +44,9 @@ def _timed_step(what: Setting, local: LocalTraining, fabric: Fabric, block_size:
     """Seconds per sample of the second of two local steps of a block."""
     nothing = [rows[:0] for rows in what.data.test]
     what = replace(what, data=replace(what.data, test=nothing), local=local)
-    state = ServerState(0, what.rounds, depths=what.layout.depths, seed=what.seed)
+    state = what.state(0)
     plan = replace(what.method.plan(state, what.population), correction=None, measures=None, also=None)
-    initial = initial_values(what, what.layout)
+    initial = what.initial_slots()
     engine = prepare_engine(what, fabric, initial, Workers(), block_size)
     client = max(what.population.seen, key=what.data.train_size)
     tensors = {slot: initial[slot] for slot in slots_in_use(plan, what.method, initial)}

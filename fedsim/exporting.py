@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedsim.adapters.bank import NEVER, Bank
+from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import MIX_TIER, RANK_AXIS
 from fedsim.adapters.peft_folder import PeftAdapter, as_safetensors, write_adapter
 from fedsim.adapters.single import concatenated, head_changes, single_adapter
@@ -109,10 +109,9 @@ def restored(what: Setting, run: Path) -> tuple[Aggregator, ServerState]:
     """Return the server of a recorded run and the state of its newest checkpoint."""
     check_has_checkpoint(run)
     round_index, tensors = load_checkpoint(run)
-    initial, nobody = what.initial_slots(), torch.full((what.population.n_clients,), NEVER)
-    state = ServerState(round_index, what.rounds, bank=Bank(initial), last_seen=nobody, depths=what.layout.depths)
+    initial = what.initial_slots()
     server = Aggregator(what.method, what.population, what.layout, initial, Workers(), what.local)
-    return server, restore_state(state, tensors)
+    return server, restore_state(what.state(round_index, initial), tensors)
 
 
 def held_by_client(what: Setting, server: Aggregator, state: ServerState, client: int) -> tuple[Assignment, list[str]]:

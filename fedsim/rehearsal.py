@@ -14,11 +14,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot, byte_count
 from fedsim.aggregator import Aggregator
-from fedsim.models.sites import site_weights
-from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator
 from fedsim.report.progress import LiveProgress
@@ -52,14 +49,7 @@ def rehearsed(what: Setting) -> Cost:
     """Return the cost of a run, by going through its rounds without training."""
     engine = _Rehearsal(what)
     server = _Counting(what, engine)
-    state = ServerState(
-        0,
-        what.rounds,
-        bank=Bank(server.initial),
-        last_seen=torch.full((what.population.n_clients,), NEVER),
-        depths=what.layout.depths,
-        seed=what.seed,
-    )
+    state = what.state(0, server.initial)
     progress = LiveProgress("dry run", what.rounds, 0, is_shown=False)
     simulation = Simulation(replace(what, evaluate_every=what.rounds + 1), server, engine, progress, None)
     while state.round_index < what.rounds:
@@ -110,8 +100,8 @@ class _Counting(Aggregator):
     def __init__(self, what: Setting, engine: _Rehearsal):
         small = _narrow(what.layout)
         common = {"workers": Workers(), "local": what.local}
-        super().__init__(what.method, what.population, small, initial_values(what, small), **common)
-        self.real = Aggregator(what.method, what.population, what.layout, initial_values(what, what.layout), **common)
+        super().__init__(what.method, what.population, small, narrow_values(what, small), **common)
+        self.real = Aggregator(what.method, what.population, what.layout, what.initial_slots(), **common)
         self.sent: list[tuple[int, int]] = []
 
     @cached_property
@@ -137,16 +127,12 @@ class _Counting(Aggregator):
         return after, log
 
 
-def initial_values(what: Setting, layout: Layout) -> dict[Slot, Tensor]:
-    """Return what the slots of a layout hold at the start; sites narrower than the setting's have random weights."""
-    weights = site_weights(what.backbone, what.layout.sites)
-    if layout is not what.layout:
-        random = generator(what.seed, "rehearsal")
-        shapes = {site.name: (site.out_features, site.in_features) for site in layout.sites}
-        weights = {name: torch.randn(shapes[name], generator=random) for name in weights}
-    initialise = getattr(what.method, "initial", lora_initial)
-    found: dict[Slot, Tensor] = initialise(layout, generator(what.seed, "initial"), weights)
-    return found
+def narrow_values(what: Setting, narrow: Layout) -> dict[Slot, Tensor]:
+    """Return what the slots of a narrow layout hold at the start, on random weights."""
+    random = generator(what.seed, "rehearsal")
+    sites = [site for site in narrow.sites if not site.is_head]
+    weights = {site.name: torch.randn(site.out_features, site.in_features, generator=random) for site in sites}
+    return what.initial_slots(narrow, weights)
 
 
 def _narrow(layout: Layout) -> Layout:

@@ -1,12 +1,14 @@
 """What to simulate: the parts of a run, checked against each other before anything starts."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
 from fedsim.data.federated import FederatedData
 from fedsim.federation import check_cohort_size, population_of
@@ -80,25 +82,35 @@ class Setting:
         except RuntimeError as error:
             raise ValueError(f"The backbone cannot take the data's inputs {tuple(inputs.shape)}: {error}.") from error
 
-    def state(self, round_index: int) -> ServerState:
-        """Return the state with which a round begins, but for what was learnt and trained before it."""
+    def state(self, round_index: int, initial: dict[Slot, Tensor] | None = None) -> ServerState:
+        """Return the state with which a round begins, but for what was learnt and trained before it.
+
+        With the slots' initial values it is worker 0's, whose bank holds nothing else yet.
+        """
         costs = by_layers(self.profile, self.layout, self.local)
         memory = tuple(cost.memory / MIB for cost in costs)
         layout, seed = self.layout, self.seed
-        return ServerState(
+        state = ServerState(
             round_index, self.rounds, depths=layout.depths, adapted=layout.adapted, memory=memory, seed=seed
         )
+        if initial is None:
+            return state
+        return replace(state, bank=Bank(initial), last_seen=torch.full((self.population.n_clients,), NEVER))
 
     def costs(self) -> dict[str, list[float]]:
         """Return what a local step costs that trains the last k depths, in columns by k = 0 … D."""
         return table(by_layers(self.profile, self.layout, self.local))
 
-    def initial_slots(self) -> dict[Slot, Tensor]:
-        """Return the value with which every slot starts, a function of the seed and the pretrained weights."""
+    def initial_slots(
+        self, layout: Layout | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> dict[Slot, Tensor]:
+        """Return the value with which every slot starts, a function of the seed and the pretrained weights.
+
+        Those of another layout with weights of its own where they are given.
+        """
         initialise = getattr(self.method, "initial", lora_initial)
-        start: dict[Slot, Tensor] = initialise(
-            self.layout, generator(self.seed, "initial"), site_weights(self.backbone, self.layout.sites)
-        )
+        weights = site_weights(self.backbone, self.layout.sites) if weights is None else weights
+        start: dict[Slot, Tensor] = initialise(layout or self.layout, generator(self.seed, "initial"), weights)
         return start
 
     @property

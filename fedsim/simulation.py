@@ -6,11 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
-from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
 from fedsim.data.placement import placed
@@ -73,8 +71,7 @@ def simulate(
         server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
         recorder = None
         if workers.is_first:
-            fresh = replace(state, bank=Bank(initial), last_seen=torch.full((what.population.n_clients,), NEVER))
-            state = restore_state(fresh, tensors)
+            state = restore_state(what.state(start, initial), tensors)
             folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
             recorder = Recorder(folder, what.population, engine.block_size, what.data.task)
         return Simulation(what, server, engine, progress, recorder).run(state)

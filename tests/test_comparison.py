@@ -195,6 +195,10 @@ COUNTED = {
     "fedex": fedsim.FedExLoRA(ranks=RANKS),
     "hetlora": fedsim.HetLoRA(ranks=RANKS),
     "tree": fedsim.FedTreeLoRA(lora_rank=2, warmup_rounds=2),
+    "depths": fedsim.DepthFedIT(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2), assign="cycle")),
+    "drawn": fedsim.FedHeLLo(
+        lora_rank=2, strategy="rgd", capabilities=fedsim.Capabilities(values=(1, 2), assign="cycle")
+    ),
 }
 
 

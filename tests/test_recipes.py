@@ -69,7 +69,8 @@ def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["quickstart.py", "ilora_text.py", "fedtreelora_instructions.py", "compare_cifar100.py"]
+    "name",
+    ["quickstart.py", "ilora_text.py", "fedtreelora_instructions.py", "compare_cifar100.py", "fedhello_cifar100.py"],
 )
 def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(name, monkeypatch, capsys, tmp_path):
     import fedsim
