@@ -106,7 +106,7 @@ class HiLoRA:
             learnt |= {"stage": torch.tensor(stage + 1), "since": torch.tensor(state.round_index + 1)}
             log["next_stage"] = STAGES[stage + 1]
             if plan.stage == "root":
-                learnt["labels"], found = self.clustering.cluster(bank, directions, plan.population)
+                learnt["labels"], found = self.clustering.cluster(bank, directions, updates, plan.population)
                 log |= found
         return Outcome({**merged.tensors, **directions}, learnt, log)
 

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import SpectralClustering
+from sklearn.cluster import KMeans, SpectralClustering
+from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from fedsim.parts.aggregation import leading_singular
@@ -133,6 +134,21 @@ def spectral_clusters(affinity: Tensor, k_min: int, k_max: int, seed: int = 0) -
             labels = first_appearance(torch.from_numpy(model.fit_predict(affinity.numpy()).astype(np.int64)))
     margin = float(ranked[0] - ranked[1]) if len(ranked) > 1 else float(ranked[0])
     return Clusters(labels, int(labels.max()) + 1, eigenvalues.tolist(), float(ranked[0]), margin)
+
+
+def kmeans_clusters(vectors: Tensor, k_min: int, k_max: int, seed: int = 0) -> tuple[Tensor, dict[int, float]]:
+    """Return the labels (n,) of vectors (n, P) by k-means under the cosine, and the silhouette of every K tried.
+
+    K has the largest mean silhouette in k_min … k_max, but at least 2 and at most n − 1; the smallest of equals.
+    """
+    points = torch.nn.functional.normalize(vectors.double(), dim=1).numpy()
+    found, scores = {}, {}
+    for k in range(max(k_min, 2), min(k_max, len(np.unique(points, axis=0)), len(points) - 1) + 1):
+        found[k] = KMeans(k, n_init=10, random_state=seed).fit_predict(points).astype(np.int64)
+        scores[k] = float(silhouette_score(points, found[k], metric="cosine"))
+    best = max(scores, key=lambda k: (scores[k], -k), default=None)
+    labels = torch.zeros(len(points), dtype=torch.long) if best is None else torch.from_numpy(found[best])
+    return first_appearance(labels), scores
 
 
 def first_appearance(labels: Tensor) -> Tensor:

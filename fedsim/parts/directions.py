@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import Slot, fit_rank, pad_rank
+from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
 from fedsim.parts.clustering import (
     column_basis,
     common_basis,
     gaussian_affinity,
+    kmeans_clusters,
     mean_overlap,
     nearest_group,
     smoothed_direction,
@@ -34,6 +35,8 @@ Kind = Literal["change", "factor"]
 """What moved: B_i − B_broadcast, or B_i itself."""
 
 Copies = Mapping[Slot, Mapping[int, Tensor]]
+Found = tuple[Tensor, dict[str, object]]
+"""The cluster of every client (C,), and what to log about it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,9 @@ class SubspaceClustering:
     it is updated, since the basis of B is arbitrary.
     """
 
+    by: Literal["subspaces", "updates"] = "subspaces"
+    """Spectral clustering of subspaces; or, the paper's ablation, k-means with the cosine on all that clients changed
+    in the last root round (K by silhouette, which the paper leaves open)."""
     directions: Kind = "change"
     """Cluster by what local training changed in B, or by B itself (the literal reading)."""
     decay: float = 0.9
@@ -67,9 +73,8 @@ class SubspaceClustering:
                 "(--method.clustering.k-min, --method.clustering.k-max)."
             )
         if self.probe_steps < 1:
-            raise ValueError(
-                f"probe_steps is {self.probe_steps}; it must be positive (--method.clustering.probe-steps)."
-            )
+            given = f"probe_steps is {self.probe_steps}"
+            raise ValueError(f"{given}; it must be positive (--method.clustering.probe-steps).")
 
     def smoothed(
         self, bank: Bank, updates: Sequence[ClientUpdate], tier: str = "root"
@@ -84,8 +89,10 @@ class SubspaceClustering:
             result[place] = dict(zip(clients, average, strict=True))
         return result
 
-    def cluster(self, bank: Bank, fresh: Copies, population: Population) -> tuple[Tensor, dict[str, object]]:
+    def cluster(self, bank: Bank, fresh: Copies, updates: Sequence[ClientUpdate], population: Population) -> Found:
         """Return the cluster of every client (C,), `NEVER` for those without a direction, and what to log about it."""
+        if self.by == "updates":
+            return self._by_updates(bank, updates, population)
         slot = next(iter(fresh))
         known = set(fresh[slot])
         if slot in bank.rows:
@@ -104,23 +111,37 @@ class SubspaceClustering:
                 "eigengap_margin": clusters.margin,
                 "distances": distances.tolist() if len(clients) <= LOGGED else None,
             }
-        labels = torch.full((population.n_clients,), NEVER)
-        labels[clients] = found
-        return labels, {**log, "clients": clients, "labels": found.tolist()}
+        return _placed(clients, found, population, log)
+
+    def _by_updates(self, bank: Bank, updates: Sequence[ClientUpdate], population: Population) -> Found:
+        moved = changes(bank, updates, "root", "change", factors=("A", "B", "W", "b"))
+        vectors = torch.cat([change.flatten(1) for change in moved.values()], 1)
+        found, scores = kmeans_clusters(vectors, self.k_min, self.k_max)
+        log = {"n_clusters": int(found.max()) + 1, "silhouettes": list(map(list, scores.items()))}
+        return _placed([update.client for update in updates], found, population, log)
 
 
-def changes(bank: Bank, updates: Sequence[ClientUpdate], tier: str, kind: Kind) -> dict[Slot, Tensor]:
-    """Return for each B slot of a shared tier what every update did to it: B_i − B_broadcast, or B_i; (n, O, R).
+def _placed(clients: list[int], found: Tensor, population: Population, log: dict[str, object]) -> Found:
+    labels = torch.full((population.n_clients,), NEVER)
+    labels[clients] = found
+    return labels, {**log, "clients": clients, "labels": found.tolist()}
+
+
+def changes(
+    bank: Bank, updates: Sequence[ClientUpdate], tier: str, kind: Kind, factors: Sequence[str] = ("B",)
+) -> dict[Slot, Tensor]:
+    """Return for each B slot (or of other factors) of a shared tier what updates did to it: B_i − B_broadcast, or B_i.
 
     Only slots that all of them trained, and of unequal LoRA ranks the columns that all of them have: a subspace that a
     client was never free to move would tell what it can afford, not what its data are like.
     """
     result = {}
     for slot in updates[0].tensors:
-        if slot.tier == tier and slot.factor == "B" and all(slot in update.tensors for update in updates):
-            width = min(update.tensors[slot].shape[-1] for update in updates)
-            trained = torch.stack([fit_rank(update.tensors[slot], "B", width) for update in updates])
-            before = fit_rank(bank.read(slot, torch.tensor([0])), "B", width)
+        if slot.tier == tier and slot.factor in factors and all(slot in update.tensors for update in updates):
+            axis = RANK_AXIS.get(slot.factor, -1)
+            width = min(update.tensors[slot].shape[axis] for update in updates)
+            trained = torch.stack([fit_rank(update.tensors[slot], slot.factor, width) for update in updates])
+            before = fit_rank(bank.read(slot, torch.tensor([0])), slot.factor, width)
             result[slot] = trained - before if kind == "change" else trained
     return result
 
@@ -193,7 +214,7 @@ def with_routed(
 
 def admit_by_route(
     bank: Bank, labels: Tensor, population: Population, updates: Sequence[ClientUpdate], tier: str, kind: Kind
-) -> tuple[Tensor, dict[str, object]]:
+) -> Found:
     """Place unseen clients; seen ones are only checked: the log tells how many are routed to their own cluster."""
     routed = route(bank, labels, updates, tier, kind)
     placed = labels.clone()

@@ -5,13 +5,14 @@ import pytest
 import scipy
 import torch
 from scipy.sparse.csgraph import laplacian
-from sklearn.metrics import adjusted_rand_score
+from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from fedsim.parts.clustering import (
     column_basis,
     common_basis,
     first_appearance,
     gaussian_affinity,
+    kmeans_clusters,
     mean_overlap,
     nearest_group,
     normalised_laplacian_spectrum,
@@ -285,3 +286,20 @@ def test_mean_overlap_averages_pairs_and_is_blind_to_scale_and_zero_for_a_zero_b
     left = [5 * identity[:, :2], identity[:, :2], identity[:, :2]]
     right = [identity[:, :2], identity[:, 1:3], torch.zeros(8, 2, dtype=torch.float64)]
     assert mean_overlap(left, right) == pytest.approx((1 + 0.5 + 0) / 3)
+
+
+def test_k_means_under_the_cosine_is_blind_to_length_and_takes_the_k_of_scikit_learns_best_silhouette():
+    centres = torch.eye(3, 20)
+    noise = 0.05 * torch.randn(12, 20, generator=torch.Generator().manual_seed(0))
+    points = centres[torch.arange(12) % 3] + noise
+    lengths = torch.linspace(0.1, 50, 12)[:, None]
+    labels, scores = kmeans_clusters(points * lengths, 2, 6)
+    assert labels.tolist() == [0, 1, 2] * 4
+    assert list(scores) == [2, 3, 4, 5, 6]
+    assert scores[3] == max(scores.values())
+    assert scores[3] == pytest.approx(silhouette_score(points.double(), labels, metric="cosine"))
+
+
+def test_k_means_leaves_equal_or_few_clients_together():
+    assert kmeans_clusters(torch.ones(5, 4), 2, 4)[0].tolist() == [0] * 5
+    assert kmeans_clusters(torch.eye(2), 2, 4)[0].tolist() == [0, 0]

@@ -71,8 +71,8 @@ def labels_of(bank: Bank, clustering: SubspaceClustering, cohorts):
     """Cluster in the last of these rounds, whose directions are not in the bank yet."""
     *before, last = cohorts
     sample(bank, clustering, before)
-    fresh = clustering.smoothed(bank, [update(client, len(before)) for client in last])
-    return clustering.cluster(bank, fresh, POPULATION)
+    updates = [update(client, len(before)) for client in last]
+    return clustering.cluster(bank, clustering.smoothed(bank, updates), updates, POPULATION)
 
 
 @pytest.mark.parametrize("contrast", [False, True])
@@ -92,6 +92,29 @@ def test_the_literal_factor_buries_what_the_change_shows(bank):
     _, factor = labels_of(bank, SubspaceClustering(directions="factor"), cohorts)
     assert torch.tensor(change["distances"]).max() > 0.8
     assert torch.tensor(factor["distances"]).max() < 0.05
+
+
+def test_k_means_on_all_that_clients_changed_finds_planted_groups_among_the_last_participants(bank):
+    def moved(client):
+        """One basis for all: B along its group's direction, A and a classifier by its group too."""
+        group, noise = int(TRUTH[client]), random(OUTPUTS, RANK, seed=client) / OUTPUTS
+        tensors = {Slot("root", s, "B"): broadcast(s) + 0.1 * (group_direction(s, group) + noise) for s in SITES}
+        tensors |= {Slot("root", site, "A"): 0.1 * random(RANK, INPUTS, seed=50 + group) for site in SITES}
+        return ClientUpdate(client, 10, tensors)
+
+    labels, log = SubspaceClustering(by="updates").cluster(bank, {}, [moved(c) for c in range(10)], POPULATION)
+    assert log["clients"] == list(range(10))
+    assert labels.tolist() == [0, 1, 2] * 3 + [0] + [NEVER] * 5
+    assert log["n_clusters"] == N_GROUPS
+    assert max(log["silhouettes"], key=lambda pair: pair[1])[0] == N_GROUPS
+
+
+def test_k_means_is_misled_by_the_bases_of_updates_where_subspaces_are_not(bank):
+    everyone_took_part = [range(12)]
+    by_subspaces, _ = labels_of(bank, SubspaceClustering(), everyone_took_part)
+    by_updates, _ = labels_of(bank, SubspaceClustering(by="updates"), everyone_took_part)
+    assert by_subspaces[:12].tolist() == [0, 1, 2] * 4
+    assert by_updates[:12].tolist() != [0, 1, 2] * 4
 
 
 def test_clients_never_sampled_have_no_cluster(bank):
