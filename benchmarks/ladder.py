@@ -8,22 +8,15 @@ twenty classes of CIFAR-100 with ViT-Tiny. Finished runs are read. Rewrites the 
 """
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
 from results import ROOT, write
-from torch import nn
+from tasks import CIFAR, image_task, text_task
 
 import fedsim
-from fedsim.data.federated import FederatedData
-from fedsim.data.images import find_images
-from fedsim.data.protocols import SkewedClients, SkewedTexts, skewed_clients
-from fedsim.data.texts import find_texts
-from fedsim.models.backbones import timm_backbone, timm_statistics
-from fedsim.models.text import TextModel, text_backbone, text_tokenizer
-from fedsim.randomness import numpy_generator
+from fedsim.data.protocols import SkewedClients, SkewedTexts
 from fedsim.report.comparison import markdown
 
 sys.path.append(str(ROOT / "recipes"))
@@ -41,16 +34,11 @@ TEXTS = SkewedTexts(
     test_samples=240,
 )
 IMAGES = SkewedClients(
-    path=Path("cifar100_8k"),
-    label_column="fine_label",
+    **CIFAR,  # type: ignore[arg-type]
     first_classes=20,
     n_clients=3,
     alpha=0.3,
     unseen_fraction=0.0,
-    image_size=64,
-    stored_size=32,
-    augment=False,
-    **timm_statistics("vit_tiny_patch16_224"),  # type: ignore[arg-type]
 )
 
 
@@ -68,44 +56,15 @@ class Options:
     """Where the runs are kept."""
 
 
-Task = tuple[Callable[[int], FederatedData], nn.Module]
-"""From a seed to the clients' data, and the backbone."""
-
-
-def texts(options: Options) -> Task:
-    """Return SST-2 over three clients, and the encoder."""
-    model, found = TextModel(name=options.text_model), find_texts(TEXTS)
-    tokenizer = text_tokenizer(model)
-
-    def data(seed: int) -> FederatedData:
-        return skewed_clients(TEXTS, found.tokenise(tokenizer), numpy_generator(seed, "data"))
-
-    return data, text_backbone(model, found.n_classes, tokenizer)
-
-
-def images(options: Options) -> Task:
-    """Return twenty classes of CIFAR-100 over three clients, and ViT-Tiny at 64 pixels."""
-    found = find_images(IMAGES)
-    weights = Path("vit_tiny_patch16_224/model_fp16.safetensors")
-
-    def data(seed: int) -> FederatedData:
-        return skewed_clients(IMAGES, found.decode(), numpy_generator(seed, "data"))
-
-    return data, timm_backbone("vit_tiny_patch16_224", found.n_classes, 64, weights)
-
-
-TASKS: dict[str, Callable[[Options], Task]] = {"SST-2": texts, "CIFAR-100": images}
-
-
 def main(options: Options) -> None:
     """Run, print and write."""
-    tables = []
-    for task, setting in TASKS.items():
-        (data, backbone), out = setting(options), options.out / task.lower()
+    tables, tasks = [], {"SST-2": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
+    for name, task in tasks.items():
+        (data, backbone), out = task(), options.out / name.lower()
         common = {"backbone": backbone, "rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
         resume = (out / "recipe.json").exists()
         runs = fedsim.compare(METHODS, data, out=out, seeds=options.seeds, resume=resume, reference="base", **common)
-        tables += [f"### {task}", markdown(runs)] if runs else []
+        tables += [f"### {name}", markdown(runs)] if runs else []
     text = "\n\n".join(tables)
     print(text)
     write("ladder", text, "ILoRA's ladder, and unequal LoRA ranks")

@@ -1,5 +1,6 @@
 """How benchmarks show their numbers: a table on the terminal, and the same text between two marks of RESULTS.md."""
 
+import json
 import os
 import platform
 import re
@@ -53,6 +54,13 @@ def provenance(threads: int) -> str:
         f"`{command}` — {date.today()}, commit {facts['git']}, {processor()}, {os.cpu_count()} cores, "
         f"{threads} thread(s) a process, GPU: {gpu}, torch {facts['versions']['torch']}."
     )
+
+
+def minutes(folder: Path) -> str:
+    """Return how long all runs in a folder took together, as they recorded it."""
+    results = [json.loads(path.read_text()) for path in sorted(folder.rglob("seed-*/*/result.json"))]
+    seconds = sum(result["seconds"] for result in results)
+    return f"All runs together: {seconds / 60:.0f} minutes."
 
 
 def processor() -> str:

@@ -14,13 +14,10 @@ from pathlib import Path
 
 import tyro
 from results import ROOT, write
+from tasks import text_task
 
 import fedsim
-from fedsim.data.federated import FederatedData
-from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.data.texts import find_texts
-from fedsim.models.text import TextModel, text_backbone, text_tokenizer
-from fedsim.randomness import numpy_generator
+from fedsim.data.protocols import SkewedTexts
 from fedsim.report.comparison import markdown
 
 sys.path.append(str(ROOT / "recipes"))
@@ -66,14 +63,7 @@ def staircase(folder: Path) -> str:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    model, found = TextModel(name=options.text_model), find_texts(TEXTS)
-    tokenizer = text_tokenizer(model)
-
-    backbone = text_backbone(model, found.n_classes, tokenizer)
-
-    def data(seed: int) -> FederatedData:
-        return skewed_clients(TEXTS, found.tokenise(tokenizer), numpy_generator(seed, "data"))
-
+    data, backbone = text_task(TEXTS, options.text_model)
     common = {"backbone": backbone, "rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
     resume = (options.out / "recipe.json").exists()
     runs = fedsim.compare(

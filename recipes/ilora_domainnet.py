@@ -14,7 +14,7 @@ from fedsim.experiments import ImageExperiment, run_image_experiment
 
 IMAGES = SkewedClients(
     dataset="domainnet",
-    group="clipart",
+    group=("clipart",),
     first_classes=100,
     n_clients=3,
     alpha=0.6,

@@ -5,7 +5,7 @@ is decoded or a text tokenised.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -88,17 +88,18 @@ def _spread(cells: np.ndarray, share: float) -> np.ndarray:
     return marked
 
 
-def keep_group(listed: Listed, name: str) -> Listed:
-    """Keep one group's samples only, all where the name is empty; raises ValueError when there is no such group."""
-    if not name:
+def keep_groups(listed: Listed, names: Sequence[str]) -> Listed:
+    """Keep some groups' samples only, all where none is named; raises ValueError when there is no such group."""
+    if not names:
         return listed
-    if name not in listed.group_names:
-        raise ValueError(f"There is no group '{name}' among {list(listed.group_names)} (--data.group).")
-    number = listed.group_names.index(name)
+    for name in names:
+        if name not in listed.group_names:
+            raise ValueError(f"There is no group '{name}' among {list(listed.group_names)} (--data.group).")
+    numbers = [listed.group_names.index(name) for name in names]
 
     def only(split: Listing) -> Listing:
         assert split.groups is not None
-        return split.take(np.flatnonzero(split.groups == number))
+        return split.take(np.flatnonzero(np.isin(split.groups, numbers)))
 
     return replace(listed, train=only(listed.train), test=None if listed.test is None else only(listed.test))
 

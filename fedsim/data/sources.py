@@ -7,7 +7,7 @@ from pathlib import Path
 
 import datasets
 
-from fedsim.data.listing import Listed, keep_first_classes, keep_group, keep_some, keep_top_classes, with_test
+from fedsim.data.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -31,8 +31,8 @@ class SourceOptions:
     """Column of class labels, in parquet files and on the hub."""
     group_column: str = ""
     """Column of domains, super-classes, …, in parquet files and on the hub; empty for none."""
-    group: str = ""
-    """Keep only this group's samples; empty for all."""
+    group: tuple[str, ...] = ()
+    """Keep only these groups' samples (domains, super-classes); default all."""
     top_classes: int | None = None
     """Keep only so many classes, those with the most training samples; default all."""
     first_classes: int | None = None
@@ -70,7 +70,7 @@ def find(
     """
     whole = _listed(options, what, list_folder, list_hub)
     kept = keep_first_classes(
-        keep_top_classes(keep_group(whole, options.group), options.top_classes), options.first_classes
+        keep_top_classes(keep_groups(whole, options.group), options.top_classes), options.first_classes
     )
     split = with_test(kept, options.test_share)
     assert split.test is not None

@@ -68,10 +68,14 @@ class Comparison:
         return means
 
 
-def scores_of(result: Result) -> np.ndarray:
-    """Return every seen client's metric after the last aggregation, (C,), in client order."""
+def scores_of(result: Result, evaluation: str = "after_aggregation", stage: str = "") -> np.ndarray:
+    """Return the clients' metric in their last evaluation of a kind (and in a stage), (C,), in client order.
+
+    By default that of seen clients after the last aggregation.
+    """
     with (result.folder / "clients.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["evaluation"] == "after_aggregation"]
+        rows = [row for row in csv.DictReader(file) if row["evaluation"] == evaluation]
+    rows = [row for row in rows if stage in ("", row["stage"])]
     metric = result.summary.get("metric", "accuracy")
     latest = {int(row["client"]): float(row[metric]) for row in rows}
     return np.array([latest[client] for client in sorted(latest)])

@@ -101,11 +101,13 @@ def test_one_groups_first_classes_can_be_kept(tmp_path: Path):
     columns = {"text": list("abcdef"), "label": [0, 1, 2, 0, 1, 2], "topic": ["x", "x", "x", "y", "y", "y"]}
     write(tmp_path / "train.parquet", **columns)
     write(tmp_path / "test.parquet", **columns)
-    found = find_texts(TextOptions(path=tmp_path, group_column="topic", group="y", first_classes=2))
+    found = find_texts(TextOptions(path=tmp_path, group_column="topic", group=("y",), first_classes=2))
     assert [item for _, item in found.train.read(np.arange(2))] == [("d",), ("e",)]
     assert found.class_names == ("0", "1")
+    both = find_texts(TextOptions(path=tmp_path, group_column="topic", group=("y", "x")))
+    assert [item for _, item in both.train.read(np.arange(6))] == [(letter,) for letter in "abcdef"]
     with pytest.raises(ValueError, match=r"no group 'z' among \['x', 'y'\] \(--data.group\)"):
-        find_texts(TextOptions(path=tmp_path, group_column="topic", group="z"))
+        find_texts(TextOptions(path=tmp_path, group_column="topic", group=("z",)))
     with pytest.raises(ValueError, match=r"first_classes is 4, but there are 3 classes"):
         find_texts(TextOptions(path=tmp_path, first_classes=4))
 
