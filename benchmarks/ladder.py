@@ -1,28 +1,46 @@
 """ILoRA's ladder and the unequal-rank methods on real texts and images with pre-trained backbones, over several seeds.
 
-    python benchmarks/ladder.py --text-model <folder of a pre-trained encoder> --seeds 0 1 2 3 4
+    fabric run benchmarks/ladder.py --accelerator cpu --devices 2 --text-model <folder of a text encoder>
 
 Three clients of LoRA ranks 2, 4, 6 by Dirichlet, five rounds, as in ILoRA (arXiv 2511.16069), with fewer samples. Every
 method has the same split, backbone, head, optimiser and rounds. Data are taken from $FEDSIM_DATA: SST-2, and the first
-twenty classes of CIFAR-100 with ViT-Tiny. Finished runs are read. Rewrites the section of RESULTS.md.
+twenty classes of CIFAR-100 with ViT-Tiny, on which the three ways to truncate the merged update are compared too, and
+corrections at the scale of the released code. Finished runs are read. Rewrites the section of RESULTS.md.
 """
 
+import csv
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 import tyro
-from results import ROOT, write
+from gates import Gate, gate_table
+from results import ROOT, minutes, write
+from results import markdown as table
 from tasks import CIFAR, image_task, text_task
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, SkewedTexts
-from fedsim.report.comparison import markdown
+from fedsim.report.comparison import Comparison, markdown
 
 sys.path.append(str(ROOT / "recipes"))
 from ilora_text import ladder
 
-METHODS: dict[str, fedsim.Method] = {**ladder(fedsim.ILoRA()), "FlexLoRA": fedsim.FlexLoRA()}
+RUNGS = ladder(fedsim.ILoRA())
+METHODS: dict[str, fedsim.Method] = {**RUNGS, "FlexLoRA": fedsim.FlexLoRA()}
+VARIANTS: dict[str, fedsim.Method] = {
+    "qr-pivot": replace(RUNGS["aggregation"], core="qr_pivot"),
+    "svd": replace(RUNGS["aggregation"], core="svd"),
+    "control-1/16": replace(RUNGS["control"], correction_scale=1 / 16),
+}
+"""Other truncations than leading columns; corrections divided by the batch size, as the release does."""
+GATES = [
+    Gate("init", "base", "+0.102"),
+    Gate("aggregation", "init", "+0.060"),
+    Gate("control", "aggregation", "+0.069"),
+]
+"""On QNLI with RoBERTa, one seed."""
 LOCAL = fedsim.LocalTraining(epochs=1, batch_size=16, learning_rate=2e-3)
 TEXTS = SkewedTexts(
     task="sst2",
@@ -30,7 +48,7 @@ TEXTS = SkewedTexts(
     n_clients=3,
     alpha=0.8,
     unseen_fraction=0.0,
-    train_samples=600,
+    train_samples=400,
     test_samples=240,
 )
 IMAGES = SkewedClients(
@@ -39,6 +57,8 @@ IMAGES = SkewedClients(
     n_clients=3,
     alpha=0.3,
     unseen_fraction=0.0,
+    train_samples=480,
+    test_samples=240,
 )
 
 
@@ -56,18 +76,33 @@ class Options:
     """Where the runs are kept."""
 
 
+def discarded(runs: Comparison) -> str:
+    """Return the share of the merged update's energy that truncation threw away, over rounds, by method."""
+    rows = []
+    for name in ("aggregation", "qr-pivot", "svd", "FlexLoRA"):
+        shares = []
+        for run in runs.results.get(name, ()):
+            with (run.folder / "metrics.csv").open(newline="") as file:
+                shares += [float(row["discarded_energy"]) for row in csv.DictReader(file) if row["discarded_energy"]]
+        rows += [[name, f"{mean(shares):.3f}", f"{min(shares):.3f} – {max(shares):.3f}"]] if shares else []
+    return table(["energy discarded by", "mean over rounds and seeds", "least – most"], rows)
+
+
 def main(options: Options) -> None:
     """Run, print and write."""
-    tables, tasks = [], {"SST-2": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
+    parts, tasks = [], {"SST-2": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
     for name, task in tasks.items():
         (data, backbone), out = task(), options.out / name.lower()
+        methods = METHODS | (VARIANTS if name == "CIFAR-100" else {})
         common = {"backbone": backbone, "rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
         resume = (out / "recipe.json").exists()
-        runs = fedsim.compare(METHODS, data, out=out, seeds=options.seeds, resume=resume, reference="base", **common)
-        tables += [f"### {name}", markdown(runs)] if runs else []
-    text = "\n\n".join(tables)
-    print(text)
-    write("ladder", text, "ILoRA's ladder, and unequal LoRA ranks")
+        runs = fedsim.compare(methods, data, out=out, seeds=options.seeds, resume=resume, reference="base", **common)
+        if runs:
+            parts += [f"### {name}", markdown(runs), gate_table(runs, GATES), discarded(runs)]
+    if parts:
+        text = "\n\n".join([*parts, minutes(options.out)])
+        print(text)
+        write("ladder", text, "ILoRA's ladder, and unequal LoRA ranks")
 
 
 if __name__ == "__main__":
