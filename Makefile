@@ -5,9 +5,11 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 RECIPE ?= recipes/quickstart.py
+RUN = OMP_NUM_THREADS=1 FEDSIM_FIGURES=0 $(BIN)/fabric run
+TWO = --accelerator cpu --devices $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check run bench clean
+.PHONY: help setup demo test test-slow check run bench reproduce clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -42,6 +44,11 @@ check: setup ## Lint, check formatting and types
 
 bench: $(BIN)/.bench-installed ## Measure the engines against the limit and against peers; rewrites RESULTS.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/engines.py $(ARGS)
+
+reproduce: setup ## Measure the papers' orderings on real data: make reproduce TEXT_MODEL=<folder of a text encoder>
+	@test -n "$(TEXT_MODEL)" || { echo "TEXT_MODEL is empty; name the folder of a text encoder" >&2; exit 2; }
+	for table in hilora fedhello; do $(RUN) benchmarks/$$table.py $(TWO) || exit; done
+	for table in ladder tree; do $(RUN) benchmarks/$$table.py $(TWO) --text-model $(TEXT_MODEL) || exit; done
 
 clean: ## Remove caches and build leftovers (not .venv, not runs)
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

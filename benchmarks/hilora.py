@@ -3,7 +3,7 @@
     fabric run benchmarks/hilora.py --accelerator cpu --devices 2 --seeds 0 1 2
 
 Twenty classes of CIFAR-100 (four super-classes) over twelve clients by GL-Dir(0.3), SC-Dir(3) and Patho(4 of 20), and
-PACS with three clients a domain; two clients are unseen. Forty training images a client on average, eight rounds. Data and
+PACS with three clients a domain; two clients are unseen. Forty training images a client, eight rounds. Data and
 ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are read. Rewrites the section of RESULTS.md.
 """
 
