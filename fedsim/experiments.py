@@ -108,7 +108,9 @@ def run_text_experiment(recipe: TextExperiment, methods: Methods, texts: TextOpt
     """
     if recipe.embedded:
         backbone = embedded_text_backbone(len(TOPICS), VOCABULARY, PAD)
-        run(recipe, methods, by_seed(split, texts, topic_texts()), backbone)
+        task = texts.resolved().scoring(len(TOPICS))
+        train, test = (replace(part, presented={**part.presented, "task": task}) for part in topic_texts())
+        run(recipe, methods, by_seed(split, texts, (train, test)), backbone)
         return
     found, tokenizer = find_texts(texts), text_tokenizer(recipe.model)
     model = replace(recipe.model, pretrained=recipe.model.pretrained and not recipe.dry_run)

@@ -21,7 +21,7 @@ from fedsim.data.tables import image_content, list_hub, list_parquet
 from fedsim.data.transforms import ImageTransform
 
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "office-caltech10", "pacs", "tiny-imagenet", "own"]
-LEFT_OUT = {"label_column": "label", "test_split": "test"}
+LEFT_OUT = {"label_column": "label", "test_split": "test", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
 
@@ -99,12 +99,15 @@ class FoundImages(Found):
         options = self.options
         identity, size = f"{self.train.identity}|{self.test.identity}", options.stored_size or options.image_size
         images = decoded_once(identity, self.read(), sum(self.sizes), size)
-        return self.labelled(images, **options.presented())
+        return self._presented(images)
 
     def unread(self) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and blank images of one pixel: all that counting takes."""
         blank = torch.zeros(sum(self.sizes), 3, 1, 1, dtype=torch.uint8)
-        return self.labelled(blank, **self.options.presented())
+        return self._presented(blank)
+
+    def _presented(self, images: torch.Tensor) -> tuple[Labelled, Labelled]:
+        return self.labelled(images, **self.options.presented(), task=self.options.scoring(self.n_classes))
 
 
 def load_images(options: ImageOptions) -> tuple[Labelled, Labelled]:

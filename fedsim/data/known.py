@@ -89,7 +89,7 @@ TEXT_SETS = {
     ),
     "imdb": Known({"hub": "stanfordnlp/imdb", "text_columns": ("text",)}, "", "Maas et al. 2011", NONE),
     "ledgar": Known(
-        {"hub": "coastalcph/lex_glue", "subset": "ledgar", "text_columns": ("text",)},
+        {"hub": "coastalcph/lex_glue", "subset": "ledgar", "text_columns": ("text",), "f1": True},
         "",
         "Tuggener et al. 2020; Chalkidis et al. 2022, LexGLUE (100 classes)",
         "CC BY 4.0",

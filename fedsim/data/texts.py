@@ -42,7 +42,7 @@ TaskName = Literal[
     "yahoo",
     "own",
 ]
-LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "test_split": "test"}
+LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "test_split": "test", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
 
@@ -95,13 +95,16 @@ class FoundTexts(Found):
             lambda path: path.stat().st_size == count * length * 4,
         )
         tokens = torch.from_file(str(path), size=count * length, dtype=torch.int32).view(count, length)
-        return self.labelled(tokens, pad_token=tokenizer.pad_token_id)
+        return self._presented(tokens, tokenizer.pad_token_id)
 
     def unread(self, pad_token: int) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and one token repeated to the full length: all that counting takes."""
         word = 1 if pad_token == 0 else 0
         tokens = torch.full((sum(self.sizes), self.options.max_length), word, dtype=torch.int32)
-        return self.labelled(tokens, pad_token=pad_token)
+        return self._presented(tokens, pad_token)
+
+    def _presented(self, tokens: torch.Tensor, pad_token: int) -> tuple[Labelled, Labelled]:
+        return self.labelled(tokens, pad_token=pad_token, task=self.options.scoring(self.n_classes))
 
     def _tokenise_all(self, tokenizer: "PreTrainedTokenizerFast", path: Path) -> None:
         """A thousand texts at a time, so that memory stays flat."""
