@@ -108,8 +108,8 @@ def run_text_experiment(recipe: TextExperiment, methods: Methods, texts: TextOpt
     """
     if recipe.embedded:
         backbone = embedded_text_backbone(len(TOPICS), VOCABULARY, PAD)
-        task = texts.resolved().scoring(len(TOPICS))
-        train, test = (replace(part, presented={**part.presented, "task": task}) for part in topic_texts())
+        scoring = texts.resolved().scoring(len(TOPICS))
+        train, test = (replace(part, presented={**part.presented, **scoring}) for part in topic_texts())
         run(recipe, methods, by_seed(split, texts, (train, test)), backbone)
         return
     found, tokenizer = find_texts(texts), text_tokenizer(recipe.model)

@@ -107,7 +107,7 @@ class FoundImages(Found):
         return self._presented(blank)
 
     def _presented(self, images: torch.Tensor) -> tuple[Labelled, Labelled]:
-        return self.labelled(images, **self.options.presented(), task=self.options.scoring(self.n_classes))
+        return self.labelled(images, **self.options.presented(), **self.options.scoring(self.n_classes))
 
 
 def load_images(options: ImageOptions) -> tuple[Labelled, Labelled]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import datasets
 
 from fedsim.data.listing import Listed, keep_first_classes, keep_group, keep_some, keep_top_classes, with_test
-from fedsim.data.task import Classification, ClassificationF1, Task
+from fedsim.data.task import ClassificationF1, Task
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -51,9 +51,9 @@ class SourceOptions:
         if problems := self.problems():
             raise ValueError("; ".join(problems) + " (--data.*).")
 
-    def scoring(self, n_classes: int) -> Task:
-        """How clients are scored."""
-        return ClassificationF1(n_classes) if self.f1 else Classification()
+    def scoring(self, n_classes: int) -> dict[str, Task]:
+        """The field of `FederatedData` that says how clients are scored, where it is not by accuracy alone."""
+        return {"task": ClassificationF1(n_classes)} if self.f1 else {}
 
     def problems(self) -> list[str]:
         """What is out of range; an heir adds its own."""

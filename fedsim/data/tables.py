@@ -3,6 +3,7 @@
 Only labels are read when a table is listed; images and texts are read later, a few hundred at a time.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from fedsim.data.listing import Item, Listed, Listing, Reader, identity_of
 from fedsim.data.sources import SourceOptions
+from fedsim.data.text_files import OwnFiles
 
 SAME = {"validation": ("validation", "valid", "val", "dev")}
 """Words for one split in the names of files."""
@@ -152,6 +154,38 @@ def _naming(path: Path) -> Iterator[None]:
         yield
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"'{path}' is damaged or no parquet file: {error}. Fetch it again.") from error
+
+
+def list_own_files(options: SourceOptions, files: OwnFiles, folder: Path, find_content: FindContent) -> Listed:
+    """List a data set from the files that its authors give out, which are read whole; raises ValueError as they do."""
+    if strange := [split for split in _splits(options) if split not in files.files]:
+        known = ", ".join(files.files)
+        raise ValueError(
+            f"'{folder}' has no split '{strange[0]}' (--data.train-split, --data.test-split); it has {known}."
+        )
+    read = {split: files.read(folder, split) for split in _splits(options)}
+    tables = {split: table for split, (table, _) in read.items()}
+    table, names = read[options.train_split]
+    kinds = (datasets.Value("string"), datasets.ClassLabel(names=list(names)))
+    features = {field.name: kinds[pa.types.is_integer(field.type)] for field in table.schema}
+    content = find_content(features, str(folder))
+    readers = {split: _table_reader(table, content, f"{folder}/{split}") for split, table in tables.items()}
+    return _listed(options, str(folder), features, tables, readers, {s: _identity(t) for s, t in tables.items()})
+
+
+def _table_reader(table: pa.Table, content: Content, name: str) -> Reader:
+    def read(rows: np.ndarray) -> Iterator[tuple[str, Item]]:
+        for row, record in zip(rows, table.select(content.columns).take(pa.array(rows)).to_pylist(), strict=True):
+            yield f"{name}, row {row}", content.item(record)
+
+    return read
+
+
+def _identity(table: pa.Table) -> str:
+    digest = hashlib.sha256(",".join(table.column_names).encode())
+    for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b):
+        digest.update(buffer)
+    return digest.hexdigest()
 
 
 def _listed(

@@ -19,7 +19,8 @@ from fedsim.data.known import TEXT_SETS, filled
 from fedsim.data.labelled import Found, Labelled
 from fedsim.data.listing import Listed
 from fedsim.data.sources import SourceOptions, find
-from fedsim.data.tables import list_hub, list_parquet, text_content
+from fedsim.data.tables import list_hub, list_own_files, list_parquet, text_content
+from fedsim.data.text_files import OWN_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -104,7 +105,7 @@ class FoundTexts(Found):
         return self._presented(tokens, pad_token)
 
     def _presented(self, tokens: torch.Tensor, pad_token: int) -> tuple[Labelled, Labelled]:
-        return self.labelled(tokens, pad_token=pad_token, task=self.options.scoring(self.n_classes))
+        return self.labelled(tokens, pad_token=pad_token, **self.options.scoring(self.n_classes))
 
     def _tokenise_all(self, tokenizer: "PreTrainedTokenizerFast", path: Path) -> None:
         """A thousand texts at a time, so that memory stays flat."""
@@ -124,9 +125,11 @@ def find_texts(options: TextOptions) -> FoundTexts:
     content = partial(text_content, options.text_columns)
 
     def list_folder(folder: Path) -> Listed:
-        if not any(folder.rglob("*.parquet")):
-            raise ValueError(f"'{folder}' holds no parquet files (--data.path).")
-        return list_parquet(options, folder, content)
+        if any(folder.rglob("*.parquet")):
+            return list_parquet(options, folder, content)
+        if options.task in OWN_FILES:
+            return list_own_files(options, OWN_FILES[options.task], folder, content)
+        raise ValueError(f"'{folder}' holds no parquet files (--data.path).")
 
     listed = find(options, "texts", list_folder, partial(list_hub, options, content))
     assert listed.test is not None

@@ -102,7 +102,7 @@ def test_f1_of_another_number_of_classes_than_there_are_is_refused():
 
 
 def test_ledgar_tells_f1_unless_it_is_told_not_to_and_others_when_they_are_told_to():
-    assert TextOptions(task="ledgar").resolved().scoring(100) == ClassificationF1(100)
-    assert type(TextOptions(task="ledgar", f1=False).resolved().scoring(100)) is Classification
-    assert type(TextOptions(task="trec").resolved().scoring(6)) is Classification
-    assert ImageOptions(f1=True).resolved().scoring(6) == ClassificationF1(6)
+    assert TextOptions(task="ledgar").resolved().scoring(100) == {"task": ClassificationF1(100)}
+    assert TextOptions(task="ledgar", f1=False).resolved().scoring(100) == {}
+    assert TextOptions(task="trec").resolved().scoring(6) == ImageOptions().resolved().scoring(6) == {}
+    assert ImageOptions(f1=True).resolved().scoring(6) == {"task": ClassificationF1(6)}
