@@ -110,6 +110,10 @@ def list_parquet(options: SourceOptions, folder: Path, find_content: FindContent
             with _naming(path):
                 parts.append(pq.read_table(path, columns=[name for name in features if name not in content.columns]))
             sizes.append(len(parts[-1]))
+            if parts[-1].schema.types != parts[0].schema.types:
+                raise ValueError(
+                    f"'{path}' has other columns than '{paths[0]}': {parts[-1].schema.names} of other types."
+                )
         if parts:
             tables[split] = pa.concat_tables(parts)
             readers[split] = _parquet_reader(paths, sizes, content)
@@ -212,19 +216,27 @@ def _splits(options: SourceOptions) -> list[str]:
 def _numbered(
     source: str, role: str, column: str, features: Mapping[str, Any], tables: Mapping[str, pa.Table]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Each split's column as numbers, and their names: the schema's, the sorted strings, or the numbers themselves."""
+    """Each split's column as numbers, and their names: the schema's, the sorted strings, or the numbers themselves.
+
+    Numbers without names that are more than there are samples (of persons, say) are taken as names.
+    """
     if column not in features:
         raise ValueError(f"'{source}' has no column '{column}' (--data.{role}-column); it has {sorted(features)}.")
     if any(table.column(column).null_count for table in tables.values()):
         raise ValueError(f"'{source}' has empty entries in the column '{column}' (--data.{role}-column).")
     values = {split: table.column(column).to_numpy() for split, table in tables.items()}
-    distinct = np.unique(np.concatenate(list(values.values())))
-    if distinct.dtype.kind not in "iu":
+    together = np.concatenate(list(values.values()))
+    problem = "neither numbers nor words" if _is_nested(tables, column) else ""
+    if problem or (together.dtype.kind == "f" and np.isnan(together).any()):
+        raise ValueError(f"'{source}' has in its column '{column}' {problem or 'NaN'} (--data.{role}-column).")
+    distinct = np.unique(together)
+    is_named = getattr(features[column], "names", None)
+    if distinct.dtype.kind not in "iu" or (not is_named and int(distinct.max(initial=0)) >= len(together)):
         numbers = {value: number for number, value in enumerate(distinct)}
         return {split: np.array([numbers[value] for value in part], int) for split, part in values.items()}, tuple(
             map(str, distinct)
         )
-    names = getattr(features[column], "names", None) or [str(number) for number in range(int(distinct[-1]) + 1)]
+    names = is_named or [str(number) for number in range(int(distinct[-1]) + 1)]
     outside = [int(number) for number in distinct if not 0 <= number < len(names)]
     if outside:
         raise ValueError(
@@ -232,3 +244,7 @@ def _numbered(
             f"(0 … {len(names) - 1})."
         )
     return {split: part.astype(int) for split, part in values.items()}, tuple(names)
+
+
+def _is_nested(tables: Mapping[str, pa.Table], column: str) -> bool:
+    return any(pa.types.is_nested(table.schema.field(column).type) for table in tables.values())
