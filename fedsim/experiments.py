@@ -131,7 +131,7 @@ def run_instruction_experiment(recipe: InstructionExperiment, methods: Methods, 
         run(recipe, methods, data, backbone)
         return
     tokenizer = causal_tokenizer(model.name, model.stop)
-    backbone = causal_backbone(model.name, model.bits)
+    backbone = causal_backbone(model.name, model.bits, pretrained=not recipe.dry_run)
     check_length(backbone, instructions.max_length, instructions.max_new_tokens)
 
     def federation(seed: int) -> FederatedData:
