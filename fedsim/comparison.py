@@ -45,8 +45,8 @@ def compare(
 
     `data` makes a seed's federation; `common` are further arguments of `simulate`. A `Grid` is tuned first, on the
     first seed's training rows only. `reference` names the method that others are tested against (default: the best of
-    the others). With `resume`, finished runs are read and unfinished ones go on. Raises ValueError for anything that
-    does not fit, before a file exists.
+    the others). With `resume`, finished runs are read and unfinished ones go on, and `seeds` may have further ones
+    behind those of before. Raises ValueError for anything that does not fit, before a file exists.
     """
     check_names(methods, seeds, reference)
     table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common))
@@ -58,8 +58,8 @@ def compare(
         for folder in table.folders() if resume else ():
             load_checkpoint(folder)  # a damaged one must be found before the first run goes on
     launch()  # from here on every worker has passed the checks, and worker 0 may write
-    if Workers.is_first_or_alone() and not resume:
-        RunFolder.create(table.out, recipe)
+    if Workers.is_first_or_alone():
+        RunFolder.extend(table.out, recipe) if resume else RunFolder.create(table.out, recipe)
     chosen = table.tune(recipe)
     results = table.run(recipe, chosen)
     if not Workers.is_first_or_alone():

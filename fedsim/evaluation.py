@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from fedsim.data.task import Task
 from fedsim.round import ClientUpdate
 
 STATISTICS = ("mean", "weighted_mean", "std", "worst", "p10")
@@ -42,6 +43,14 @@ def summarise_updates(
         values = summarise([update.logs[f"{evaluation}.{metric}"] for update in tested], weights)
         summary |= {f"{prefix}.{name}": value for name, value in values.items()}
     return summary
+
+
+def pooled(updates: Iterable[ClientUpdate], evaluation: str, task: Task) -> dict[str, float | str]:
+    """Return what the task tells of all clients' test samples together, "" for each of its names without samples."""
+    logs = [update.logs for update in updates if _has(update, evaluation)]
+    start = f"{evaluation}."
+    found = task.pool([{k.removeprefix(start): v for k, v in log.items() if k.startswith(start)} for log in logs])
+    return {name: found.get(name, "") for name in task.pooled}
 
 
 def prefixes(name: str, metrics: Sequence[str]) -> list[str]:

@@ -108,7 +108,9 @@ def run_text_experiment(recipe: TextExperiment, methods: Methods, texts: TextOpt
     """
     if recipe.embedded:
         backbone = embedded_text_backbone(len(TOPICS), VOCABULARY, PAD)
-        run(recipe, methods, by_seed(split, texts, topic_texts()), backbone)
+        scoring = texts.resolved().scoring(len(TOPICS))
+        train, test = (replace(part, presented={**part.presented, **scoring}) for part in topic_texts())
+        run(recipe, methods, by_seed(split, texts, (train, test)), backbone)
         return
     found, tokenizer = find_texts(texts), text_tokenizer(recipe.model)
     model = replace(recipe.model, pretrained=recipe.model.pretrained and not recipe.dry_run)
@@ -129,7 +131,7 @@ def run_instruction_experiment(recipe: InstructionExperiment, methods: Methods, 
         run(recipe, methods, data, backbone)
         return
     tokenizer = causal_tokenizer(model.name, model.stop)
-    backbone = causal_backbone(model.name, model.bits)
+    backbone = causal_backbone(model.name, model.bits, pretrained=not recipe.dry_run)
     check_length(backbone, instructions.max_length, instructions.max_new_tokens)
 
     def federation(seed: int) -> FederatedData:

@@ -112,8 +112,17 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
         out = recipe.out or Path("runs") / f"{Path(sys.argv[0]).stem}-{_start_time()}"
         check_is_new(out)
         return dataclasses.replace(recipe, out=out)
+    recipe = dataclasses.replace(recipe, out=folder, seeds=_with_new_seeds(default.seeds, recipe.seeds))
     check_same_recipe(folder, to_dict(recipe))
-    return dataclasses.replace(recipe, out=folder)
+    return recipe
+
+
+def _with_new_seeds(before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a resumed comparison's seeds, in whatever order they are given: those of before, then the new ones.
+
+    Where one of before is left out, `now` as it is, which is refused. The first seed is the one that is tuned on.
+    """
+    return (*before, *(seed for seed in now if seed not in before)) if before and set(before) <= set(now) else now
 
 
 def to_dict(recipe: Any) -> dict[str, Any]:

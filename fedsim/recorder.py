@@ -14,9 +14,9 @@ from torch import Tensor
 from fedsim.adapters.bank import NEVER
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
-from fedsim.evaluation import STATISTICS, client_rows, mean_loss, prefixes, summarise_updates
+from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.report.figures import draw_figures, record_split
-from fedsim.report.summary import Result, summarise_run
+from fedsim.report.summary import NAMES, Result, summarise_run
 from fedsim.round import ClientUpdate, Population, ServerState
 from fedsim.run_folder import RunFolder, digest_of
 
@@ -56,6 +56,8 @@ class Recorder:
             summary = summarise_updates(source, evaluation, self.task.metrics)
             names = [f"{prefix}.{name}" for prefix in prefixes(evaluation, self.task.metrics) for name in STATISTICS]
             metrics |= {name: summary.get(name, "") for name in names}
+        together = pooled(evaluated, "after_aggregation", self.task)
+        metrics |= {f"{NAMES['after_aggregation']}.{name}": value for name, value in together.items()}
         metrics |= {
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")

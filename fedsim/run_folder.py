@@ -35,6 +35,8 @@ PACKAGES = (
     "scipy",
     "numpy",
 )
+SEEDS = "seeds"
+"""The field of a recipe that may grow when a comparison is resumed."""
 TABLES = ("metrics.csv", "clients.csv", "timing.csv")
 
 
@@ -57,6 +59,13 @@ class RunFolder:
             folder / "recipe.json", _json(dict(recipe) | {"environment": environment() | dict(machine or {})})
         )
         return cls(folder)
+
+    @classmethod
+    def extend(cls, folder: Path, recipe: Mapping[str, Any]) -> None:
+        """Let a comparison's recipe.json name the seeds of `recipe`; everything else there stays as it was."""
+        recorded = json.loads((folder / "recipe.json").read_text())
+        if list(recipe.get(SEEDS, recorded.get(SEEDS))) != recorded.get(SEEDS):
+            write_atomically(folder / "recipe.json", _json(recorded | {SEEDS: list(recipe[SEEDS])}))
 
     @classmethod
     def reopen(cls, folder: Path, round_index: int) -> "RunFolder":
@@ -156,8 +165,14 @@ def read_environment(folder: Path) -> dict[str, Any]:
 
 
 def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Raise ValueError that lists every field in which a run folder's recipe differs from this one."""
+    """Raise ValueError that lists every field in which a run folder's recipe differs from this one.
+
+    A comparison over several seeds may have further ones behind those that it was started with.
+    """
     before, now = flat(read_recipe(folder)), flat(json.loads(_json(recipe)))
+    seeds = before.get(SEEDS)
+    if seeds and now.get(SEEDS, [])[: len(seeds)] == seeds:
+        now[SEEDS] = seeds
     differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if differing:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing[:8])

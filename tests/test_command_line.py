@@ -90,6 +90,26 @@ def test_resume_takes_the_options_of_the_folder(parse, tmp_path):
         parse("--resume", tmp_path / "run", "--seed", 6)
 
 
+def test_a_resumed_comparison_may_be_given_more_seeds_in_any_order_but_not_fewer(parse, tmp_path):
+    first = parse("--seeds", 2, 0, "--out", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(launch.to_dict(first)))
+    assert parse("--resume", tmp_path / "run").seeds == (2, 0)
+    assert parse("--resume", tmp_path / "run", "--seeds", 0, 1, 2).seeds == (2, 0, 1)
+    with pytest.raises(ValueError, match=r"another recipe: seeds was \[2, 0\] and is \[0, 1\]"):
+        parse("--resume", tmp_path / "run", "--seeds", 0, 1)
+    with pytest.raises(ValueError, match=r"another recipe: rounds was 50 and is 3"):
+        parse("--resume", tmp_path / "run", "--seeds", 0, 1, 2, "--rounds", 3)
+
+
+def test_a_single_run_does_not_become_a_comparison(parse, tmp_path):
+    first = parse("--out", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(launch.to_dict(first)))
+    with pytest.raises(ValueError, match=r"another recipe: seeds was \[\] and is \[0, 1\]"):
+        parse("--resume", tmp_path / "run", "--seeds", 0, 1)
+
+
 def test_resume_of_no_run_folder_is_refused(parse, tmp_path):
     with pytest.raises(ValueError, match="is no run folder"):
         parse("--resume", tmp_path)

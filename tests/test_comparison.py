@@ -100,6 +100,32 @@ def test_only_what_is_missing_is_run_again(compared, tmp_path, monkeypatch):
     assert (out / "comparison.md").exists()
 
 
+def test_further_seeds_are_added_to_a_finished_comparison_and_only_they_are_run(compared, tmp_path):
+    two = {name: METHODS[name] for name in ("fedit", "local")}
+    arguments = {"out": tmp_path / "run", "reference": "fedit", **common()}
+    fedsim.compare(two, federation, seeds=(0,), **arguments)
+    kept = tmp_path / "run" / "seed-0" / "fedit" / "metrics.csv"
+    before, environment = (
+        kept.stat().st_mtime_ns,
+        json.loads((tmp_path / "run" / "recipe.json").read_text())["environment"],
+    )
+    (tmp_path / "run" / "seed-0" / "local" / "result.json").unlink()  # one that is begun has the seeds of before
+    again = fedsim.compare(two, federation, seeds=(0, 3), resume=True, **arguments)
+    for name in two:
+        assert [run.digest for run in again.results[name]] == [run.digest for run in compared.results[name]]
+    assert kept.stat().st_mtime_ns == before
+    recipe = json.loads((tmp_path / "run" / "recipe.json").read_text())
+    assert (recipe["seeds"], recipe["environment"]) == ([0, 3], environment)
+    assert "standard deviation over seeds (0, 3)" in (tmp_path / "run" / "comparison.md").read_text()
+    for seeds in ((0,), (3, 0), (0, 5)):
+        with pytest.raises(ValueError, match=r"seeds was \[0, 3\] and is "):
+            fedsim.compare(two, federation, seeds=seeds, resume=True, **arguments)
+    with pytest.raises(ValueError, match=r"run folder of another recipe: .*lora_rank was 2 and is 1"):
+        fedsim.compare(
+            {**two, "local": fedsim.Local(lora_rank=1)}, federation, seeds=(0, 3, 4), resume=True, **arguments
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -1,7 +1,7 @@
 """Scores of what a language model writes: ROUGE and exact match of its answers, loss and perplexity of true ones."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -32,6 +32,7 @@ class Generation:
 
     metrics = ("rouge1", "rougeL", "exact_match")
     columns = (*metrics, "loss", "perplexity")
+    pooled = ()
     n_scores = 5
 
     def problem(self, targets: Tensor, class_names: Sequence[str]) -> str:
@@ -63,6 +64,10 @@ class Generation:
         loss = losses / tokens
         means = {name: total / n_samples for name, total in zip(self.metrics, metrics, strict=True)}
         return means | {"loss": loss, "perplexity": math.exp(min(loss, 700.0))}
+
+    def pool(self, summaries: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        """Nothing."""
+        return {}
 
     def text(self, tokens: Sequence[int]) -> str:
         """Return the text before the first stop."""

@@ -3,6 +3,7 @@
 Each sample of a pool goes to exactly one client, and train and test pool are cut by the same shares.
 """
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -15,7 +16,9 @@ Cut = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(shares (N, clients), samples (N, 1)) to the places to cut at, (N, clients), the end included."""
 
 DRAWS = 1000
-"""So often a split is drawn again before the minimum sizes are given up."""
+"""So often a split is drawn before the minimum sizes are given up,"""
+ENTRIES, FEWEST_DRAWS = 10**7, 50
+"""or as often as makes so many shares in all, but at least so often: draws for a thousand clients take long."""
 
 
 def rounded(shares: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -34,18 +37,21 @@ def draw_large_enough(
 ) -> np.ndarray:
     """Draw shares (N, clients) until every client gets at least so many (training, test) samples of the two pools.
 
-    `pools` are targets. Raises ValueError where the pools are too small for that, or a thousand draws did not do it.
+    `pools` are targets. Raises ValueError where the pools are too small for that, or a thousand
+    draws (fewer for very many clients) did not do it.
     """
     problem = f"No {name} of {len(pools[0])} training and {len(pools[1])} test samples over {n_clients} clients leaves "
     problem += f"each at least {least[0]} and {least[1]}"
-    change = "ask for fewer clients or for smaller ones (--data.min-train, --data.min-test)."
+    change = "ask for fewer clients or for smaller ones (--data.n-clients, --data.min-train, --data.min-test)."
     if any(n_clients * size > len(pool) for size, pool in zip(least, pools, strict=True)):
         raise ValueError(f"{problem}: that takes {n_clients * least[0]} and {n_clients * least[1]}; {change}")
-    for _ in range(DRAWS):
-        shares = draw()
+    draws, drawn = DRAWS, 0
+    while drawn < draws:
+        shares, drawn = draw(), drawn + 1
+        draws = min(DRAWS, max(FEWEST_DRAWS, ENTRIES // shares.size))
         if all(_sizes(pool, shares, cut).min() >= size for pool, size in zip(pools, least, strict=True)):
             return shares
-    raise ValueError(f"{problem}, in {DRAWS} draws; raise --data.alpha, {change}")
+    raise ValueError(f"{problem}, in {draws} draws; raise --data.alpha, {change}")
 
 
 def _sizes(targets: np.ndarray, shares: np.ndarray, cut: Cut) -> np.ndarray:
@@ -80,8 +86,8 @@ def n_classes(*targets: np.ndarray) -> int:
 
 
 def check(n_clients: int, alpha: float = 1.0) -> None:
-    """Raise ValueError where there are no clients or the concentration is not positive."""
+    """Raise ValueError where there are no clients or the concentration is not positive and finite."""
     if n_clients < 1:
         raise ValueError(f"{n_clients} clients were asked for; there must be 1 or more (--data.*).")
-    if alpha <= 0:
-        raise ValueError(f"The Dirichlet concentration is {alpha}; it must be positive (--data.alpha).")
+    if not 0 < alpha < math.inf:
+        raise ValueError(f"The Dirichlet concentration is {alpha}; it must be positive and finite (--data.alpha).")

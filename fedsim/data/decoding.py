@@ -57,7 +57,7 @@ def decode(name: str, encoded: Encoded, size: int) -> Tensor:
     Raises ValueError that names the image when it is missing or damaged.
     """
     try:
-        with Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded)) as image:
+        with _opened(encoded) as image:
             # Palettes with transparency go through RGBA, as Pillow's warning asks.
             opaque = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
@@ -65,3 +65,9 @@ def decode(name: str, encoded: Encoded, size: int) -> Tensor:
     if opaque.size != (size, size):
         opaque = opaque.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(opaque)).permute(2, 0, 1)
+
+
+def _opened(encoded: Encoded) -> Image.Image:
+    if isinstance(encoded, np.ndarray):
+        return Image.fromarray(encoded)
+    return Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded))

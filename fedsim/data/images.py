@@ -12,7 +12,14 @@ from typing import Any, Literal
 import torch
 
 from fedsim.data.decoding import decoded_once
-from fedsim.data.image_sources import list_class_folders, list_lists
+from fedsim.data.image_sources import (
+    ANNOTATIONS,
+    list_arrays,
+    list_class_folders,
+    list_lists,
+    list_tiny_imagenet,
+    refuse_pickles,
+)
 from fedsim.data.known import IMAGE_SETS, filled
 from fedsim.data.labelled import Found, Labelled
 from fedsim.data.listing import Listed
@@ -20,14 +27,14 @@ from fedsim.data.sources import SourceOptions, find
 from fedsim.data.tables import image_content, list_hub, list_parquet
 from fedsim.data.transforms import ImageTransform
 
-ImageSetName = Literal["cifar10", "cifar100", "domainnet", "office-caltech10", "pacs", "tiny-imagenet", "own"]
-LEFT_OUT = {"label_column": "label", "test_split": "test"}
+ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
+LEFT_OUT = {"label_column": "label", "test_split": "test", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(SourceOptions):
-    """Which images, and how large. A folder of them holds <domain>_train.txt lists, parquet files, or folders."""
+    """Which images, and how large. A folder of them holds <domain>_train.txt lists, parquet, an .npz or folders."""
 
     dataset: ImageSetName = "own"
     """A known data set, which sets `hub`, the columns, `test_split` and `stored_size` where they are left out; or your
@@ -99,12 +106,15 @@ class FoundImages(Found):
         options = self.options
         identity, size = f"{self.train.identity}|{self.test.identity}", options.stored_size or options.image_size
         images = decoded_once(identity, self.read(), sum(self.sizes), size)
-        return self.labelled(images, **options.presented())
+        return self._presented(images)
 
     def unread(self) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and blank images of one pixel: all that counting takes."""
         blank = torch.zeros(sum(self.sizes), 3, 1, 1, dtype=torch.uint8)
-        return self.labelled(blank, **self.options.presented())
+        return self._presented(blank)
+
+    def _presented(self, images: torch.Tensor) -> tuple[Labelled, Labelled]:
+        return self.labelled(images, **self.options.presented(), **self.options.scoring(self.n_classes))
 
 
 def load_images(options: ImageOptions) -> tuple[Labelled, Labelled]:
@@ -125,9 +135,14 @@ def find_images(options: ImageOptions) -> FoundImages:
 
 
 def _list_folder(options: ImageOptions, folder: Path) -> Listed:
-    """DomainNet's lists if there are any, else parquet files, else images in folders named by class."""
+    """DomainNet's lists if there are any, else parquet, an `.npz`, Tiny-ImageNet's own, or folders named by class."""
     if lists := sorted(folder.glob("*_train.txt")):
         return list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
     if any(folder.rglob("*.parquet")):
         return list_parquet(options, folder, image_content)
+    if arrays := sorted(folder.glob("*.npz")):
+        return list_arrays(arrays[0])
+    refuse_pickles(folder)
+    if annotations := sorted([*folder.glob(f"val/{ANNOTATIONS}"), *folder.glob(f"*/val/{ANNOTATIONS}")]):
+        return list_tiny_imagenet(annotations[0].parent.parent)
     return list_class_folders(folder)

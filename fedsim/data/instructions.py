@@ -1,5 +1,6 @@
 """Instruction data as a federation of clients that learn to answer: tables of texts, tasks, clients, prompts."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,12 @@ class Instructions:
                 problems.append(f"{name} is {value}; it must be 1 or more")
         if self.max_length < 4:
             problems.append(f"max_length is {self.max_length}; it must be 4 or more")
+        if not 0 < self.alpha < math.inf:
+            problems.append(f"alpha is {self.alpha}; it must be positive and finite")
+        if not 0 <= self.unseen_fraction < 1:
+            problems.append(f"unseen_fraction is {self.unseen_fraction}; it must lie in [0, 1)")
+        if self.proxy_samples < 0:
+            problems.append(f"proxy_samples is {self.proxy_samples}; it must be 0 or more")
         if not 0 < self.test_share < 1:
             problems.append(f"test_share is {self.test_share}; it must lie between 0 and 1")
         if problems:

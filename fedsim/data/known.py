@@ -57,6 +57,12 @@ IMAGE_SETS = {
         "Peng et al. 2019; the cleaned version and its lists from ai.bu.edu/M3SDA",
         "non-commercial research (fair use)",
     ),
+    "mnist": Known(
+        {"hub": "ylecun/mnist", "stored_size": 28, "mean": (0.1307,) * 3, "std": (0.3081,) * 3},
+        "",
+        "LeCun et al. 1998",
+        NONE,
+    ),
     "office-caltech10": Known(
         {"group_column": "domain"},
         "4 domains",
@@ -89,7 +95,7 @@ TEXT_SETS = {
     ),
     "imdb": Known({"hub": "stanfordnlp/imdb", "text_columns": ("text",)}, "", "Maas et al. 2011", NONE),
     "ledgar": Known(
-        {"hub": "coastalcph/lex_glue", "subset": "ledgar", "text_columns": ("text",)},
+        {"hub": "coastalcph/lex_glue", "subset": "ledgar", "text_columns": ("text",), "f1": True},
         "",
         "Tuggener et al. 2020; Chalkidis et al. 2022, LexGLUE (100 classes)",
         "CC BY 4.0",

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-Encoded = bytes | Path
-"""An image file: its bytes, or where it is."""
+Encoded = bytes | Path | np.ndarray
+"""An image: the bytes of its file, where that is, or its pixels (H, W[, 3]) uint8."""
 Item = Encoded | tuple[str, ...]
-"""What a sample is before it becomes a tensor: an image file, or its texts."""
+"""What a sample is before it becomes a tensor: an image, or its texts."""
 Reader = Callable[[np.ndarray], Iterator[tuple[str, Item]]]
 """Yields (what to call it in a message, sample) for the given rows, which are in ascending order."""
 

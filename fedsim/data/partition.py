@@ -65,10 +65,11 @@ def pathological(
         raise ValueError(f"{n_clients} clients with {classes_per_client} classes each cannot hold {count} classes.")
 
     def draw() -> np.ndarray:
-        shares = np.zeros((len(present), n_clients))
+        shares, held = np.zeros((len(present), n_clients)), np.zeros(len(present), int)
         for client in range(n_clients):
-            load = (shares > 0).sum(1) + rng.random(len(present))
-            shares[np.argsort(load)[:classes_per_client], client] = 1
+            chosen = np.argsort(held + rng.random(len(present)))[:classes_per_client]
+            shares[chosen, client] = 1
+            held[chosen] += 1  # by how many clients; counting them anew for each took minutes for a thousand
         for label in range(len(present)) if alpha is not None else ():
             holders = np.flatnonzero(shares[label])
             least = min(min_share, 1 / len(holders))

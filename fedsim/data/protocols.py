@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import torch
 
+from fedsim.data.client_options import ClientOptions
 from fedsim.data.dealing import Split
 from fedsim.data.even_partition import iid, quantity_skew
 from fedsim.data.federated import FederatedData
@@ -37,7 +38,7 @@ ALPHA = {"gl-dir": 0.3, "sc-dir": 3.0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Domains:
+class Domains(ClientOptions):
     """Every domain has its own clients, with Dirichlet label skew inside it."""
 
     clients_per_domain: int = 15
@@ -48,14 +49,10 @@ class Domains:
     """The least training samples of a client."""
     min_test: int = 2
     """The least test samples of a client."""
-    unseen_fraction: float = 0.2
-    """Share of the clients that do not take part in training."""
-    proxy_samples: int = 0
-    """Training samples that the server keeps, in the proportions of their classes, before clients get the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skew:
+class Skew(ClientOptions):
     """Clients differ in their labels, in their sizes, in neither, or as the owners of the data do."""
 
     partition: Partition = "gl-dir"
@@ -81,10 +78,6 @@ class Skew:
     """Of sized-dir."""
     test_per_client: int = 200
     """Of sized-dir."""
-    unseen_fraction: float = 0.2
-    """Share of the clients that do not take part in training."""
-    proxy_samples: int = 0
-    """Training samples that the server keeps, in the proportions of their classes, before clients get the others."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,6 +170,10 @@ def _tables(
         raise ValueError(f"The data have no {what}; say which column holds them (--data.group-column).")
     if options.partition == "owner":
         return by_owner(*groups, n_clients, **least)
+    if min_train < 1:
+        raise ValueError(
+            "min_train is 0; a client of sc-dir needs a training sample, to be of a super-class (--data.min-train)."
+        )
     superclass = superclass_of(pools[0], groups[0])
     tables = superclass_dirichlet(*pools, superclass, n_clients, alpha, rng, **least)
     return tables, tuple(int(torch.from_numpy(groups[0])[rows].mode().values) for rows in tables[0])

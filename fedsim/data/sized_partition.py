@@ -3,6 +3,8 @@
 The splits in partition.py give away every sample; this one draws what it needs and leaves the rest.
 """
 
+import math
+
 import numpy as np
 import torch
 
@@ -26,7 +28,7 @@ def sized_dirichlet(
     No sample is drawn twice. Where a class has run out, the client takes from the classes that are left, by its
     proportions among them. Raises ValueError when the pools are smaller than what the clients are to have.
     """
-    if n_clients < 1 or min(sizes) < 1 or alpha <= 0:
+    if n_clients < 1 or min(sizes) < 1 or not 0 < alpha < math.inf:
         raise ValueError(
             f"{n_clients} clients of {sizes[0]} training and {sizes[1]} test samples by Dirichlet({alpha}) were asked "
             "for; all of these must be positive (--data.*)."
@@ -60,6 +62,8 @@ def counts_by_shares(shares: np.ndarray, size: int, available: np.ndarray) -> np
     counts = np.zeros(len(shares), int)
     while (missing := size - counts.sum()) > 0:
         weights = np.where(available > counts, shares, 0)
+        if not weights.any():  # only classes without a share are left
+            weights = (available > counts).astype(float)
         wanted = missing * weights / weights.sum()
         extra = np.floor(wanted).astype(int)
         extra[np.argsort(extra - wanted, kind="stable")[: missing - extra.sum()]] += 1

@@ -8,6 +8,7 @@ from pathlib import Path
 import datasets
 
 from fedsim.data.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
+from fedsim.data.task import ClassificationF1, Task
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -43,10 +44,16 @@ class SourceOptions:
     """Keep about so many test samples, the same share of each class; default all."""
     test_share: float = 0.2
     """Share of each class held out for testing where the data set has no test split of its own."""
+    f1: bool | None = None
+    """Tell macro F1 beside accuracy, by client and over all test samples together; default: of LEDGAR."""
 
     def __post_init__(self) -> None:
         if problems := self.problems():
             raise ValueError("; ".join(problems) + " (--data.*).")
+
+    def scoring(self, n_classes: int) -> dict[str, Task]:
+        """The field of `FederatedData` that says how clients are scored, where it is not by accuracy alone."""
+        return {"task": ClassificationF1(n_classes)} if self.f1 else {}
 
     def problems(self) -> list[str]:
         """What is out of range; an heir adds its own."""

@@ -3,6 +3,7 @@
 Only labels are read when a table is listed; images and texts are read later, a few hundred at a time.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 
 from fedsim.data.listing import Item, Listed, Listing, Reader, identity_of
 from fedsim.data.sources import SourceOptions
+from fedsim.data.text_files import OwnFiles
 
 SAME = {"validation": ("validation", "valid", "val", "dev")}
 """Words for one split in the names of files."""
@@ -108,6 +110,10 @@ def list_parquet(options: SourceOptions, folder: Path, find_content: FindContent
             with _naming(path):
                 parts.append(pq.read_table(path, columns=[name for name in features if name not in content.columns]))
             sizes.append(len(parts[-1]))
+            if parts[-1].schema.types != parts[0].schema.types:
+                raise ValueError(
+                    f"'{path}' has other columns than '{paths[0]}': {parts[-1].schema.names} of other types."
+                )
         if parts:
             tables[split] = pa.concat_tables(parts)
             readers[split] = _parquet_reader(paths, sizes, content)
@@ -154,6 +160,38 @@ def _naming(path: Path) -> Iterator[None]:
         raise ValueError(f"'{path}' is damaged or no parquet file: {error}. Fetch it again.") from error
 
 
+def list_own_files(options: SourceOptions, files: OwnFiles, folder: Path, find_content: FindContent) -> Listed:
+    """List a data set from the files that its authors give out, which are read whole; raises ValueError as they do."""
+    if strange := [split for split in _splits(options) if split not in files.files]:
+        known = ", ".join(files.files)
+        raise ValueError(
+            f"'{folder}' has no split '{strange[0]}' (--data.train-split, --data.test-split); it has {known}."
+        )
+    read = {split: files.read(folder, split) for split in _splits(options)}
+    tables = {split: table for split, (table, _) in read.items()}
+    table, names = read[options.train_split]
+    kinds = (datasets.Value("string"), datasets.ClassLabel(names=list(names)))
+    features = {field.name: kinds[pa.types.is_integer(field.type)] for field in table.schema}
+    content = find_content(features, str(folder))
+    readers = {split: _table_reader(table, content, f"{folder}/{split}") for split, table in tables.items()}
+    return _listed(options, str(folder), features, tables, readers, {s: _identity(t) for s, t in tables.items()})
+
+
+def _table_reader(table: pa.Table, content: Content, name: str) -> Reader:
+    def read(rows: np.ndarray) -> Iterator[tuple[str, Item]]:
+        for row, record in zip(rows, table.select(content.columns).take(pa.array(rows)).to_pylist(), strict=True):
+            yield f"{name}, row {row}", content.item(record)
+
+    return read
+
+
+def _identity(table: pa.Table) -> str:
+    digest = hashlib.sha256(",".join(table.column_names).encode())
+    for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b):
+        digest.update(buffer)
+    return digest.hexdigest()
+
+
 def _listed(
     options: SourceOptions,
     source: str,
@@ -178,19 +216,27 @@ def _splits(options: SourceOptions) -> list[str]:
 def _numbered(
     source: str, role: str, column: str, features: Mapping[str, Any], tables: Mapping[str, pa.Table]
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Each split's column as numbers, and their names: the schema's, the sorted strings, or the numbers themselves."""
+    """Each split's column as numbers, and their names: the schema's, the sorted strings, or the numbers themselves.
+
+    Numbers without names that are more than there are samples (of persons, say) are taken as names.
+    """
     if column not in features:
         raise ValueError(f"'{source}' has no column '{column}' (--data.{role}-column); it has {sorted(features)}.")
     if any(table.column(column).null_count for table in tables.values()):
         raise ValueError(f"'{source}' has empty entries in the column '{column}' (--data.{role}-column).")
     values = {split: table.column(column).to_numpy() for split, table in tables.items()}
-    distinct = np.unique(np.concatenate(list(values.values())))
-    if distinct.dtype.kind not in "iu":
+    together = np.concatenate(list(values.values()))
+    problem = "neither numbers nor words" if _is_nested(tables, column) else ""
+    if problem or (together.dtype.kind == "f" and np.isnan(together).any()):
+        raise ValueError(f"'{source}' has in its column '{column}' {problem or 'NaN'} (--data.{role}-column).")
+    distinct = np.unique(together)
+    is_named = getattr(features[column], "names", None)
+    if distinct.dtype.kind not in "iu" or (not is_named and int(distinct.max(initial=0)) >= len(together)):
         numbers = {value: number for number, value in enumerate(distinct)}
         return {split: np.array([numbers[value] for value in part], int) for split, part in values.items()}, tuple(
             map(str, distinct)
         )
-    names = getattr(features[column], "names", None) or [str(number) for number in range(int(distinct[-1]) + 1)]
+    names = is_named or [str(number) for number in range(int(distinct[-1]) + 1)]
     outside = [int(number) for number in distinct if not 0 <= number < len(names)]
     if outside:
         raise ValueError(
@@ -198,3 +244,7 @@ def _numbered(
             f"(0 … {len(names) - 1})."
         )
     return {split: part.astype(int) for split, part in values.items()}, tuple(names)
+
+
+def _is_nested(tables: Mapping[str, pa.Table], column: str) -> bool:
+    return any(pa.types.is_nested(table.schema.field(column).type) for table in tables.values())

@@ -19,7 +19,8 @@ from fedsim.data.known import TEXT_SETS, filled
 from fedsim.data.labelled import Found, Labelled
 from fedsim.data.listing import Listed
 from fedsim.data.sources import SourceOptions, find
-from fedsim.data.tables import list_hub, list_parquet, text_content
+from fedsim.data.tables import list_hub, list_own_files, list_parquet, text_content
+from fedsim.data.text_files import OWN_FILES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +43,7 @@ TaskName = Literal[
     "yahoo",
     "own",
 ]
-LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "test_split": "test"}
+LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "test_split": "test", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
 
@@ -95,13 +96,16 @@ class FoundTexts(Found):
             lambda path: path.stat().st_size == count * length * 4,
         )
         tokens = torch.from_file(str(path), size=count * length, dtype=torch.int32).view(count, length)
-        return self.labelled(tokens, pad_token=tokenizer.pad_token_id)
+        return self._presented(tokens, tokenizer.pad_token_id)
 
     def unread(self, pad_token: int) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and one token repeated to the full length: all that counting takes."""
         word = 1 if pad_token == 0 else 0
         tokens = torch.full((sum(self.sizes), self.options.max_length), word, dtype=torch.int32)
-        return self.labelled(tokens, pad_token=pad_token)
+        return self._presented(tokens, pad_token)
+
+    def _presented(self, tokens: torch.Tensor, pad_token: int) -> tuple[Labelled, Labelled]:
+        return self.labelled(tokens, pad_token=pad_token, **self.options.scoring(self.n_classes))
 
     def _tokenise_all(self, tokenizer: "PreTrainedTokenizerFast", path: Path) -> None:
         """A thousand texts at a time, so that memory stays flat."""
@@ -121,9 +125,11 @@ def find_texts(options: TextOptions) -> FoundTexts:
     content = partial(text_content, options.text_columns)
 
     def list_folder(folder: Path) -> Listed:
-        if not any(folder.rglob("*.parquet")):
-            raise ValueError(f"'{folder}' holds no parquet files (--data.path).")
-        return list_parquet(options, folder, content)
+        if any(folder.rglob("*.parquet")):
+            return list_parquet(options, folder, content)
+        if options.task in OWN_FILES:
+            return list_own_files(options, OWN_FILES[options.task], folder, content)
+        raise ValueError(f"'{folder}' holds no parquet files (--data.path).")
 
     listed = find(options, "texts", list_folder, partial(list_hub, options, content))
     assert listed.test is not None

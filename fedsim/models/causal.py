@@ -33,21 +33,26 @@ class CausalModel:
     """PEFT adapter folder to start from; it is merged into the frozen backbone."""
 
 
-def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None) -> nn.Module:
+def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrained: bool = True) -> nn.Module:
     """Return the model that turns tokens (B, T), padded on the right, into logits (B, T, V).
 
-    GPT-2's `Conv1D` maps are replaced by equal linear maps, which can carry adapters. Raises ValueError when the model
-    is not to be had or lacks tensors, or when `bits` are asked for without a GPU or without bitsandbytes.
+    Where it is not `pretrained` only its config is read, and weights are random and whole; not so with `bits`. GPT-2's
+    `Conv1D` maps are replaced by equal linear maps, which can carry adapters. Raises ValueError when the model is not
+    to be had or lacks tensors, or when `bits` are asked for without a GPU or without bitsandbytes.
     """
-    from transformers import AutoModelForCausalLM  # 4 s, and most recipes do without
+    from transformers import AutoConfig, AutoModelForCausalLM  # 4 s, and most recipes do without
 
     options = {} if bits is None else quantisation(bits)
-    source = _source(name)
+    source, absent = _source(name), []
     with seeded("backbone"), explained(str(name), None, str(name), REMEDY), quiet():
-        model, loading = AutoModelForCausalLM.from_pretrained(
-            source, dtype=torch.float32, output_loading_info=True, **options
-        )
-    check_none_is_absent(source, [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])])
+        if pretrained or bits:
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, **options
+            )
+            absent = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
+        else:
+            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source), dtype=torch.float32)
+    check_none_is_absent(source, absent)
     model.config.use_cache = False  # whoever generates asks for it
     return without_convolutions(model).eval()
 

@@ -29,7 +29,8 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     `personal.*` is each seen client's model after its most recent local training, `global.*` what each seen client
     holds after the last aggregation, `unseen.untuned.*` and `unseen.tuned.*` the clients that never trained, and
     `stage.S.*` what seen clients held after the last round of stage S. `*.best.*` is the best round by mean. All of it
-    is the first metric, the headline, which `metric` names; further ones follow as `global.<metric>.*` and so on.
+    is the first metric, the headline, which `metric` names; further ones follow as `global.<metric>.*` and so on. What
+    a task tells of all seen clients' test samples together is `global.<name>`, after the last round that tells it.
     """
     summary: dict[str, Any] = {"rounds": len(rounds), "metric": metrics[0]}
     for evaluation, name in (*NAMES.items(), ("unseen_untuned", "unseen.untuned"), ("unseen_tuned", "unseen.tuned")):
@@ -50,6 +51,7 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
             }
     for row in rounds:
         if row["after_aggregation.mean"]:
+            summary |= {key: float(value) for key, value in row.items() if key.startswith("global.")}
             summary |= {f"stage.{row['stage']}.{key}": float(row[f"after_aggregation.{key}"]) for key in STATISTICS}
     summary |= {f"bytes.{way}": sum(int(row[f"bytes.{way}"]) for row in rounds) for way in ("up", "down")}
     return summary

@@ -1,5 +1,7 @@
 """The server's own samples: stratified, nobody else's, and no client in the eyes of the rest."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import fedsim
 from fedsim.data.digits import DigitStyles, digit_styles
 from fedsim.data.labelled import Labelled
 from fedsim.data.protocols import Domains, Skew, domain_clients, skewed_clients
+from fedsim.data.proxy import with_drawn_proxy
 from fedsim.federation import population_of, sample_cohort
 
 
@@ -77,6 +80,33 @@ def test_samples_of_clients_can_be_given_to_the_server():
     assert fedsim.with_proxy(tiny_data(), torch.empty(0, dtype=torch.long)).proxy is None
     with pytest.raises(ValueError, match="have a proxy client already, 6"):
         fedsim.with_proxy(data, torch.tensor([3]))
+
+
+def test_a_drawn_proxy_takes_training_samples_of_seen_clients_only():
+    data = replace(tiny_data(), unseen=frozenset({1, 4}))
+    drawn = with_drawn_proxy(data, 9, np.random.default_rng(0))
+    rows = set(drawn.train[6].tolist())
+    assert (drawn.proxy, len(rows), drawn.test_size(6)) == (6, 9, 0)
+    assert drawn.train[6].tolist() == sorted(rows)
+    assert not rows & {int(row) for client in (1, 4) for row in data.train[client]}
+    for client in range(6):
+        left = [row for row in data.train[client].tolist() if row not in rows]
+        assert drawn.train[client].tolist() == left
+        assert torch.equal(drawn.test[client], data.test[client])
+    assert drawn.train_size(1) == data.train_size(1)
+    again, other = (with_drawn_proxy(data, 9, np.random.default_rng(seed)).train[6] for seed in (0, 1))
+    assert torch.equal(drawn.train[6], again)
+    assert not torch.equal(drawn.train[6], other)
+
+
+def test_a_drawn_proxy_of_no_sample_is_none_and_not_all_samples_can_be_drawn():
+    data = replace(tiny_data(), unseen=frozenset({1, 4}))
+    assert with_drawn_proxy(data, 0, np.random.default_rng(0)).proxy is None
+    seen = sum(data.train_size(client) for client in (0, 2, 3, 5))
+    assert with_drawn_proxy(data, seen - 1, np.random.default_rng(0)).train_size(6) == seen - 1
+    for n in (-1, seen):
+        with pytest.raises(ValueError, match=rf"proxy_samples is {n}.*{seen} training samples.*--data.proxy-samples"):
+            with_drawn_proxy(data, n, np.random.default_rng(0))
 
 
 def test_a_proxy_that_is_not_the_last_client_is_refused():

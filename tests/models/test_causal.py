@@ -35,6 +35,17 @@ def test_a_model_of_a_folder_gives_the_logits_that_transformers_gives(kind, tmp_
     assert loaded(tokens.int()).past_key_values is None
 
 
+def test_a_model_that_is_not_to_be_pretrained_needs_no_more_than_its_config(tmp_path: Path):
+    model, (tokens, _) = tiny_llama(), prompts_of([7, 7])
+    model.config.save_pretrained(tmp_path)
+    built, again = (causal_backbone(tmp_path, pretrained=False) for _ in range(2))
+    assert {k: v.shape for k, v in built.state_dict().items()} == {k: v.shape for k, v in model.state_dict().items()}
+    assert {v.dtype for v in built.parameters()} == {torch.float32}
+    torch.testing.assert_close(built(tokens).logits, again(tokens).logits)
+    with pytest.raises(ValueError, match=str(tmp_path)):
+        causal_backbone(tmp_path)
+
+
 def test_gpt2_has_its_query_and_value_once_its_convolutions_are_linear_maps():
     model = without_convolutions(tiny_gpt2())
     sites = find_sites(model)

@@ -1,0 +1,217 @@
+"""Strange requests and strange data end quickly, in a correct split or in one message that says what to change."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from fedsim.data.labelled import Labelled
+from fedsim.data.partition import pathological
+from fedsim.data.protocols import (
+    DomainClients,
+    Domains,
+    DomainTexts,
+    Partition,
+    Skew,
+    SkewedTexts,
+    domain_clients,
+    skewed_clients,
+)
+from fedsim.data.sized_partition import counts_by_shares
+from fedsim.data.texts import TextOptions, find_texts
+
+PARTITIONS = Partition.__args__
+
+
+def labelled(n: int, n_classes: int = 20, seed: int = 0, absent: tuple[int, ...] = ()) -> Labelled:
+    present = [label for label in range(n_classes) if label not in absent]
+    targets = torch.from_numpy(np.random.default_rng(seed).choice(present, size=n))
+    names = tuple(str(label) for label in range(n_classes))
+    return Labelled(torch.arange(n)[:, None].float(), targets, names, targets % 4, ("a", "b", "c", "d"))
+
+
+def quickly(options: Skew, train: Labelled, test: Labelled, seconds: float = 10.0):
+    """A federation, or what was said instead; slower than this is a failure even on a busy machine."""
+    begun = time.perf_counter()
+    try:
+        return skewed_clients(options, (train, test), np.random.default_rng(0))
+    except ValueError as error:
+        return str(error)
+    finally:
+        assert time.perf_counter() - begun < seconds
+
+
+@pytest.mark.parametrize("least", [None, 0])
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_a_thousand_clients_of_a_thousand_samples(name: str, least: int | None):
+    options = Skew(
+        partition=name, n_clients=1000, min_train=least, min_test=least, train_per_client=1, test_per_client=1
+    )
+    found = quickly(options, labelled(1000), labelled(1000, seed=1))
+    if isinstance(found, str):
+        assert "--data.n-clients" in found or "--data.min-train" in found
+        return
+    for tables, size in ((found.train, 0), (found.test, 1000)):
+        rows = torch.cat(list(tables)) - size
+        assert rows.sort().values.tolist() == list(range(1000))
+    assert found.n_clients == (4 if name == "owner" else 1000)
+
+
+@pytest.mark.parametrize("name", PARTITIONS)
+def test_classes_without_samples_leave_a_correct_split_or_a_message(name: str):
+    options = Skew(partition=name, n_clients=5, train_per_client=20, test_per_client=5, classes_per_client=4)
+    found = quickly(options, labelled(400, absent=(3, 10, 19)), labelled(200, seed=1, absent=(3, 7)))
+    if name == "sc-dir":
+        assert "class 3 has the super-classes [], for it has no training samples" in found
+        return
+    rows = torch.cat(list(found.train))
+    assert len(rows.unique()) == len(rows) == (100 if name == "sized-dir" else 400)
+
+
+@pytest.mark.parametrize("kind", [Domains, DomainClients, DomainTexts])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"alpha": 0.0},
+        {"alpha": -1.0},
+        {"alpha": float("nan")},
+        {"alpha": float("inf")},
+        {"min_train": -1},
+        {"min_test": -1},
+        {"unseen_fraction": 1.0},
+        {"unseen_fraction": float("nan")},
+        {"proxy_samples": -1},
+        {"clients_per_domain": 0},
+    ],
+)
+def test_options_of_clients_by_domain_out_of_range_are_refused_at_once(kind: type, option: dict):
+    name, value = next(iter(option.items()))
+    with pytest.raises(ValueError, match=rf"{name} is {value}; it must .*\(--data\.\*\)"):
+        kind(**option)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"alpha": 0.0},
+        {"alpha": float("nan")},
+        {"n_clients": 0},
+        {"n_clients": -3},
+        {"classes_per_client": 0},
+        {"train_per_client": 0},
+        {"test_per_client": -1},
+        {"min_share": float("nan")},
+        {"min_share": 1.0},
+        {"min_share": -0.1},
+        {"min_train": -1},
+        {"unseen_fraction": -0.1},
+        {"flower_seed": -1},
+    ],
+)
+def test_options_of_skewed_clients_out_of_range_are_refused_at_once(option: dict):
+    name, value = next(iter(option.items()))
+    with pytest.raises(ValueError, match=rf"^{name} is {value}; it must .*\(--data\.\*\)"):
+        Skew(**option)
+
+
+def test_all_that_is_wrong_is_said_together():
+    with pytest.raises(ValueError, match=r"n_clients is 0; .*unseen_fraction is 2; .*top_classes is 0"):
+        SkewedTexts(n_clients=0, unseen_fraction=2, top_classes=0)
+
+
+@pytest.mark.parametrize("alpha", [1e-300, 1e-5, 1e300])
+@pytest.mark.parametrize("name", ["gl-dir", "sc-dir", "patho", "sized-dir", "quantity", "flower-dir"])
+def test_extreme_concentrations_end(name: str, alpha: float):
+    options = Skew(partition=name, n_clients=5, alpha=alpha, train_per_client=20, test_per_client=5, min_train=1)
+    found = quickly(options, labelled(400), labelled(200, seed=1))
+    assert "raise --data.alpha" in found if isinstance(found, str) else min(map(len, found.train)) >= 1
+
+
+def test_all_clients_unseen_is_refused():
+    found = quickly(Skew(n_clients=5, unseen_fraction=0.99), labelled(400), labelled(200))
+    assert "unseen clients [0, 1, 2, 3, 4] must leave at least one of 5 clients" in found
+
+
+def test_too_many_test_samples_asked_for_of_a_domain_are_refused():
+    with pytest.raises(ValueError, match=r"leaves each at least 4 and 100000: that takes .*--data.min-test"):
+        domain_clients(Domains(min_test=100000), (labelled(400), labelled(200)), np.random.default_rng(0))
+
+
+def test_classes_dealt_to_many_clients_are_dealt_quickly_and_as_evenly_as_to_few():
+    begun, targets = time.perf_counter(), np.arange(20000) % 100
+    train, _ = pathological(targets, targets, 1000, 10, np.random.default_rng(0), 1, 1)
+    assert time.perf_counter() - begun < 10
+    held = [np.unique(targets[rows]) for rows in train]
+    assert {len(classes) for classes in held} == {10}
+    assert set(np.bincount(np.concatenate(held))) == {100}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gl-dir", "patho"])
+def test_sizes_that_no_draw_gives_to_a_thousand_clients_are_given_up_quickly(name: str):
+    options = Skew(partition=name, n_clients=1000, min_train=1, min_test=0, alpha=None if name == "patho" else 0.05)
+    found = quickly(options, labelled(1000, 100), labelled(500, 100, seed=1), seconds=60.0)
+    assert "draws; raise --data.alpha" in found
+
+
+def test_counts_end_where_what_is_left_has_no_share():
+    counts = counts_by_shares(np.array([1.0, 0.0, 0.0]), 5, np.array([2, 3, 4]))
+    assert counts.sum() == 5
+    assert counts[0] == 2
+
+
+# tables
+
+
+def write(folder: Path, labels: object, split: str = "train") -> None:
+    table = {
+        "text": pa.array(["a"] * len(labels)),
+        "label": labels if isinstance(labels, pa.Array) else pa.array(labels),
+    }
+    pq.write_table(pa.table(table), folder / f"{split}.parquet")
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([0.0, float("nan"), 1.0], r"column 'label' .*NaN.*--data.label-column"),
+        ([[0], [1, 2], []], r"column 'label' .*neither numbers nor words.*--data.label-column"),
+        ([{"a": 0}] * 3, r"column 'label' .*neither numbers nor words.*--data.label-column"),
+        ([-1, -1, -1], r"has the labels \[-1\]"),
+        ([0, None, 1], r"empty entries in the column 'label'"),
+        ([], r"has no training texts"),
+    ],
+)
+def test_labels_that_are_none_are_refused(tmp_path: Path, labels: list, message: str):
+    write(tmp_path, labels or pa.array([], pa.int64()))
+    write(tmp_path, [0, 1], "test")
+    with pytest.raises(ValueError, match=message):
+        find_texts(TextOptions(path=tmp_path))
+
+
+def test_numbers_far_apart_are_numbered_as_they_come_and_not_a_class_each(tmp_path: Path):
+    write(tmp_path, [10**12, 7, 10**12, -5])
+    write(tmp_path, [7], "test")
+    found = find_texts(TextOptions(path=tmp_path))
+    assert (found.class_names, found.train.targets.tolist()) == (("-5", "7", str(10**12)), [2, 1, 2, 0])
+
+
+def test_a_file_of_another_shape_than_its_neighbour_is_named(tmp_path: Path):
+    write(tmp_path, [0, 1], "train-0")
+    write(tmp_path, ["x", "y"], "train-1")
+    with pytest.raises(ValueError, match=r"train-1.parquet' has other columns than '.*train-0.parquet'"):
+        find_texts(TextOptions(path=tmp_path, test_split=""))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 0.9, 0.999])
+def test_a_parquet_file_that_is_cut_short_is_named(tmp_path: Path, kept: float):
+    write(tmp_path, list(range(10)) * 50)
+    write(tmp_path, [0], "test")
+    path = tmp_path / "train.parquet"
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ValueError, match=r"train.parquet' is damaged or no parquet file"):
+        find_texts(TextOptions(path=tmp_path))

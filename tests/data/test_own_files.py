@@ -1,0 +1,376 @@
+"""Known data sets in the files that their authors give out: every one is read from a miniature in its own layout."""
+
+import gzip
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from miniatures import COLOURS, colours, names, picture, write_lists, write_parquet
+
+from fedsim.data.images import ImageOptions, find_images, load_images
+from fedsim.data.known import IMAGE_SETS, TEXT_SETS
+from fedsim.data.text_files import OWN_FILES
+from fedsim.data.texts import TextOptions, find_texts
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+DATA = os.environ.get("FEDSIM_DATA")
+
+
+def zhang(*rows: str) -> Callable[[Path], None]:
+    """The layout of Zhang et al. (2015): csv without a header, every field in quotes, quotes doubled."""
+
+    def write(folder: Path) -> None:
+        (folder / "classes.txt").write_text("names\n")
+        (folder / "train.csv").write_text("\n".join(rows) + "\n")
+        (folder / "test.csv").write_text(rows[-1] + "\n")
+
+    return write
+
+
+def glue(folder: str, *rows: str, tests: tuple[str, ...] = ("dev",)) -> Callable[[Path], None]:
+    """The layout of GLUE: tsv, in which a quote is nothing special. The first row is the header but for CoLA."""
+
+    def write(top: Path) -> None:
+        (top / folder).mkdir()
+        (top / folder / "train.tsv").write_text("\n".join(rows) + "\n")
+        for test in tests:
+            head = [] if folder == "CoLA" else [rows[0]]
+            (top / folder / f"{test}.tsv").write_text("\n".join([*head, rows[-1]]) + "\n")
+        (top / folder / "test.tsv").write_text("index\tsentence\n0\tsecret\n")
+
+    return write
+
+
+def folders(train: str, test: str, texts: dict[str, str], encoding: str = "utf-8") -> Callable[[Path], None]:
+    def write(top: Path) -> None:
+        for split in (train, test):
+            for name, text in texts.items():
+                (top / split / name).mkdir(parents=True)
+                (top / split / name / "100_1").write_text(text, encoding=encoding)
+        (top / train / "unsup").mkdir() if "pos" in texts else None
+        (top / "README").write_text("notes")
+
+    return write
+
+
+def lines(top: Path) -> None:
+    for name in ("train_5500.label", "TREC_10.label"):
+        rows = ["DESC:manner How did serfdom develop ?", "ABBR:exp What is caf\xe9 ?"]
+        (top / name).write_text("\n".join(rows) + "\n", encoding="latin-1")
+
+
+MNLI = "index\tpromptID\tpairID\tgenre\tsentence1_binary_parse\tsentence1\tsentence2\tlabel1\tgold_label"
+QQP = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate"
+LAYOUTS: dict[str, tuple[Callable[[Path], None], list[tuple[str, ...]], list[int], int]] = {
+    "agnews": (
+        zhang('"3","Fears for ""T N""","Unions, they say"', '"4","The Race","second\\team"'),
+        [('Fears for "T N" Unions, they say',), ("The Race second\\team",)],
+        [2, 3],
+        4,
+    ),
+    "dbpedia": (
+        zhang('1,"E. D. Abbott Ltd"," Abbott of Farnham"', '14,"A book"," It is"'),
+        [("E. D. Abbott Ltd", " Abbott of Farnham"), ("A book", " It is")],
+        [0, 13],
+        14,
+    ),
+    "yahoo": (
+        zhang('"5","why doesn\'t it?","","answer\\nmore"', '"10","who?","this, that","he"'),
+        [("why doesn't it?", ""), ("who?", "this, that")],
+        [4, 9],
+        10,
+    ),
+    "imdb": (
+        folders("train", "test", {"pos": "good\nfilm", "neg": "bad"}),
+        [("bad",), ("good\nfilm",)],
+        [0, 1],
+        2,
+    ),
+    "20newsgroups": (
+        folders("20news-bydate-train", "20news-bydate-test", {"alt.atheism": "From: é", "sci.med": "Hi"}, "latin-1"),
+        [("From: é",), ("Hi",)],
+        [0, 1],
+        2,
+    ),
+    "trec": (lines, [("How did serfdom develop ?",), ("What is café ?",)], [2, 0], 6),
+    "cola": (
+        glue("CoLA", 'gj04\t1\t\tThe "so-called book.', "gj04\t0\t*\tBook the red."),
+        [('The "so-called book.',), ("Book the red.",)],
+        [1, 0],
+        2,
+    ),
+    "sst2": (
+        glue("SST-2", "sentence\tlabel", 'hide new " secretions \t0', "fine \t1"),
+        [('hide new " secretions ',), ("fine ",)],
+        [0, 1],
+        2,
+    ),
+    "mrpc": (
+        glue(
+            "MRPC",
+            "Quality\t#1 ID\t#2 ID\t#1 String\t#2 String",
+            '1\t70\t71\tHe said " so .\tSo he said .',
+            "0\t72\t73\tYes\tNo",
+        ),
+        [('He said " so .', "So he said ."), ("Yes", "No")],
+        [1, 0],
+        2,
+    ),
+    "qqp": (
+        glue("QQP", QQP, "0\t1\t2\tWhy?\tHow?\t0", "1\t3\t4\tbroken", "2\t5\t6\tA\tB\t1"),
+        [("Why?", "How?"), ("A", "B")],
+        [0, 1],
+        2,
+    ),
+    "qnli": (
+        glue(
+            "QNLI", "index\tquestion\tsentence\tlabel", "0\tWhen?\tIn May.\tentailment", "1\tWho?\tX.\tnot_entailment"
+        ),
+        [("When?", "In May."), ("Who?", "X.")],
+        [0, 1],
+        2,
+    ),
+    "rte": (
+        glue("RTE", "index\tsentence1\tsentence2\tlabel", "0\ta\tb\tnot_entailment", "1\tc\td\tentailment"),
+        [("a", "b"), ("c", "d")],
+        [1, 0],
+        2,
+    ),
+    "mnli": (
+        glue(
+            "MNLI",
+            MNLI,
+            "0\t1\t1n\tfiction\t( x )\tOne.\tTwo.\tneutral\tcontradiction",
+            "1\t1\t1n\tfiction\t( x )\tThree.\tFour.\tneutral\tneutral",
+            tests=("dev_matched", "dev_mismatched"),
+        ),
+        [("One.", "Two."), ("Three.", "Four.")],
+        [2, 1],
+        3,
+    ),
+}
+
+
+def test_every_set_of_texts_has_a_layout_of_its_own_but_ledgar():
+    assert OWN_FILES.keys() == LAYOUTS.keys() == TEXT_SETS.keys() - {"ledgar"}
+
+
+@pytest.mark.parametrize("task", LAYOUTS)
+def test_texts_are_read_from_the_authors_own_files_with_the_columns_and_numbers_of_the_hub(tmp_path: Path, task: str):
+    write, texts, labels, n_classes = LAYOUTS[task]
+    (tmp_path / "unpacked").mkdir()
+    write(tmp_path / "unpacked")
+    found = find_texts(TextOptions(task=task, path=tmp_path))
+    assert [item for _, item in found.train.read(np.arange(len(texts)))] == texts
+    assert (found.train.targets.tolist(), found.n_classes) == (labels, n_classes)
+    last = len(found.test.targets) - 1
+    assert [item for _, item in found.test.read(np.array([last]))] == texts[-1:]
+    assert found.test.targets[last] == labels[-1]
+    assert found.class_names[labels[0]] != found.class_names[labels[1]]
+
+
+def test_a_change_of_the_files_is_noticed(tmp_path: Path):
+    lines(tmp_path)
+    before = find_texts(TextOptions(task="trec", path=tmp_path)).train.identity
+    assert find_texts(TextOptions(task="trec", path=tmp_path)).train.identity == before
+    (tmp_path / "train_5500.label").write_text("DESC:manner How did freedom develop ?\n")
+    assert find_texts(TextOptions(task="trec", path=tmp_path)).train.identity != before
+
+
+def test_the_folder_of_one_task_of_glue_may_be_named_itself(tmp_path: Path):
+    LAYOUTS["rte"][0](tmp_path)
+    assert find_texts(TextOptions(task="rte", path=tmp_path / "RTE")).sizes == (2, 1)
+
+
+def broken(task: str, name: str, text: bytes) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        LAYOUTS[task][0](folder)
+        next(folder.rglob(name)).write_bytes(text)
+        return task
+
+    return write
+
+
+def without(task: str, name: str) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        LAYOUTS[task][0](folder)
+        path = next(folder.rglob(name))
+        path.rename(path.with_name("elsewhere"))
+        return task
+
+    return write
+
+
+def whole(task: str) -> Callable[[Path], str]:
+    def write(folder: Path) -> str:
+        LAYOUTS[task][0](folder)
+        return task
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("write", "options", "message"),
+    [
+        (broken("agnews", "train.csv", b'"9","a","b"\n'), {}, r"train.csv' has the labels \['9'\], which are none of"),
+        (broken("agnews", "train.csv", b'"1","a","b"\n"2","a"\n'), {}, "train.csv' is damaged .* Expected 3 columns"),
+        (broken("dbpedia", "train.csv", b""), {}, "train.csv' is damaged or of another format: Empty CSV"),
+        (broken("agnews", "train.csv", gzip.compress(b"x" * 99)), {}, "train.csv' (is damaged|has)"),
+        (broken("sst2", "train.tsv", b"index\tsentence\n0\tsecret\n"), {}, r"train.tsv' has no columns \['label'\]"),
+        (broken("trec", "TREC_10.label", b"WHAT:x y\n"), {}, "TREC_10.label', line 1, is 'WHAT:x y' and not"),
+        (without("imdb", "pos"), {}, "lacks texts of some of the classes"),
+        (without("qnli", "dev.tsv"), {}, r"has neither parquet files nor 'QNLI/dev.tsv' \(--data.path\); it has"),
+        (whole("qnli"), {"test_split": "test"}, "has no split 'test' .* it has train, validation"),
+        (whole("qnli"), {"text_columns": ("x",)}, r"has no columns \['x'\] \(--data.text-columns\)"),
+        (whole("qnli"), {"label_column": "x"}, r"has no column 'x' \(--data.label-column\)"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said_with_its_name(tmp_path: Path, write, options: dict, message: str):
+    task = write(tmp_path)
+    with pytest.raises(ValueError, match=message) as raised:
+        find_texts(TextOptions(task=task, path=tmp_path, **options))
+    assert "\n" not in str(raised.value)
+
+
+# images
+
+
+def write_tiny_imagenet(top: Path) -> None:
+    """200 classes and 64 pixels in three and twenty; `val` has no folders by class, `test` no labels."""
+    for name in COLOURS:
+        (top / "train" / name / "images").mkdir(parents=True)
+        (top / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t9\t9\n")
+        for number in range(2):
+            picture(name).save(top / "train" / name / "images" / f"{name}_{number}.JPEG")
+    lines = []
+    for split in ("val", "test"):
+        (top / split / "images").mkdir(parents=True)
+        for number, name in enumerate(reversed(COLOURS)):
+            picture(name).save(top / split / "images" / f"{split}_{number}.JPEG")
+            lines.append(f"{split}_{number}.JPEG\t{name}\t0\t32\t44\t62\n")
+    (top / "val" / "val_annotations.txt").write_text("".join(lines[:3]))
+    (top / "words.txt").write_text("bird\tbird\n")
+
+
+def write_folders(top: Path, tops: tuple[str, ...], n_images: int = 5) -> None:
+    for domain in tops:
+        for name in COLOURS:
+            (top / domain / name).mkdir(parents=True)
+            for number in range(n_images):
+                picture(name).save(top / domain / name / f"{number:04d}.jpg")
+
+
+def write_npz(top: Path, **changes: np.ndarray) -> None:
+    """Grey images whose brightness is their class, as MNIST's are given out."""
+    labels = np.array([0, 1, 2, 1], np.uint8)
+    images = np.broadcast_to(100 * labels[:, None, None], (4, 28, 28)).astype(np.uint8)
+    arrays = {"x_train": images, "y_train": labels, "x_test": images[1:3], "y_test": labels[1:3]} | changes
+    np.savez_compressed(top / "mnist.npz", **arrays)
+
+
+OFFICE, PACS = ("amazon", "caltech", "dslr", "webcam"), ("art_painting", "cartoon", "photo", "sketch")
+DOMAINNET = ("clipart", "infograph", "painting", "quickdraw", "real", "sketch")
+IMAGES: dict[str, tuple[Callable[[Path], None], tuple[int, int], tuple[str, ...]]] = {
+    "cifar10": (lambda top: write_folders(top, ("train", "test")), (15, 15), ()),
+    "domainnet": (lambda top: write_lists(top, dict.fromkeys(COLOURS, 1), DOMAINNET), (18, 36), DOMAINNET),
+    "office-caltech10": (lambda top: write_folders(top, OFFICE), (48, 12), OFFICE),
+    "pacs": (lambda top: write_folders(top, PACS), (48, 12), PACS),
+    "tiny-imagenet": (write_tiny_imagenet, (6, 3), ()),
+}
+
+
+def test_every_set_of_images_has_a_layout_of_its_own():
+    assert IMAGES.keys() | {"mnist", "cifar100"} == IMAGE_SETS.keys()
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_images_are_read_from_the_authors_own_layout(tmp_path: Path, name: str):
+    write, sizes, domains = IMAGES[name]
+    write(tmp_path)
+    found = find_images(ImageOptions(dataset=name, path=tmp_path))
+    assert (found.sizes, found.class_names, found.group_names) == (sizes, tuple(COLOURS), domains)
+    train, test = load_images(ImageOptions(dataset=name, path=tmp_path, stored_size=8))
+    assert colours(train.inputs) == names(train)
+    assert colours(test.inputs) == names(test)
+
+
+def test_cifar_100_has_its_super_classes_in_parquet(tmp_path: Path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}.parquet", [0, 1, 2], fine_label=[0, 1, 2], coarse_label=[0, 0, 1])
+    found = find_images(ImageOptions(dataset="cifar100", path=tmp_path))
+    assert (found.n_classes, found.train.groups.tolist()) == (3, [0, 0, 1])
+
+
+def test_tiny_imagenet_may_lie_in_a_folder_of_its_own_name(tmp_path: Path):
+    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
+    assert find_images(ImageOptions(dataset="tiny-imagenet", path=tmp_path)).sizes == (6, 3)
+    with (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").open("a") as file:
+        file.write("val_9.JPEG\tbird\t0\t0\t9\t9\n")
+    with pytest.raises(ValueError, match=r"val_annotations.txt', line 4, is 'val_9.JPEG\tbird.*' and not an image"):
+        find_images(ImageOptions(dataset="tiny-imagenet", path=tmp_path))
+
+
+def test_mnist_is_read_from_its_arrays(tmp_path: Path):
+    write_npz(tmp_path)
+    train, test = load_images(ImageOptions(dataset="mnist", path=tmp_path))
+    assert train.inputs.shape == (4, 3, 28, 28)
+    assert (train.targets.tolist(), test.targets.tolist(), train.class_names) == ([0, 1, 2, 1], [1, 2], ("0", "1", "2"))
+    assert train.inputs[:, :, 5, 5].tolist() == [[100 * k] * 3 for k in (0, 1, 2, 1)]
+    assert test.inputs[:, 0, 0, 0].tolist() == [100, 200]
+
+
+OBJECTS = np.array([{"a": 1}] * 4, dtype=object)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"y_train": OBJECTS}, "mnist.npz' is damaged or has not the arrays .*Object arrays cannot be loaded"),
+        ({"x_test": np.zeros((3, 28, 28), np.uint8)}, r"holds .*x_test \(3, 28, 28\) uint8.*it must be images"),
+        ({"x_train": np.zeros((4, 28, 28))}, r"x_train \(4, 28, 28\) float64.*it must be images"),
+        ({"y_test": np.array([7, 1], np.uint8)}, r"has the labels \[7\], outside those for training \(0 … 2\)"),
+    ],
+)
+def test_arrays_that_are_no_images_and_labels_are_refused(tmp_path: Path, changes: dict, message: str):
+    write_npz(tmp_path, **changes)
+    with pytest.raises(ValueError, match=message):
+        find_images(ImageOptions(dataset="mnist", path=tmp_path))
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.99])
+def test_a_damaged_file_of_arrays_is_named(tmp_path: Path, kept: float):
+    write_npz(tmp_path)
+    path = tmp_path / "mnist.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(kept * len(whole))])
+    with pytest.raises(ValueError, match=r"mnist.npz' is damaged or has not the arrays x_train, y_train"):
+        find_images(ImageOptions(dataset="mnist", path=tmp_path))
+    path.write_bytes(whole.replace(whole[60:70], bytes(10)))
+    with pytest.raises(ValueError, match=r"mnist.npz' is damaged or has not the arrays x_train, y_train"):
+        find_images(ImageOptions(dataset="mnist", path=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "name", ["data_batch_1", "cifar-10-batches-py/batches.meta", "cifar-100-python/meta", "meta", "images.pkl"]
+)
+def test_a_pickle_is_refused_with_what_to_give_instead_and_never_loaded(tmp_path: Path, name: str):
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "was run"),))
+
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_bytes(pickle.dumps(Trap()))
+    with pytest.raises(ValueError, match=r"is a pickle, .* as parquet, as the hub has them \(--data.path\)"):
+        find_images(ImageOptions(dataset="cifar10", path=tmp_path))
+    assert not (tmp_path / "was run").exists()
+
+
+@pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
+def test_real_mnist_needs_no_more_than_its_name():
+    train, test = load_images(ImageOptions(dataset="mnist"))
+    assert (train.targets.bincount().tolist(), test.targets.bincount().tolist()) == ([1000] * 10, [200] * 10)
+    assert train.inputs.shape == (10000, 3, 28, 28)
+    assert abs(train.inputs.float().mean() / 255 - 0.1307) < 0.005
