@@ -94,8 +94,8 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
 
     A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a bug and
     keeps its traceback. A `Fault`, which is nobody's bug, is one message and exit code 1; a worker that only hears the
-    echo of another's says nothing. With `--resume DIR` the folder's own recipe is the default, and options that contradict it
-    are refused.
+    echo of another's says nothing. With `--resume DIR` the folder's own recipe is the default, and options that
+    contradict it are refused.
     """
     try:
         main(parse(recipe_type))

@@ -1,40 +1,17 @@
-"""What else may go wrong: workers that hang or are killed, a full disk. One message, and nothing finished is lost."""
+"""Workers that hang or are killed: one message that names them, and nothing that was finished is lost."""
 
 import os
 import signal
 import subprocess
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import QUICKSTART, SMALL, environment, fabric
+from runs import QUICKSTART, SMALL, environment, fabric, kill_all, worker_of
 
 from fedsim.run_folder import load_checkpoint
 from fedsim.workers import Workers, check_timeout
-
-
-def worker_of(launcher: subprocess.Popen, index: int) -> int:
-    """The process id of a worker of this launch, 0 where it does not run."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                is_ours = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == launcher.pid  # its parent
-                variables = (entry / "environ").read_bytes().split(b"\0") if is_ours else []
-            except OSError:  # it has just ended
-                continue
-            if f"RANK={index}".encode() in variables:
-                return int(entry.name)
-    return 0
-
-
-def kill_all(launcher: subprocess.Popen) -> None:
-    """kill -9 the launcher and its workers, each of which is a session of its own, all at once."""
-    if launcher.poll() is None:
-        for process in [launcher.pid, *(worker for worker in map(partial(worker_of, launcher), range(2)) if worker)]:
-            os.kill(process, signal.SIGKILL)
-        launcher.wait()
 
 
 def struck(out: Path, index: int, number: signal.Signals, *options: object) -> tuple[int, str, float]:
@@ -70,7 +47,7 @@ def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path):
     assert status != 0
     assert said.count("error: Worker 1 did not answer for 15 seconds (--timeout): it hangs.") == 1, said
     assert said.count("error:") == 1, said
-    assert "Traceback" not in said
+    assert "LostWorker" not in said, "a message, not a traceback (but for the launcher's own)"
     goes_on(tmp_path / "run")
 
 
@@ -90,6 +67,28 @@ def test_a_worker_that_is_killed_ends_the_run_promptly(tmp_path, index):
     assert seconds < 60
     assert "SIGKILL" in said, said
     goes_on(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_workers_whose_launcher_is_killed_end_too(tmp_path):
+    """Each is a session of its own, so nobody else would end them, and they would write beside a resumed run."""
+    out = tmp_path / "run"
+    command = fabric(2, QUICKSTART, *SMALL, "--rounds", 500, "--method", "fedit", "--out", out)
+    with out.with_suffix(".log").open("w") as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=said, stderr=said)
+        while load_checkpoint(out)[0] == 0:
+            assert process.poll() is None
+            time.sleep(0.1)
+        workers = [worker_of(process, index) for index in range(2)]
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        deadline = time.monotonic() + 120
+        while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.2)
+    assert all(workers)
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert out.with_suffix(".log").read_text().count("error: The launcher (fabric run) has ended.") == 1
+    goes_on(out)
 
 
 def test_a_time_out_is_a_positive_number_of_seconds(tiny_run):
