@@ -60,10 +60,7 @@ def simulate(
     recipe = dict(recipe or what.describe())
     if offer(what, recipe):
         return None
-    if Workers.is_first_or_alone():
-        check_same_recipe(out, recipe) if resume else check_is_new(out)
-    start, tensors = load_checkpoint(out) if resume else (0, {})
-    restore_state(what.state(start, what.initial_slots() if tensors else None), tensors)  # raises what does not fit
+    start, tensors = beginning(what, out, recipe, resume)
     fabric = launch()
     set_threads(threads)
     workers = Workers.from_environment(timeout)
@@ -82,6 +79,16 @@ def simulate(
             folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
             recorder = Recorder(folder, what.population, engine.block_size, what.data.task)
         return Simulation(what, server, engine, progress, recorder).run(state)
+
+
+def beginning(what: Setting, out: Path, recipe: Mapping[str, Any], resume: bool) -> tuple[int, dict[str, Tensor]]:
+    """Return the round with which a run begins and its checkpoint's tensors; raises ValueError for what does not fit."""
+    if Workers.is_first_or_alone():
+        check_same_recipe(out, recipe) if resume else check_is_new(out)
+    start, tensors = load_checkpoint(out) if resume else (0, {})
+    if tensors:
+        restore_state(what.state(start, what.initial_slots()), tensors)  # of another run?
+    return start, tensors
 
 
 def prepare_engine(

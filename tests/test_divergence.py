@@ -82,7 +82,14 @@ METHODS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+QUICK = "hilora"
+
+
+def slow(name):
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [QUICK, *map(slow, sorted(METHODS.keys() - {QUICK}))])
 def test_setting_an_update_aside_is_as_if_its_client_had_not_been_sampled(tiny_run, monkeypatch, name):
     """In the sequential engine to the bit: copies, private tiers, control variates, clusters, ranks."""
     common = {"method": METHODS[name], "engine": "sequential", "rounds": 4, "on_nan": "skip"}
@@ -110,7 +117,7 @@ def test_what_a_client_set_aside_was_measured_at_is_shown(tiny_run):
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [QUICK, *map(slow, sorted(METHODS.keys() - {QUICK}))])
 def test_a_round_whose_updates_are_all_set_aside_leaves_the_state_as_it_was(tiny_run, name, engine):
     common = {"method": METHODS[name], "engine": engine, "data": sick_data(0, 1, 2, 3, 4), "rounds": 4}
     result = tiny_run(on_nan="skip", **common)
