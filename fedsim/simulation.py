@@ -82,7 +82,7 @@ def simulate(
 
 
 def beginning(what: Setting, out: Path, recipe: Mapping[str, Any], resume: bool) -> tuple[int, dict[str, Tensor]]:
-    """Return the round with which a run begins and its checkpoint's tensors; raises ValueError for what does not fit."""
+    """Return the round with which a run begins, and its checkpoint; raises ValueError for what does not fit."""
     if Workers.is_first_or_alone():
         check_same_recipe(out, recipe) if resume else check_is_new(out)
     start, tensors = load_checkpoint(out) if resume else (0, {})

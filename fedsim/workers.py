@@ -125,7 +125,8 @@ class Workers:
             is_late = time.monotonic() - begun >= self.timeout
             missing = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
             if self.is_first:
-                who = f"Worker {missing[1].strip()}" if missing else "Another worker"
+                among = "1" if self.count == 2 else f"1 … {self.count - 1}, one of them,"  # in the middle of a transfer
+                who = f"Worker {missing[1].strip() if missing else among}"
                 raise LostWorker(who, is_late, self.timeout) from error
             raise LostWorker("Worker 0", is_late, 2 * self.timeout, is_echo=not is_late) from error
 
