@@ -91,11 +91,12 @@ class Aggregator:
         return sorted(collected, key=lambda update: update.client)
 
     def step(
-        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]
+        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
     ) -> tuple[ServerState, dict[str, object]]:
         """Run the method's server update; return the state with which the next round begins, and what to log.
 
-        Only worker 0 has a server's state to update; on the others the round's number goes up.
+        Nothing of the clients set `aside` is merged, as if they had not been sampled, but their bytes count: they were
+        sent. Only worker 0 has a server's state to update; on the others the round's number goes up.
         """
         after = replace(state, round_index=state.round_index + 1)
         if not self.workers.is_first:
@@ -103,10 +104,12 @@ class Aggregator:
         clients = [update.client for update in updates if update.client != self.population.proxy]
         up, down = self.traffic(state, plan, clients)
         up += self.traffic(state, plan.also, clients)[0] if plan.also else 0
-        outcome = plan.server_update(state, plan, updates)
+        sound = [update for update in updates if update.client not in aside]
+        merged = [client for client in clients if client not in aside]
+        outcome = plan.server_update(state, plan, sound) if merged else Outcome()
         down += int(outcome.log.get("bytes.stack", 0)) * len(clients)  # of what was added to a tier that grows
         last_seen = state.last_seen.clone()
-        last_seen[clients] = state.round_index
+        last_seen[merged] = state.round_index
         after = replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen)
         return after, {**outcome.log, "bytes.up": up, "bytes.down": down}
 

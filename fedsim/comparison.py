@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.data.federated import FederatedData
+from fedsim.disk import read_json, write_atomically
 from fedsim.launch import launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.replay import offer
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
-from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint, write_atomically
+from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
 from fedsim.setting import Setting
 from fedsim.simulation import simulate
 from fedsim.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
-from fedsim.workers import Workers
+from fedsim.workers import TIMEOUT, Workers
 
 Methods = Mapping[str, Method | Grid]
 
@@ -56,7 +57,7 @@ def compare(
     if Workers.is_first_or_alone():
         check_same_recipe(table.out, recipe) if resume else check_is_new(table.out)
         for folder in table.folders() if resume else ():
-            load_checkpoint(folder)  # a damaged one must be found before the first run goes on
+            load_checkpoint(folder), finished(folder)  # what is damaged must be found before the first run goes on
     launch()  # from here on every worker has passed the checks, and worker 0 may write
     if Workers.is_first_or_alone():
         RunFolder.extend(table.out, recipe) if resume else RunFolder.create(table.out, recipe)
@@ -126,7 +127,7 @@ class Cells:
 
         Raises ValueError where a method, a seed's data and the common arguments do not fit together.
         """
-        fields = {name: value for name, value in self.common.items() if name not in ("threads", "local")}
+        fields = {name: value for name, value in self.common.items() if name not in ("threads", "timeout", "local")}
         is_replayed = False
         for seed in self.seeds:
             federation = self.data(seed)
@@ -149,7 +150,7 @@ class Cells:
             for index, trial in enumerate(of_method):
                 result = self._simulate(self.trial(name, index), name, trial, federation, seed, recipe)
                 scores.append(result.summary["global.mean"] if result else None)
-            scores = agreed(scores)
+            scores = self._agreed(scores)
             best = scores.index(max(scores))
             chosen[name] = of_method[best]
             tried = [{"values": trial.values, "score": score} for trial, score in zip(of_method, scores, strict=True)]
@@ -175,12 +176,18 @@ class Cells:
     ) -> Result | None:
         """Run one cell; where it is finished read it, where it was begun go on."""
         result, is_begun = finished(folder), (folder / "recipe.json").exists()
-        is_finished, is_begun = agreed([result is not None, is_begun])
+        is_finished, is_begun = self._agreed([result is not None, is_begun])
         if is_finished:
             return result
         own = cell_recipe(recipe, name, trial, seed)
         arguments = {**self.common, "method": trial.method, "local": trial.local, "data": data, "seed": seed}
         return simulate(out=folder, recipe=own, resume=is_begun, **arguments)
+
+    def _agreed(self, values: list[Any]) -> list[Any]:
+        """Return worker 0's values on every worker: other machines may not have the folder that they come from."""
+        workers = Workers.from_environment(self.common.get("timeout", TIMEOUT))
+        found: list[Any] = json.loads(workers.broadcast(json.dumps(values).encode() if workers.is_first else None))
+        return found
 
 
 def cell_recipe(recipe: Mapping[str, Any], name: str, trial: Trial, seed: int) -> dict[str, Any]:
@@ -188,20 +195,13 @@ def cell_recipe(recipe: Mapping[str, Any], name: str, trial: Trial, seed: int) -
     return {**recipe, "seed": seed, "method_name": name, "values": dict(trial.values)}
 
 
-def agreed(values: list[Any]) -> list[Any]:
-    """Return worker 0's values on every worker: other machines may not have the folder that they come from."""
-    workers = Workers.from_environment()
-    found: list[Any] = json.loads(workers.broadcast(json.dumps(values).encode() if workers.is_first else None))
-    return found
-
-
 def finished(folder: Path) -> Result | None:
     """Return the result of a run folder whose run is complete, else None."""
     path = folder / "result.json"
     if not path.exists():
         return None
-    summary = json.loads(path.read_text())
-    return Result(folder, summary, summary.pop("digest"))
+    summary = read_json(path)
+    return Result(folder, summary, str(summary.pop("digest", "")))
 
 
 def combined_digest(results: Mapping[str, Sequence[Result]]) -> str:

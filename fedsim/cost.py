@@ -70,7 +70,7 @@ def print_costs(
 
     Raises ValueError for anything that does not fit, as a run would.
     """
-    fields = {name: value for name, value in common.items() if name not in ("out", "resume", "recipe")}
+    fields = {name: value for name, value in common.items() if name not in ("out", "resume", "recipe", "timeout")}
     federation, trials = data(seeds[0]), {name: trials_of(entry, local) for name, entry in methods.items()}
     settings = {
         name: Setting(method=found[0].method, local=found[0].local, data=federation, seed=seeds[0], **fields)

@@ -4,6 +4,7 @@
 of it before merging.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -87,8 +88,8 @@ def client_rows(
 
 
 def mean_loss(updates: Sequence[ClientUpdate]) -> float:
-    """Mean training loss over clients that trained (NaN when none did)."""
-    losses = [update.logs["train_loss"] for update in updates if "train_loss" in update.logs]
+    """Mean training loss over clients that trained to a finite one (NaN when none did)."""
+    losses = [loss for update in updates if math.isfinite(loss := update.logs.get("train_loss", math.nan))]
     return float(np.mean(losses)) if losses else float("nan")
 
 

@@ -13,10 +13,14 @@ import torch
 import tyro
 from lightning.fabric import Fabric
 
+from fedsim.faults import Fault, OnNan
 from fedsim.replay import replayed_folder
 from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
+from fedsim.workers import TIMEOUT, check_timeout
 
 USAGE_ERROR = 2
+ECHO_WAIT = 5
+"""Seconds before a worker ends that another's fault has reached: the first to leave would end who has yet to speak."""
 PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16")
 """What Lightning calls them. fp16 would need a loss scale for every client."""
 
@@ -49,10 +53,15 @@ class RunOptions:
     """Clients that the batched engine trains together; default: what fits (GPU), about 128 samples (CPU)."""
     compile: bool = False
     """Put the backbone through torch.compile: a minute at the start, some per cent afterwards."""
+    on_nan: OnNan = "stop"
+    """Where a client's loss or update is no longer finite: stop the run, or skip that update and count it."""
     threads: int | None = None
     """CPU threads of a worker; default cores ÷ workers, at most $OMP_NUM_THREADS."""
+    timeout: float = TIMEOUT
+    """Seconds for which workers wait for each other; then the run ends and names who did not come."""
 
     def __post_init__(self) -> None:
+        check_timeout(self.timeout)
         problems = []
         if self.rounds < 1:
             problems.append(f"rounds is {self.rounds}; it must be 1 or more (--rounds)")
@@ -69,8 +78,8 @@ class RunOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
-        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "compile", "threads")
-        same = {name: getattr(self, name) for name in names}
+        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "compile", "on_nan")
+        same = {name: getattr(self, name) for name in (*names, "threads", "timeout")}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 
@@ -83,9 +92,10 @@ Recipe = TypeVar("Recipe", bound=RunOptions)
 def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
     """Parse the command line into a recipe and run `main(recipe)`.
 
-    A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a fault
-    and keeps its traceback. With `--resume DIR` the folder's own recipe is the default, and options that contradict it
-    are refused.
+    A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a bug and
+    keeps its traceback. A `Fault`, which is nobody's bug, is one message and exit code 1; a worker that only hears the
+    echo of another's says nothing. With `--resume DIR` the folder's own recipe is the default, and options that
+    contradict it are refused.
     """
     try:
         main(parse(recipe_type))
@@ -93,6 +103,12 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
         if launch.cache_info().currsize:
             raise
         fail(str(error))
+    except Fault as fault:
+        if fault.is_echo:
+            time.sleep(ECHO_WAIT)
+        else:
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def parse(recipe_type: type[Recipe]) -> Recipe:

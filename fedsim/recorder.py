@@ -49,8 +49,9 @@ class Recorder:
         log: Mapping[str, Any],
     ) -> None:
         """Record the round that led to the state `after`: tables first, then the checkpoint that makes them count."""
-        round_index = after.round_index - 1
+        round_index, aside = after.round_index - 1, log.get("set_aside", ())
         metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
+        metrics |= {"set_aside": sum(update.client in aside for update in updates)}
         metrics |= {"train_loss": mean_loss(updates)}
         for evaluation, source in (("after_training", updates), ("after_aggregation", evaluated)):
             summary = summarise_updates(source, evaluation, self.task.metrics)
@@ -110,15 +111,22 @@ def state_tensors(state: ServerState) -> dict[str, Tensor]:
 
 
 def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerState:
-    """Return the state that `state_tensors` took apart; without tensors, `state` itself."""
+    """Return the state that `state_tensors` took apart; without tensors, `state` itself.
+
+    Raises ValueError for tensors of another run.
+    """
     if not tensors:
         return state
     of = {
         prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         for prefix in ("learnt|", "bank|")
     }
+    last_seen = tensors.get("last_seen")
+    if last_seen is None or last_seen.shape != state.last_seen.shape:
+        known = "no clients" if last_seen is None else f"{len(last_seen)} clients"
+        raise ValueError(f"The checkpoint knows {known} and this run has {len(state.last_seen)} (--resume).")
     state.bank.load_state_tensors(of["bank|"])
-    return replace(state, learnt=of["learnt|"], last_seen=tensors["last_seen"])
+    return replace(state, learnt=of["learnt|"], last_seen=last_seen)
 
 
 def cluster_summary(labels: Tensor | None, population: Population) -> dict[str, float]:

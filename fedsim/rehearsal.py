@@ -117,10 +117,10 @@ class _Counting(Aggregator):
         return self.real.traffic(state, plan, clients)
 
     def step(
-        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]
+        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
     ) -> tuple[ServerState, dict[str, object]]:
         """Update, and note the bytes; of what a growing tier is sent, those of the narrow one times the ratio."""
-        after, log = super().step(state, plan, updates)
+        after, log = super().step(state, plan, updates, aside)
         stack = int(log.get("bytes.stack", 0)) * len(updates)  # type: ignore[call-overload]
         down = int(log["bytes.down"]) - stack + round(stack * self.ratio)  # type: ignore[call-overload]
         self.sent.append((int(log["bytes.up"]), down))  # type: ignore[call-overload]

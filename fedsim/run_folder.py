@@ -9,9 +9,9 @@ checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboa
 import csv
 import hashlib
 import importlib.metadata
+import io
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedsim.adapters.wire import pack, unpack
+from fedsim.disk import append, read_json, write_atomically
 
 PACKAGES = (
     "fedsim",
@@ -37,6 +38,8 @@ PACKAGES = (
 )
 SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
+MAY_CHANGE = frozenset({"on_nan", "timeout"})
+"""What a run does where it would otherwise end. Until then it does not matter."""
 TABLES = ("metrics.csv", "clients.csv", "timing.csv")
 
 
@@ -63,7 +66,7 @@ class RunFolder:
     @classmethod
     def extend(cls, folder: Path, recipe: Mapping[str, Any]) -> None:
         """Let a comparison's recipe.json name the seeds of `recipe`; everything else there stays as it was."""
-        recorded = json.loads((folder / "recipe.json").read_text())
+        recorded = read_json(folder / "recipe.json")
         if list(recipe.get(SEEDS, recorded.get(SEEDS))) != recorded.get(SEEDS):
             write_atomically(folder / "recipe.json", _json(recorded | {SEEDS: list(recipe[SEEDS])}))
 
@@ -81,19 +84,17 @@ class RunFolder:
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to a CSV table, whose header is the first row's keys."""
         path = self.path / table
-        fields = _header(path) or list(rows[0])
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, fields, restval="", lineterminator="\n")
-            if is_new:
-                writer.writeheader()
-            writer.writerows(rows)
+        fields, text = _header(path), io.StringIO()
+        writer = csv.DictWriter(text, fields or list(rows[0]), restval="", lineterminator="\n")
+        if not fields:
+            writer.writeheader()
+        writer.writerows(rows)
+        append(path, text.getvalue())
 
     def log_event(self, round_index: int, event: Mapping[str, Any]) -> None:
         """Add a line to events.jsonl; a number that JSON does not know (infinity, NaN) becomes null."""
         event = {name: value if _is_json(value) else None for name, value in event.items()}
-        with (self.path / "events.jsonl").open("a") as file:
-            file.write(json.dumps({"round": round_index, **event}) + "\n")
+        append(self.path / "events.jsonl", json.dumps({"round": round_index, **event}) + "\n")
 
     def read_table(self, table: str) -> list[dict[str, str]]:
         """Return the rows of a CSV table so far."""
@@ -117,7 +118,7 @@ class RunFolder:
         payload = pack(tensors)
         path = self.path / "checkpoints" / f"round-{round_index:06d}"
         write_atomically(path.with_suffix(".safetensors"), payload)
-        seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest()}
+        seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest(), "run": _run_of(self.path)}
         write_atomically(path.with_suffix(".json"), _json(seal))
         for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
             old.unlink()
@@ -153,49 +154,54 @@ def read_recipe(folder: Path) -> dict[str, Any]:
     path = folder / "recipe.json"
     if not path.exists():
         raise ValueError(f"'{folder}' is no run folder: it has no recipe.json (--resume).")
-    recipe: dict[str, Any] = json.loads(path.read_text())
+    recipe: dict[str, Any] = read_json(path)
     recipe.pop("environment", None)
     return recipe
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
     """Return what `environment` said when a run was started, {} where that was not recorded."""
-    recorded: dict[str, Any] = json.loads((folder / "recipe.json").read_text())
-    return recorded.get("environment") or {}
+    return read_json(folder / "recipe.json").get("environment") or {}
 
 
 def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Raise ValueError that lists every field in which a run folder's recipe differs from this one.
 
-    A comparison over several seeds may have further ones behind those that it was started with.
+    But for those of `MAY_CHANGE`, in which a run may go on differently from how it began; and a comparison over several
+    seeds may have further ones behind those that it was started with.
     """
     before, now = flat(read_recipe(folder)), flat(json.loads(_json(recipe)))
     seeds = before.get(SEEDS)
     if seeds and now.get(SEEDS, [])[: len(seeds)] == seeds:
         now[SEEDS] = seeds
-    differing = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    names = sorted((before.keys() | now.keys()) - MAY_CHANGE)
+    differing = [name for name in names if before.get(name) != now.get(name)]
     if differing:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing[:8])
         raise ValueError(f"'{folder}' is the run folder of another recipe: {listed}. Resume it with its own options.")
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
-    """Return (round, tensors) of the newest checkpoint, (0, {}) before the first; a damaged one is a ValueError."""
+    """Return (round, tensors) of the newest checkpoint, (0, {}) before the first.
+
+    Raises ValueError for one that is damaged or that another run wrote.
+    """
     seals = sorted((folder / "checkpoints").glob("round-*.json"))
     if not seals:
         return 0, {}
+    stem = seals[-1].with_suffix("")
+    way_out = f"Delete {stem.name}.json and {stem.name}.safetensors to resume from the checkpoint before it."
     try:
         seal = json.loads(seals[-1].read_text())
         payload = seals[-1].with_suffix(".safetensors").read_bytes()
         if hashlib.sha256(payload).hexdigest() != seal["sha256"]:
             raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
-        return int(seal["round_index"]), unpack(payload)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        stem = seals[-1].with_suffix("")
-        raise ValueError(
-            f"The checkpoint '{stem}.safetensors' is damaged: {error}. Delete {stem.name}.json and "
-            f"{stem.name}.safetensors to resume from the checkpoint before it."
-        ) from None
+        found = int(seal["round_index"]), unpack(payload)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ValueError(f"The checkpoint '{stem}.safetensors' is damaged: {error}. {way_out}") from None
+    if seal.get("run", _run_of(folder)) != _run_of(folder):
+        raise ValueError(f"The checkpoint '{stem}.safetensors' is that of another run. {way_out}")
+    return found
 
 
 def digest_of(tensors: Mapping[str, Tensor]) -> str:
@@ -226,14 +232,10 @@ def environment() -> dict[str, Any]:
     return {"versions": versions, "git": revision or "unknown", **started}
 
 
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+def _run_of(folder: Path) -> str:
+    """What tells a run from others: the SHA-256 of its recipe.json, "" where there is none."""
+    path = folder / "recipe.json"
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

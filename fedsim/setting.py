@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
 from fedsim.data.federated import FederatedData
+from fedsim.divergence import check_policy
+from fedsim.faults import OnNan
 from fedsim.federation import check_cohort_size, population_of
 from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
@@ -31,7 +33,8 @@ class Setting:
     match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
     of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `compile` whether
-    the backbone goes through torch.compile.
+    the backbone goes through torch.compile, `on_nan` what becomes of a client whose numbers are no longer finite: the
+    run stops, or it skips the client's update.
     """
 
     method: Method
@@ -47,9 +50,11 @@ class Setting:
     engine: Literal["batched", "sequential"] = "batched"
     block_size: int | None = None
     compile: bool = False
+    on_nan: OnNan = "stop"
 
     def __post_init__(self) -> None:
         check_precision()
+        check_policy(self.on_nan)
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")

@@ -1,6 +1,7 @@
 """The round loop. Start reading here: `simulate` checks and prepares, `Simulation.run_round` is one round."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor
 from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
 from fedsim.data.placement import placed
+from fedsim.disk import only_writer
+from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
@@ -28,7 +31,7 @@ from fedsim.resources import allocation_log
 from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
 from fedsim.setting import Setting
-from fedsim.workers import Workers
+from fedsim.workers import TIMEOUT, Workers, check_timeout
 
 PROBED = 50
 """Seen clients whose placing is checked at the end."""
@@ -41,6 +44,7 @@ def simulate(
     out: Path | str,
     resume: bool = False,
     threads: int | None = None,
+    timeout: float = TIMEOUT,
     recipe: Mapping[str, Any] | None = None,
     **setting: Any,
 ) -> Result | None:
@@ -48,25 +52,25 @@ def simulate(
 
     `setting` are the fields of `Setting`: method, backbone, data and rounds, and what else differs from its defaults.
     Everything is recorded in the folder `out`; with `resume` the run there is continued. `recipe` is what recipe.json
-    records, `threads` the CPU threads of a worker. Raises ValueError for anything that does not fit, before a process
-    group, training or a file exists.
+    records, `threads` the CPU threads of a worker, `timeout` the seconds for which workers wait for each other. Raises
+    ValueError for anything that does not fit, before a process group, training or a file exists.
     """
+    check_timeout(timeout)
     what, out = Setting(**setting), Path(out)
     recipe = dict(recipe or what.describe())
     if offer(what, recipe):
         return None
-    if Workers.is_first_or_alone():
-        check_same_recipe(out, recipe) if resume else check_is_new(out)
-    start, tensors = load_checkpoint(out) if resume else (0, {})
+    start, tensors = beginning(what, out, recipe, resume)
     fabric = launch()
     set_threads(threads)
-    workers = Workers.from_environment()
+    workers = Workers.from_environment(timeout)
     kept = int(tensors.get(BLOCK_SIZE, 0))
     start, kept = map(int, workers.broadcast(f"{start} {kept}".encode()).split())  # other machines may lack the folder
     state = what.state(start)
     initial = what.initial_slots()
     title, metric = type(what.method).__name__, what.data.task.metrics[0]
-    with LiveProgress(title, what.rounds, start, workers.is_first, metric=metric) as progress:
+    progress = LiveProgress(title, what.rounds, start, workers.is_first, metric=metric)
+    with only_writer(out) if workers.is_first else nullcontext(), progress:
         engine = prepare_engine(what, fabric, initial, workers, kept or None, progress.client_done)
         server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
         recorder = None
@@ -75,6 +79,16 @@ def simulate(
             folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
             recorder = Recorder(folder, what.population, engine.block_size, what.data.task)
         return Simulation(what, server, engine, progress, recorder).run(state)
+
+
+def beginning(what: Setting, out: Path, recipe: Mapping[str, Any], resume: bool) -> tuple[int, dict[str, Tensor]]:
+    """Return the round with which a run begins, and its checkpoint; raises ValueError for what does not fit."""
+    if Workers.is_first_or_alone():
+        check_same_recipe(out, recipe) if resume else check_is_new(out)
+    start, tensors = load_checkpoint(out) if resume else (0, {})
+    if tensors:
+        restore_state(what.state(start, what.initial_slots()), tensors)  # of another run?
+    return start, tensors
 
 
 def prepare_engine(
@@ -140,13 +154,14 @@ class Simulation:
         updates = self.train(state, hand)
         if hand.plan.also is not None:
             more = self.train(state, server.hand_out(state, cohort, part="also"))
-            pairs = zip(updates, more, strict=True)
-            updates = [replace(update, tensors={**second.tensors, **update.tensors}) for update, second in pairs]
-        after, log = server.step(state, hand.plan, [*updates, *self.ask_proxy(state, hand.plan)])
+            updates = [with_second(update, second) for update, second in zip(updates, more, strict=True)]
+        every = [*updates, *self.ask_proxy(state, hand.plan)]
+        aside = set_aside(every, self.what.on_nan, state.round_index, hand.plan.stage)
+        after, log = server.step(state, hand.plan, every, aside)
         is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == after.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
-            log = {**self.resources(hand.plan, cohort), **log, "utilisation": hand.utilisation}
+            log = {**self.resources(hand.plan, cohort), **log, **event(aside), "utilisation": hand.utilisation}
             log |= {"resources": self.what.costs()} if state.round_index == 0 else {}
             self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log)
             self.progress.end_round(updates, evaluated)
@@ -183,31 +198,34 @@ class Simulation:
     def meet_unseen(self, state: ServerState) -> Result | None:
         """Place the unseen clients where the method asks for it, evaluate them untuned, let them tune, and finish."""
         server, population = self.aggregator, self.aggregator.population
-        state, admission = self.admit(state)
+        state, admission, aside = self.admit(state)
         untuned = self.evaluate(state, population.unseen)
         hand = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
         self.progress.begin_phase(state.round_index, "tuning", hand.n_clients)
         tuned = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
+        aside = [*aside, *set_aside(tuned, self.what.on_nan, state.round_index, "tuning")]
         if not self.recorder:
             return None
         self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
         self.recorder.clients_done(state.round_index, "unseen", tuned, {"after_training": "unseen_tuned"})
-        return self.recorder.finish(state, admission)
+        return self.recorder.finish(state, {**admission, **event(sorted(set(aside)))})
 
-    def admit(self, state: ServerState) -> tuple[ServerState, Mapping[str, Any]]:
+    def admit(self, state: ServerState) -> tuple[ServerState, Mapping[str, Any], list[int]]:
         """Let unseen clients train the method's probe, if there is one, and place them by it.
 
-        Up to `PROBED` seen clients train it too, to see whether they would be placed where they belong.
+        Up to `PROBED` seen clients train it too, to see whether they would be placed where they belong. Returns the
+        state, what to log and the clients whose probe was set aside; those are not placed.
         """
         server, population = self.aggregator, self.aggregator.population
         plan = server.hand_out(state, []).plan
         if plan.probe is None:
-            return state, {}
+            return state, {}, []
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.what.seed, state.round_index)
         hand = server.hand_out(state, [*population.unseen, *seen], part="probe")
         self.progress.begin_phase(state.round_index, "probe", hand.n_clients)
         probes = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
+        aside = set_aside(probes, self.what.on_nan, state.round_index, "probe")
         if not self.recorder:
-            return state, {}
-        outcome = plan.admit(state, population, probes)
-        return server.apply(state, plan, outcome), outcome.log
+            return state, {}, []
+        outcome = plan.admit(state, population, [probe for probe in probes if probe.client not in aside])
+        return server.apply(state, plan, outcome), outcome.log, aside

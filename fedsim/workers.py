@@ -1,22 +1,48 @@
 """The processes of a run, and how bytes move between them. All collectives live here."""
 
-from collections.abc import Mapping
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from fedsim.adapters.wire import pack, unpack
+from fedsim.faults import Fault
+
+TIMEOUT = 1800.0
+"""Seconds for which workers wait for each other."""
+GRACE = 10.0
+"""Seconds that the others leave worker 0 to say who is missing."""
+
+
+class LostWorker(Fault):
+    """A worker has ended or hangs; worker 0 says it, or it is said of worker 0."""
+
+    def __init__(self, who: str, is_late: bool, seconds: float, is_echo: bool = False):
+        self.is_echo = is_echo
+        what = f"did not answer for {seconds:g} seconds (--timeout): it hangs" if is_late else "has ended"
+        super().__init__(
+            f"{who} {what}. The rounds that were finished are kept; look for what that worker said last, then continue "
+            "with --resume."
+        )
 
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of this run: `index` is this one's `fabric.global_rank`."""
+    """The processes of this run: `index` is this one's `fabric.global_rank`; they wait `timeout` s for each other."""
 
     index: int = 0
     count: int = 1
     group: dist.ProcessGroup | None = None
+    timeout: float = TIMEOUT
+    launcher: int = 0
+    """The process id of `fabric run`, 0 without it."""
 
     @property
     def is_first(self) -> bool:
@@ -29,21 +55,28 @@ class Workers:
         return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
 
     @classmethod
-    def from_environment(cls) -> "Workers":
-        """Return all processes of the running process group, or one worker when there is none."""
+    def from_environment(cls, timeout: float = TIMEOUT) -> "Workers":
+        """Return all processes of the running process group, or one worker when there is none.
+
+        Others wait longer than worker 0: for it to come as late as may be, and then for whom it waits in vain.
+        """
+        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         if not (dist.is_available() and dist.is_initialized()):
-            return cls()
-        return cls(dist.get_rank(), dist.get_world_size(), dist.new_group(backend="gloo"))
+            return cls(launcher=launcher)
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * timeout + GRACE))
+        return cls(dist.get_rank(), dist.get_world_size(), group, timeout, launcher)
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Give worker 0's bytes to everyone."""
+        self._check_launcher()
         if self.count == 1:
             assert payload is not None
             return payload
-        length = torch.tensor([len(payload) if payload is not None else 0])
-        dist.broadcast(length, 0, group=self.group)
-        buffer = as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
-        dist.broadcast(buffer, 0, group=self.group)
+        with self._meeting():
+            length = torch.tensor([len(payload) if payload is not None else 0])
+            dist.broadcast(length, 0, group=self.group)
+            buffer = as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
+            dist.broadcast(buffer, 0, group=self.group)
         return buffer.numpy().tobytes()
 
     def share(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
@@ -55,15 +88,17 @@ class Workers:
 
     def gather(self, payload: bytes) -> list[bytes]:
         """Return every worker's bytes on worker 0, in worker order, and nothing elsewhere."""
+        self._check_launcher()
         if self.count == 1:
             return [payload]
-        lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
-        dist.all_gather(lengths, torch.tensor([len(payload)]), group=self.group)
-        widest = int(max(lengths))
-        buffer = torch.zeros(widest, dtype=torch.uint8)
-        buffer[: len(payload)] = as_tensor(payload)
-        buffers = [torch.empty(widest, dtype=torch.uint8) for _ in range(self.count)] if self.index == 0 else None
-        dist.gather(buffer, buffers, 0, group=self.group)
+        with self._meeting():
+            lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.count)]
+            dist.all_gather(lengths, torch.tensor([len(payload)]), group=self.group)
+            widest = int(max(lengths))
+            buffer = torch.zeros(widest, dtype=torch.uint8)
+            buffer[: len(payload)] = as_tensor(payload)
+            buffers = [torch.empty(widest, dtype=torch.uint8) for _ in range(self.count)] if self.index == 0 else None
+            dist.gather(buffer, buffers, 0, group=self.group)
         return [b[: int(n)].numpy().tobytes() for b, n in zip(buffers or [], lengths, strict=False)]
 
     def all_numbers(self, number: int) -> list[int]:
@@ -71,6 +106,35 @@ class Workers:
         gathered = self.gather(str(number).encode())
         payload = b" ".join(gathered) if self.is_first else None
         return [int(text) for text in self.broadcast(payload).split()]
+
+    def _check_launcher(self) -> None:
+        """End when the launcher was killed: nobody would end these workers, who would go on beside a resumed run."""
+        if self.launcher and os.getppid() != self.launcher:
+            fault = Fault("The launcher (fabric run) has ended. Finished rounds are kept; continue with --resume.")
+            fault.is_echo = not self.is_first
+            raise fault
+
+    @contextmanager
+    def _meeting(self) -> Iterator[None]:
+        """Let everyone arrive before they exchange: only so is it known who did not."""
+        begun = time.monotonic()
+        try:
+            dist.monitored_barrier(self.group, timeout=timedelta(seconds=self.timeout), wait_all_ranks=True)
+            yield
+        except RuntimeError as error:
+            is_late = time.monotonic() - begun >= self.timeout
+            missing = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
+            if self.is_first:
+                among = "1" if self.count == 2 else f"1 … {self.count - 1}, one of them,"  # in the middle of a transfer
+                who = f"Worker {missing[1].strip() if missing else among}"
+                raise LostWorker(who, is_late, self.timeout) from error
+            raise LostWorker("Worker 0", is_late, 2 * self.timeout, is_echo=not is_late) from error
+
+
+def check_timeout(timeout: float) -> None:
+    """Raise ValueError for a time-out that is not a positive number of seconds."""
+    if not 0 < timeout < 1e9:
+        raise ValueError(f"timeout is {timeout}; it must be a positive number of seconds (--timeout).")
 
 
 def as_tensor(payload: bytes) -> Tensor:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from conftest import ROOT
@@ -46,3 +48,25 @@ def finished(command: list[str], out: Path) -> dict[str, object]:
     result = json.loads((out / "result.json").read_text())
     assert done.stdout.splitlines()[-1] == f"digest {result['digest']}"
     return result
+
+
+def worker_of(launcher: subprocess.Popen, index: int) -> int:
+    """The process id of a worker of this launch, 0 where it does not run."""
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                is_ours = int((entry / "stat").read_text().rpartition(")")[2].split()[1]) == launcher.pid  # its parent
+                variables = (entry / "environ").read_bytes().split(b"\0") if is_ours else []
+            except OSError:  # it has just ended
+                continue
+            if f"RANK={index}".encode() in variables:
+                return int(entry.name)
+    return 0
+
+
+def kill_all(launcher: subprocess.Popen) -> None:
+    """kill -9 the launcher and its workers, each of which is a session of its own, all at once."""
+    if launcher.poll() is None:
+        for process in [launcher.pid, *(worker for worker in map(partial(worker_of, launcher), range(2)) if worker)]:
+            os.kill(process, signal.SIGKILL)
+        launcher.wait()

@@ -1,18 +1,18 @@
 """A run that was stopped continues to the same bits, with each row once."""
 
 import json
-import os
 import random
-import signal
+import shutil
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
-from runs import QUICKSTART, SMALL, environment, fabric, finished
+from conftest import ROOT, TinyAttention, tiny_data
+from runs import QUICKSTART, SMALL, environment, fabric, finished, kill_all
 
 import fedsim
-from fedsim import run_folder
+from fedsim import run_folder, simulation
 
 
 class Stopped(Exception):
@@ -129,6 +129,65 @@ def test_a_folder_without_a_run_is_refused(tiny_run, tmp_path):
         tiny_run(resume=True)
 
 
+def test_a_checkpoint_of_another_run_is_refused(tiny_run):
+    """The same shapes, so nothing else would tell."""
+    ours, theirs = tiny_run("ours", rounds=2), tiny_run("theirs", rounds=2, seed=1)
+    shutil.rmtree(ours.folder / "checkpoints")
+    shutil.copytree(theirs.folder / "checkpoints", ours.folder / "checkpoints")
+    with pytest.raises(ValueError, match=r"round-000002.safetensors' is that of another run. Delete round-000002"):
+        tiny_run("ours", rounds=2, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"backbone": TinyAttention(width=12, depth=1)}, r"slot 'adapter/blocks.1.*which this run has not"),
+        ({"data": tiny_data(7)}, r"The checkpoint knows 6 clients and this run has 7"),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_starts(tiny_run, monkeypatch, change, message):
+    """A script may have changed without its recipe telling."""
+    recipe = {"name": "mine"}
+    before = contents(tiny_run(rounds=2, recipe=recipe).folder)
+    monkeypatch.setattr(simulation, "launch", lambda: pytest.fail("processes have started"))
+    with pytest.raises(ValueError, match=message):
+        tiny_run(rounds=2, recipe=recipe, resume=True, **change)
+    assert contents(Path(before["folder"])) == before
+
+
+def contents(folder):
+    return {"folder": str(folder)} | {str(path): path.read_bytes() for path in folder.rglob("*.csv")}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"round_index": 2}', "null"])
+def test_a_damaged_seal_is_named(tiny_run, text):
+    folder = tiny_run(rounds=2).folder
+    (folder / "checkpoints" / "round-000002.json").write_text(text)
+    with pytest.raises(ValueError, match=r"round-000002.safetensors' is damaged.*checkpoint before it"):
+        tiny_run(rounds=2, resume=True)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]"])
+def test_a_damaged_recipe_is_named(tiny_run, text):
+    (tiny_run(rounds=1).folder / "recipe.json").write_text(text)
+    with pytest.raises(ValueError, match=r"recipe.json' is damaged"):
+        tiny_run(rounds=1, resume=True)
+
+
+def test_a_table_whose_first_write_was_killed_gets_its_header(tiny_run, stop_after, monkeypatch):
+    whole = tiny_run("whole")
+    stop_after(0)
+    with pytest.raises(Stopped):
+        tiny_run("stopped")
+    monkeypatch.undo()
+    stopped = whole.folder.parent / "stopped"
+    (stopped / "metrics.csv").write_text("")
+    (stopped / "clients.csv").write_text("round,sta")
+    assert tiny_run("stopped", resume=True).digest == whole.digest
+    for table in ("metrics.csv", "clients.csv"):
+        assert (stopped / table).read_bytes() == (whole.folder / table).read_bytes()
+
+
 def rounds_in(folder):
     table = folder / "metrics.csv"
     return table.read_text().count("\n") if table.exists() else 0
@@ -142,13 +201,13 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(tmp_path):
     out, moments, kills = tmp_path / "killed", random.Random(0), 0
     command = fabric(2, QUICKSTART, *options, "--out", out)
     while not (out / "result.json").exists():
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), start_new_session=True)
+        process = subprocess.Popen(command, cwd=ROOT, env=environment())
         before = rounds_in(out)
         while process.poll() is None and rounds_in(out) == before:
             time.sleep(0.02)
         time.sleep(moments.uniform(0, 0.5))
         if process.poll() is None and kills < 4:
-            os.killpg(process.pid, signal.SIGKILL)
+            kill_all(process)
             kills += 1
         process.wait(timeout=300)
         command = fabric(2, QUICKSTART, "--resume", out)

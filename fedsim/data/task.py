@@ -71,10 +71,11 @@ class Classification:
         return f"targets run from {low} to {high}, but there are {len(class_names)} class names (0 … N-1)"
 
     def score(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Whether the most likely class is the target, and the cross-entropy."""
+        """Whether the most likely class is the target, and the cross-entropy; logits that are no numbers are wrong."""
         logits = model(inputs).float()
         losses = F.cross_entropy(logits, targets, reduction="none")
-        return torch.stack([(logits.argmax(-1) == targets).float(), losses], dim=-1)
+        is_right = (logits.argmax(-1) == targets) & logits.isfinite().all(-1)  # the argmax of NaN would be class 0
+        return torch.stack([is_right.float(), losses], dim=-1)
 
     def summary(self, totals: Sequence[float], n_samples: int) -> dict[str, float]:
         """Means over samples."""

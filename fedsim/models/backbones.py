@@ -144,7 +144,7 @@ def _classes_in(file: Path, classifier: str | Iterable[str] | None) -> int:
     """The outputs of a checkpoint's classifier, 0 if it has none."""
     first = classifier if isinstance(classifier, str) else next(iter(classifier or ()), "")
     try:
-        state = timm.models.load_state_dict(str(file))
+        state = timm.models.load_state_dict(str(file), weights_only=True)
         return len(state.get(f"{first}.weight", ()))
     except Exception as error:  # safetensors, pickle, zip and torch each raise their own
         raise ValueError(f"The weights '{file}' are damaged or no checkpoint: {error} (--model.weights).") from error

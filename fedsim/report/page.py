@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
+from fedsim.disk import write_atomically
 from fedsim.report.cluster_figures import clusters_of, draw_clusters
 from fedsim.report.comparison import Comparison, cells, notes, table_csv
 from fedsim.report.drawing import Picture, drawing, read_picture
@@ -15,7 +16,6 @@ from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
 from fedsim.report.several import Rows, draw_several, rows_of
 from fedsim.report.table import discoveries
-from fedsim.run_folder import write_atomically
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 """What a browser may do for the page: use the styles and images that are inside."""

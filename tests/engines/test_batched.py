@@ -1,6 +1,7 @@
 """What only the batched engine does: blocks, their size, running out of memory, finding the culprit."""
 
 import json
+import math
 import re
 import shutil
 import warnings
@@ -43,6 +44,24 @@ def engine(kind=BatchedEngine, precision="32-true", is_compiled=False, mixing=No
 
 def by_client(updates):
     return {update.client: update for update in updates}
+
+
+# numbers that are not finite
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "nothing trained"])
+def test_a_client_that_is_not_finite_leaves_the_others_of_its_block_alone(name):
+    """Whatever makes it so, in whatever clients may differ: masks, padding, clipping, mixing, corrections."""
+    case = dict(CASES[name])
+    batched = engine(mixing=case.pop("mixing", None))
+    plan, sick, block = replace(PLAN, objective=overlap_too), 2, assignments(**case)
+    expected = by_client(batched.local_update(plan, [block]))
+    nan = {slot: torch.full_like(tensor, torch.nan) for slot, tensor in block[sick].tensors.items()}
+    block[sick] = replace(block[sick], tensors=nan)
+    found = by_client(batched.local_update(plan, [block]))
+    assert not math.isfinite(found.pop(sick).logs.get("train_loss", math.nan))
+    del expected[sick]
+    assert_same(found, expected)
 
 
 # memory

@@ -1,0 +1,106 @@
+"""Writing that loses nothing: whole or not at all, by one run at a time; a full disk or a damaged file is named."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fedsim.faults import Fault
+
+LOCK_WAIT = 15.0
+"""Seconds that a run waits for its folder: workers whose launcher was killed may need a moment to notice."""
+
+
+class DiskFull(Fault):
+    """There is no space left, or no quota."""
+
+    def __init__(self, path: Path):
+        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        super().__init__(
+            f"The disk is full: '{path}' could not be written ({free / 2**20:.1f} MiB are free there). What was "
+            "finished before is kept whole. Free some space, then continue with --resume."
+        )
+
+
+class FolderInUse(Fault):
+    """Another run writes to the folder."""
+
+    def __init__(self, folder: Path):
+        super().__init__(
+            f"Another run is still writing to '{folder}'. Wait for its end or end it, then continue with --resume."
+        )
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn the error of whatever finds the disk full into one that names this file or folder."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, Fault) or not _is_full(error):
+            raise
+        raise DiskFull(path) from error
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder for this process, however it may end; raises `FolderInUse` when another one holds it."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        try:
+            lock.acquire(timeout=LOCK_WAIT)
+        except Timeout:
+            raise FolderInUse(folder) from None
+        except NotImplementedError:  # a file system without locks
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with writing(path), partial.open("wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        partial.unlink(missing_ok=True)  # on a full disk the more so
+        raise
+    partial.replace(path)
+
+
+def append(path: Path, text: str) -> None:
+    """Add whole lines to a file; a last one that is torn all the same has no end, and is dropped on resuming."""
+    with writing(path), path.open("a", newline="") as file:
+        file.write(text)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a JSON file of a run, which was written whole; raises ValueError where it has been damaged since."""
+    try:
+        value = json.loads(path.read_text())
+        if not isinstance(value, dict):
+            raise ValueError("it holds no object")
+    except ValueError as error:
+        raise ValueError(f"'{path}' is damaged: {error}. Put back a copy of it, or start the run anew.") from None
+    return value
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether a full disk is behind an error: loggers wrap it in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

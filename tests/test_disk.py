@@ -1,0 +1,117 @@
+"""A full disk, and a folder that two runs want: one message, and nothing that was finished is lost."""
+
+import contextlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fedsim
+from fedsim import run_folder
+from fedsim.disk import DiskFull, FolderInUse, only_writer
+from fedsim.run_folder import load_checkpoint
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of one megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "fedsim-test", disk], capture_output=True)
+    if mount.returncode:
+        pytest.skip(f"mounting is not allowed here: {mount.stderr.decode().strip()}")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Leave no byte free."""
+    with (disk / "filler").open("ab", buffering=0) as file:
+        for size in (65536, 4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+
+
+def rows(folder: Path) -> list[bytes]:
+    return [(folder / table).read_bytes() for table in ("metrics.csv", "clients.csv")]
+
+
+def test_a_disk_that_is_full_in_a_checkpoint_is_named_and_loses_nothing(tiny_run, small_disk, monkeypatch):
+    real = run_folder.RunFolder.save_checkpoint
+
+    def save(self, round_index, tensors):
+        if round_index == 2:
+            fill(small_disk)
+        real(self, round_index, tensors)
+
+    whole, out = tiny_run("whole"), small_disk / "run"
+    monkeypatch.setattr(run_folder.RunFolder, "save_checkpoint", save)
+    with pytest.raises(DiskFull, match=r"The disk is full: '.*round-000002.safetensors' .*\(0.0 MiB.* with --resume"):
+        tiny_run(out=out)
+    monkeypatch.undo()
+    assert load_checkpoint(out)[0] == 1
+    (small_disk / "filler").unlink()
+    assert tiny_run(out=out, resume=True).digest == whole.digest
+    assert rows(out) == rows(whole.folder)
+
+
+def fill_before_write(disk: Path, monkeypatch, number: int) -> None:
+    """Fill the disk before the run's write of this number, counted from 0, of whatever file."""
+    count = 0
+
+    def filling(real):
+        def write(*arguments):
+            nonlocal count
+            if count == number:
+                fill(disk)
+            count += 1
+            real(*arguments)
+
+        return write
+
+    for name in ("append", "write_atomically"):
+        monkeypatch.setattr(run_folder, name, filling(getattr(run_folder, name)))
+
+
+def ends_and_goes_on(tiny_run, disk: Path, whole: fedsim.Result, number: int) -> bool:
+    """Run with the disk full from a write on; free it, resume, compare. Returns whether the run had to end."""
+    out, ended = disk / "run", False
+    with pytest.MonkeyPatch.context() as patch:
+        fill_before_write(disk, patch, number)
+        try:
+            tiny_run(out=out)
+        except DiskFull:
+            ended = True
+    assert not list(out.rglob(".*.partial")), "half a file would take the space that is missing"
+    done, is_begun = load_checkpoint(out)[0], (out / "recipe.json").exists()
+    if ended and is_begun:
+        with contextlib.suppress(DiskFull):  # still full: trying costs nothing
+            tiny_run(out=out, resume=True)
+        assert load_checkpoint(out)[0] >= done
+    (disk / "filler").unlink(missing_ok=True)
+    assert tiny_run(out=out, resume=is_begun).digest == whole.digest
+    assert rows(out) == rows(whole.folder)
+    return ended
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_at_any_write_loses_nothing(tiny_run, small_disk):
+    whole, ended = tiny_run("whole"), 0
+    for number in range(28):
+        ended += ends_and_goes_on(tiny_run, small_disk, whole, number)
+        shutil.rmtree(small_disk / "run")
+    assert ended >= 10
+
+
+def test_two_runs_do_not_write_to_one_folder(tiny_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("fedsim.disk.LOCK_WAIT", 0.1)
+    whole = tiny_run(rounds=1)
+    before = rows(whole.folder)
+    with only_writer(whole.folder), pytest.raises(FolderInUse, match=r"Another run is still writing to '.*run'"):
+        tiny_run(rounds=1, resume=True)
+    assert rows(whole.folder) == before
+    assert tiny_run(rounds=1, resume=True).digest == whole.digest
