@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.data.federated import FederatedData
+from fedsim.interruption import listening
 from fedsim.launch import launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
@@ -60,8 +61,9 @@ def compare(
     launch()  # from here on every worker has passed the checks, and worker 0 may write
     if Workers.is_first_or_alone() and not resume:
         RunFolder.create(table.out, recipe)
-    chosen = table.tune(recipe)
-    results = table.run(recipe, chosen)
+    with listening():
+        chosen = table.tune(recipe)
+        results = table.run(recipe, chosen)
     if not Workers.is_first_or_alone():
         return None
     values = {name: trial.values for name, trial in chosen.items() if trial.values}

@@ -17,6 +17,7 @@ from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import Hand, sample_cohort
+from fedsim.interruption import listening, stop_if_asked
 from fedsim.launch import launch, set_threads
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
@@ -49,7 +50,7 @@ def simulate(
     `setting` are the fields of `Setting`: method, backbone, data and rounds, and what else differs from its defaults.
     Everything is recorded in the folder `out`; with `resume` the run there is continued. `recipe` is what recipe.json
     records, `threads` the CPU threads of a worker. Raises ValueError for anything that does not fit, before a process
-    group, training or a file exists.
+    group, training or a file exists, and `Stopped`, a SystemExit, between two rounds when a signal asks for it.
     """
     what, out = Setting(**setting), Path(out)
     recipe = dict(recipe or what.describe())
@@ -66,7 +67,7 @@ def simulate(
     state = what.state(start)
     initial = what.initial_slots()
     title, metric = type(what.method).__name__, what.data.task.metrics[0]
-    with LiveProgress(title, what.rounds, start, workers.is_first, metric=metric) as progress:
+    with listening(), LiveProgress(title, what.rounds, start, workers.is_first, metric=metric) as progress:
         engine = prepare_engine(what, fabric, initial, workers, kept or None, progress.client_done)
         server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
         recorder = None
@@ -127,9 +128,11 @@ class Simulation:
         if self.recorder:
             self.recorder.started(state.round_index, self.what.data)
             self.progress.show_data(self.what.data.notes)
-        while state.round_index < state.rounds:
+        while True:
+            stop_if_asked(self.aggregator.workers, state.round_index, state.rounds)
+            if state.round_index == state.rounds:
+                return self.meet_unseen(state)
             state = self.run_round(state)
-        return self.meet_unseen(state)
 
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""
