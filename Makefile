@@ -32,7 +32,7 @@ run: setup ## Run a recipe: make run RECIPE=recipes/x.py WORKERS=8 ARGS="--seed 
 	$(BIN)/fabric run $(RECIPE) --devices $(WORKERS) $(ARGS)
 
 slurm: setup ## Submit a recipe to SLURM: make slurm RECIPE=recipes/x.py NODES=2 DEVICES=8 ARGS="--seed 1" SLURM="--time 8:00:00"
-	PATH="$(abspath $(BIN)):$$PATH" sbatch --nodes $(NODES) --gpus-per-node $(DEVICES) $(SLURM) slurm/fabric.sbatch $(RECIPE) $(ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" sbatch --nodes $(NODES) $(if $(filter-out 0,$(DEVICES)),--gpus-per-node $(DEVICES)) $(SLURM) slurm/fabric.sbatch $(RECIPE) $(ARGS)
 
 test: setup ## Run the default tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n auto --dist worksteal $(ARGS)

@@ -62,8 +62,7 @@ def compare(
     if Workers.is_first_or_alone() and not resume:
         RunFolder.create(table.out, recipe)
     with listening():
-        chosen = table.tune(recipe)
-        results = table.run(recipe, chosen)
+        results = table.run(recipe, chosen := table.tune(recipe))
     if not Workers.is_first_or_alone():
         return None
     values = {name: trial.values for name, trial in chosen.items() if trial.values}

@@ -112,7 +112,7 @@ class Cluster:
         text = self.run("scontrol", "show", "--oneliner", "job", number)
         return dict(part.split("=", 1) for part in text.split() if "=" in part)
 
-    def wait(self, number: str, *states: str, seconds: float = 400) -> dict[str, str]:
+    def wait(self, number: str, *states: str, seconds: float = 900) -> dict[str, str]:
         """Wait until a job is in one of the states, and return what is said of it."""
         until(lambda: self.job(number)["JobState"] in states, seconds, lambda: f"not {states}: {self.job(number)}")
         return self.job(number)

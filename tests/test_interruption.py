@@ -161,7 +161,7 @@ def begin(folder, seconds, *options):
             stderr=said,
             start_new_session=True,
         )
-    end = time.monotonic() + 300
+    end = time.monotonic() + 600
     while not (out / "metrics.csv").exists() or (out / "metrics.csv").read_text().count("\n") < 3:
         assert process.poll() is None, log.read_text()
         assert time.monotonic() < end, log.read_text()
@@ -183,7 +183,7 @@ def is_there(pid):
 def test_under_the_launcher_all_workers_stop_and_the_printed_command_goes_on_to_the_same_bits(tmp_path):
     whole = tmp_path / "whole"
     options = (*SMALL, "--method", "fedit", "--rounds", 8)
-    expected = finished(fabric(2, "tests/paused.py", *options, "--out", whole), whole)
+    expected = finished(fabric(2, "tests/paused.py", *options, "--out", whole), whole, 600)
     process, log, out = begin(tmp_path, 0.2)
     workers = workers_of(process)
     process.terminate()
@@ -192,7 +192,7 @@ def test_under_the_launcher_all_workers_stop_and_the_printed_command_goes_on_to_
     said = log.read_text()
     assert re.search(r"SIGTERM: stopped after \d of 8 rounds", said)
     (command,) = re.findall(r"^go on with: (.*)$", said, flags=re.MULTILINE)
-    assert finished([*fabric(2, "")[:1], *shlex.split(command)[1:]], out)["digest"] == expected["digest"]
+    assert finished([*fabric(2, "")[:1], *shlex.split(command)[1:]], out, 600)["digest"] == expected["digest"]
     for table in ("metrics.csv", "clients.csv"):
         assert (out / table).read_bytes() == (whole / table).read_bytes()
 

@@ -16,10 +16,12 @@ from conftest import ROOT
 from runs import SMALL, fabric, finished
 from slurm_cluster import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 RECIPE = "tests/paused.py"
 OPTIONS = (*SMALL, "--method", "fedit", "--rounds", 16)
+PATIENCE = 900
+"""Seconds that anything may take on a busy machine."""
 WARNING = 60
 """Seconds before its time limit at which a job is told; SLURM looks every thirty."""
 
@@ -35,7 +37,7 @@ def slurm():
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    return out, finished(fabric(2, RECIPE, *OPTIONS, "--out", out), out)
+    return out, finished(fabric(2, RECIPE, *OPTIONS, "--out", out), out, PATIENCE)
 
 
 def submit(slurm, log, pause, *options, **variables):
@@ -70,7 +72,7 @@ def is_up(slurm, job):
     """Let the time of a job be up soon, now that it is at work: the warning is due."""
     number, out, _, _ = job
     metrics = out / "metrics.csv"
-    until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, 400, lambda: told(slurm, job))
+    until(lambda: metrics.exists() and metrics.read_text().count("\n") > 2, PATIENCE, lambda: told(slurm, job))
     started = datetime.fromisoformat(slurm.job(number)["StartTime"])
     elapsed = (datetime.now() - started).total_seconds()
     slurm.run("scontrol", "update", f"JobId={number}", f"TimeLimit={math.ceil((elapsed + WARNING) / 60)}")
@@ -90,7 +92,7 @@ def returned(slurm, jobs):
         is_up(slurm, job)
     for job in two:
         number, _, _, pause = job
-        until(lambda number=number: slurm.job(number)["Restarts"] != "0", 300, lambda job=job: told(slurm, job))
+        until(lambda number=number: slurm.job(number)["Restarts"] != "0", PATIENCE, lambda job=job: told(slurm, job))
         pause.unlink()
         slurm.run("scontrol", "update", f"JobId={number}", "TimeLimit=60")
     return jobs

@@ -56,7 +56,7 @@ def test_two_machines_end_in_the_same_bits_as_one(one_worker, tmp_path):
         )
         for machine, out in enumerate(outs)
     ]
-    said = [launcher.communicate(timeout=500)[0] for launcher in launchers]
+    said = [launcher.communicate(timeout=600)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], "".join(said)
     assert said[0].splitlines()[-1] == f"digest {expected['digest']}"
     assert not outs[1].exists()
