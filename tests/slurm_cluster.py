@@ -58,16 +58,16 @@ def missing() -> str:
     if not absent() or os.geteuid() != 0 or not shutil.which("apt-get"):
         return absent()
     quiet = {"check": False, "capture_output": True, "timeout": 600}
-    # policy-rc.d: the packages are not to start services of the machine; apt keeps a policy that is there
     subprocess.run(["apt-get", "update"], **quiet)
     install = ["apt-get", "install", "--yes", "--no-install-recommends", "slurm-wlm", "munge"]
+    # RUNLEVEL=1 keeps Debian from starting the services, which would be the machine's and not this test's
     subprocess.run(install, env=os.environ | {"DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}, **quiet)
     return absent()
 
 
 def absent() -> str:
     """Return the programs that are not installed."""
-    return " ".join(name for name in PROGRAMS if not shutil.which(name, path=PATH + ":/usr/sbin"))
+    return " ".join(name for name in PROGRAMS if not shutil.which(name, path=PATH))
 
 
 def until(found: Callable[[], object], seconds: float, what: Callable[[], str]) -> None:
