@@ -180,7 +180,9 @@ def begin(here: Cluster) -> None:
     ports = free_ports(3)
     text = CONFIGURATION.format(folder=folder, host=host, user=getpass.getuser(), ports=ports)
     (folder / "slurm.conf").write_text(text.lstrip())
-    (folder / "gres.conf").write_text("Name=gpu File=/dev/tty[1-3]\n")
+    for gpu, device in enumerate(("null", "zero", "full")):  # SLURM only wants to know that they are devices
+        (folder / f"gpu{gpu}").symlink_to(f"/dev/{device}")
+    (folder / "gres.conf").write_text(f"Name=gpu File={folder}/gpu[0-2]\n")
     files = {"key-file": "munge.key", "socket": "munge.socket", "pid-file": "munged.pid"}
     files |= {"log-file": "munged.log", "seed-file": "munged.seed"}
     here.start("munged", "--foreground", "--force", *(f"--{name}={folder / file}" for name, file in files.items()))
