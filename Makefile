@@ -5,11 +5,13 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 RECIPE ?= recipes/quickstart.py
+NODES ?= 1
+DEVICES ?= 1
 RUN = OMP_NUM_THREADS=1 FEDSIM_FIGURES=0 $(BIN)/fabric run
 TWO = --accelerator cpu --devices $(WORKERS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check run bench reproduce clean
+.PHONY: help setup demo test test-slow check run slurm bench reproduce clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +32,9 @@ demo: setup ## Train HiLoRA, FedIT and Local on the embedded digits with two wor
 
 run: setup ## Run a recipe: make run RECIPE=recipes/x.py WORKERS=8 ARGS="--seed 1"
 	$(BIN)/fabric run $(RECIPE) --devices $(WORKERS) $(ARGS)
+
+slurm: setup ## Submit a recipe to SLURM: make slurm RECIPE=recipes/x.py NODES=2 DEVICES=8 ARGS="--seed 1" SLURM="--time 8:00:00"
+	PATH="$(abspath $(BIN)):$$PATH" sbatch --nodes $(NODES) $(if $(filter-out 0,$(DEVICES)),--gpus-per-node $(DEVICES)) $(SLURM) slurm/fabric.sbatch $(RECIPE) $(ARGS)
 
 test: setup ## Run the default tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n auto --dist worksteal $(ARGS)

@@ -15,6 +15,7 @@ from typing import Any
 
 from fedsim.data.federated import FederatedData
 from fedsim.disk import read_json, write_atomically
+from fedsim.interruption import listening
 from fedsim.launch import launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
@@ -61,8 +62,8 @@ def compare(
     launch()  # from here on every worker has passed the checks, and worker 0 may write
     if Workers.is_first_or_alone():
         RunFolder.extend(table.out, recipe) if resume else RunFolder.create(table.out, recipe)
-    chosen = table.tune(recipe)
-    results = table.run(recipe, chosen)
+    with listening():
+        results = table.run(recipe, chosen := table.tune(recipe))
     if not Workers.is_first_or_alone():
         return None
     values = {name: trial.values for name, trial in chosen.items() if trial.values}

@@ -14,6 +14,7 @@ import tyro
 from lightning.fabric import Fabric
 
 from fedsim.faults import Fault, OnNan
+from fedsim.interruption import Stopped, is_launched, resume_command
 from fedsim.replay import replayed_folder
 from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
 from fedsim.workers import TIMEOUT, check_timeout
@@ -94,11 +95,16 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
 
     A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a bug and
     keeps its traceback. A `Fault`, which is nobody's bug, is one message and exit code 1; a worker that only hears the
-    echo of another's says nothing. With `--resume DIR` the folder's own recipe is the default, and options that
-    contradict it are refused.
+    echo of another's says nothing. A run that was asked to stop says how it goes on and leaves with exit code 75. With
+    `--resume DIR` the folder's own recipe is the default, and options that contradict it are refused.
     """
     try:
-        main(parse(recipe_type))
+        recipe = parse(recipe_type)
+        main(recipe)
+    except Stopped:
+        if _is_first():
+            print(f"go on with: {resume_command(recipe.out)}", file=sys.stderr, flush=True)
+        raise
     except ValueError as error:
         if launch.cache_info().currsize:
             raise
@@ -189,7 +195,7 @@ def launch() -> Fabric:
 
     Under `fabric run` constructing Fabric starts the process group, and launching again would raise.
     """
-    if os.environ.get("LT_CLI_USED") == "1":
+    if is_launched():
         return Fabric()
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.launch()

@@ -20,6 +20,7 @@ from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import Hand, sample_cohort
+from fedsim.interruption import listening, stop_if_asked
 from fedsim.launch import launch, set_threads
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
@@ -53,7 +54,8 @@ def simulate(
     `setting` are the fields of `Setting`: method, backbone, data and rounds, and what else differs from its defaults.
     Everything is recorded in the folder `out`; with `resume` the run there is continued. `recipe` is what recipe.json
     records, `threads` the CPU threads of a worker, `timeout` the seconds for which workers wait for each other. Raises
-    ValueError for anything that does not fit, before a process group, training or a file exists.
+    ValueError for anything that does not fit, before a process group, training or a file exists, and `Stopped`, a
+    SystemExit, between two rounds when a signal asks for it.
     """
     check_timeout(timeout)
     what, out = Setting(**setting), Path(out)
@@ -70,7 +72,7 @@ def simulate(
     initial = what.initial_slots()
     title, metric = type(what.method).__name__, what.data.task.metrics[0]
     progress = LiveProgress(title, what.rounds, start, workers.is_first, metric=metric)
-    with only_writer(out) if workers.is_first else nullcontext(), progress:
+    with listening(), only_writer(out) if workers.is_first else nullcontext(), progress:
         engine = prepare_engine(what, fabric, initial, workers, kept or None, progress.client_done)
         server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
         recorder = None
@@ -141,9 +143,11 @@ class Simulation:
         if self.recorder:
             self.recorder.started(state.round_index, self.what.data)
             self.progress.show_data(self.what.data.notes)
-        while state.round_index < state.rounds:
+        while True:
+            stop_if_asked(self.aggregator.workers, state.round_index, state.rounds)
+            if state.round_index == state.rounds:
+                return self.meet_unseen(state)
             state = self.run_round(state)
-        return self.meet_unseen(state)
 
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""

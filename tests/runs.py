@@ -41,9 +41,9 @@ def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess
     return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
 
 
-def finished(command: list[str], out: Path) -> dict[str, object]:
+def finished(command: list[str], out: Path, timeout: float = 300) -> dict[str, object]:
     """Run a command that must succeed; return result.json, whose digest must be the last line printed."""
-    done = run(command)
+    done = run(command, timeout)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((out / "result.json").read_text())
     assert done.stdout.splitlines()[-1] == f"digest {result['digest']}"

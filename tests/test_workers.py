@@ -1,11 +1,12 @@
 """Results must not depend on the number of workers: the same bits with 1, 2 and 3, through the real launcher."""
 
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import TinyAttention, tiny_data
-from runs import QUICKSTART, SMALL, fabric, finished, run
+from conftest import ROOT, TinyAttention, tiny_data
+from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
 import fedsim
 from fedsim.parts.tree import TreeCuts
@@ -37,6 +38,31 @@ def test_all_methods_end_in_the_same_bits_with_several_workers(one_worker, tmp_p
         busy = [float(row["utilisation"]) for row in RunFolder(out / "seed-0" / method).read_table("metrics.csv")]
         assert all(1 <= share <= workers for share in busy)
         assert max(busy) > 1, "five clients cannot be dealt evenly"
+
+
+@pytest.mark.slow
+def test_two_machines_end_in_the_same_bits_as_one(one_worker, tmp_path):
+    """Two launchers on the loopback, as on machines of their own: the second never sees the run folder."""
+    reference, expected = one_worker
+    outs = [tmp_path / f"machine-{machine}" for machine in (0, 1)]
+    launchers = [
+        subprocess.Popen(
+            fabric(1, QUICKSTART, "--num-nodes", 2, "--node-rank", machine, *OPTIONS, "--out", out),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for machine, out in enumerate(outs)
+    ]
+    said = [launcher.communicate(timeout=600)[0] for launcher in launchers]
+    assert [launcher.returncode for launcher in launchers] == [0, 0], "".join(said)
+    assert said[0].splitlines()[-1] == f"digest {expected['digest']}"
+    assert not outs[1].exists()
+    for method in ("local", "fedit", "hilora"):
+        for table in ("metrics.csv", "clients.csv"):
+            assert rows(outs[0] / "seed-0" / method / table) == rows(reference / "seed-0" / method / table)
 
 
 def grow_a_tree(out: Path) -> fedsim.Result | None:

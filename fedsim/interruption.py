@@ -1,0 +1,110 @@
+"""Asked to stop: a signal becomes a wish, on which all workers agree between rounds, and an exit code of its own.
+
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 let the round be finished; its checkpoint is what the run goes on from. A round is
+the unit since nothing inside one is kept: whoever cannot wait loses this round and no other.
+"""
+
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from fedsim.workers import Workers
+
+STOPPED = 75
+"""Exit code of a run that stopped because it was asked to: EX_TEMPFAIL of sysexits.h, "try again later"."""
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+ONE_REQUEST = 1.0
+"""Seconds within which signals count as one: a batch system tells the launcher, which tells the workers again."""
+INTERRUPTED = 128 + signal.SIGINT
+LAUNCHER = ("accelerator", "strategy", "devices", "num-nodes", "precision")
+"""Options of `fabric run` as it leaves them in the environment of its workers, LT_NUM_NODES and so on."""
+
+
+class Stopped(SystemExit):
+    """The run was asked to stop and did so between two rounds. Nobody who does not catch it sees a traceback."""
+
+
+@dataclass
+class Wish:
+    """What this process was asked for: the first signal (0: nothing) and when it came."""
+
+    signal: int = 0
+    time: float = 0.0
+    before: dict[int, Any] = field(default_factory=dict)
+    """The handlers that are put back in the end."""
+
+    def note(self, number: int, frame: FrameType | None = None) -> None:
+        """Handle a signal: remember the first; leave at once when Ctrl-C comes after another or is followed by one."""
+        now = time.monotonic()
+        if not self.signal:
+            self.signal, self.time = number, now
+            if Workers.is_first_or_alone():
+                again = ", Ctrl-C again to leave at once" if number == signal.SIGINT else ""
+                _say(f"{name(number)}: stopping when this round is finished{again}")
+        elif signal.SIGINT in (self.signal, number) and now - self.time > ONE_REQUEST:
+            os._exit(INTERRUPTED)  # no clean-up: another worker may hang; checkpoints are whole or not there
+
+
+_wish = Wish()
+
+
+@contextmanager
+def listening() -> Iterator[None]:
+    """While inside, take the three signals as the wish to stop; an outer `listening` keeps them."""
+    is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
+    if not is_main or signal.getsignal(signal.SIGTERM) == _wish.note:
+        yield
+        return
+    _wish.signal, _wish.before = 0, {number: signal.signal(number, _wish.note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in _wish.before.items():
+            signal.signal(number, handler)
+
+
+def stop_if_asked(workers: Workers, done: int, rounds: int) -> None:
+    """Raise `Stopped` on every worker when any of them was asked to stop. All must call this at the same place."""
+    number = max(workers.all_numbers(_wish.signal))
+    if not number:
+        return
+    if workers.is_first:
+        _say(f"{name(number)}: stopped after {done} of {rounds} rounds; the run can be resumed")
+    if is_launched():  # it ends all workers when the first has left, and worker 0 may have something to say yet
+        _wish.before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
+    raise Stopped(STOPPED)
+
+
+def resume_command(folder: Path) -> str:
+    """Return the command that continues the run of a recipe in this folder as it was started."""
+    if not is_launched():
+        return shlex.join(["python", sys.argv[0], "--resume", str(folder)])
+    said = {option: os.environ.get("LT_" + option.upper().replace("-", "_")) for option in LAUNCHER}
+    if said["num-nodes"] == "1":
+        del said["num-nodes"]
+    options = [part for option, value in said.items() if value for part in (f"--{option}", value)]
+    return shlex.join(["fabric", "run", sys.argv[0], *options, "--resume", str(folder)])
+
+
+def is_launched() -> bool:
+    """Whether `fabric run` started this process."""
+    return os.environ.get("LT_CLI_USED") == "1"
+
+
+def name(number: int) -> str:
+    """Return what a signal is called."""
+    return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
+
+
+def _say(text: str) -> None:
+    """Write a line to standard error; safe in a signal handler, where print may be in the middle of another line."""
+    os.write(2, f"{text}\n".encode())
