@@ -8,12 +8,9 @@ checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboa
 
 import csv
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,19 +20,8 @@ from torch import Tensor
 
 from fedsim.adapters.wire import pack, unpack
 from fedsim.disk import append, read_json, write_atomically
+from fedsim.provenance import environment
 
-PACKAGES = (
-    "fedsim",
-    "torch",
-    "lightning",
-    "timm",
-    "transformers",
-    "peft",
-    "datasets",
-    "scikit-learn",
-    "scipy",
-    "numpy",
-)
 SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
 MAY_CHANGE = frozenset({"on_nan", "timeout"})
@@ -212,24 +198,6 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
-
-
-def environment() -> dict[str, Any]:
-    """Return package versions, the git revision of the code (with a mark when files differ) and what was started."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        revision = ""
-    script = getattr(sys.modules.get("__main__"), "__file__", None)
-    started = {"script": str(Path(script).absolute()) if script else "", "arguments": sys.argv[1:]}
-    return {"versions": versions, "git": revision or "unknown", **started}
 
 
 def _run_of(folder: Path) -> str:

@@ -68,8 +68,7 @@ def simulate(
     workers = Workers.from_environment(timeout)
     kept = int(tensors.get(BLOCK_SIZE, 0))
     start, kept = map(int, workers.broadcast(f"{start} {kept}".encode()).split())  # other machines may lack the folder
-    state = what.state(start)
-    initial = what.initial_slots()
+    state, initial = what.state(start), what.initial_slots()
     title, metric = type(what.method).__name__, what.data.task.metrics[0]
     progress = LiveProgress(title, what.rounds, start, workers.is_first, metric=metric)
     with listening(), only_writer(out) if workers.is_first else nullcontext(), progress:

@@ -78,8 +78,7 @@ def pathological(
         of_all[present] = shares / shares.sum(1, keepdims=True)
         return of_all
 
-    name = f"split of {classes_per_client} classes per client"
-    pools = (train_targets, test_targets)
+    name, pools = f"split of {classes_per_client} classes per client", (train_targets, test_targets)
     return _deal(draw_large_enough(name, pools, n_clients, (min_train, min_test), draw), pools, rng)
 
 

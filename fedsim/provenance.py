@@ -1,0 +1,38 @@
+"""With what a run was made: package versions, git revision, the script and its arguments."""
+
+import importlib.metadata
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "fedsim",
+    "torch",
+    "lightning",
+    "timm",
+    "transformers",
+    "peft",
+    "datasets",
+    "scikit-learn",
+    "scipy",
+    "numpy",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return package versions, the git revision of the code (with a mark when files differ) and what was started."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        revision = ""
+    script = getattr(sys.modules.get("__main__"), "__file__", None)
+    started = {"script": str(Path(script).absolute()) if script else "", "arguments": sys.argv[1:]}
+    return {"versions": versions, "git": revision or "unknown", **started}
