@@ -13,6 +13,7 @@ import torch
 import tyro
 from lightning.fabric import Fabric
 
+from fedsim.devices import DeviceProfiles
 from fedsim.replay import replayed_folder
 from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
 
@@ -52,6 +53,9 @@ class RunOptions:
     threads: int | None = None
     """CPU threads of a worker; default cores ÷ workers, at most $OMP_NUM_THREADS."""
 
+    devices_profile: DeviceProfiles = dataclasses.field(default_factory=DeviceProfiles)
+    """Simulated devices of the clients: how long a round would take them, and who misses its deadline."""
+
     def __post_init__(self) -> None:
         problems = []
         if self.rounds < 1:
@@ -70,7 +74,7 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "compile", "threads")
-        same = {name: getattr(self, name) for name in names}
+        same = {name: getattr(self, name) for name in (*names, "devices_profile")}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

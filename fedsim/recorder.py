@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsim.adapters.bank import NEVER
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
+from fedsim.devices import ClientCost
 from fedsim.evaluation import STATISTICS, client_rows, mean_loss, prefixes, summarise_updates
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import Result, summarise_run
@@ -47,6 +48,7 @@ class Recorder:
         updates: Sequence[ClientUpdate],
         evaluated: Sequence[ClientUpdate],
         log: Mapping[str, Any],
+        costs: Sequence[ClientCost] = (),
     ) -> None:
         """Record the round that led to the state `after`: tables first, then the checkpoint that makes them count."""
         round_index = after.round_index - 1
@@ -60,7 +62,9 @@ class Recorder:
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
+        metrics |= {name: log[name] for name in ("simulated_seconds", "dropped") if name in log}
         self.folder.append("metrics.csv", [metrics])
+        self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])
         self.clients_done(round_index, stage, updates, {"after_training": "after_training"})
         self.clients_done(round_index, stage, evaluated, {"after_aggregation": "after_aggregation"})
         self.folder.log_event(round_index, {"stage": stage, **log})

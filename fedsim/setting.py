@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
 from fedsim.data.federated import FederatedData
+from fedsim.devices import Clock, DeviceProfiles
 from fedsim.federation import check_cohort_size, population_of
 from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
@@ -31,7 +32,7 @@ class Setting:
     match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
     of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `compile` whether
-    the backbone goes through torch.compile.
+    the backbone goes through torch.compile, `devices_profile` the clients' simulated devices.
     """
 
     method: Method
@@ -47,6 +48,8 @@ class Setting:
     engine: Literal["batched", "sequential"] = "batched"
     block_size: int | None = None
     compile: bool = False
+    devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
+    clock: Clock | None = field(init=False)
 
     def __post_init__(self) -> None:
         check_precision()
@@ -58,6 +61,7 @@ class Setting:
         check_cohort_size(self.cohort_size, self.population)
         self.method.plan(self.state(0), self.population)  # a method that does not fit the clients says so
         check_classes(self.layout.sites, self.data.n_classes)
+        object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed))
 
     @cached_property
     def population(self) -> Population:

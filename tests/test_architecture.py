@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "run_folder": {"adapters"},
     "resources": {"adapters", "local_training"},
     "profiling": {"adapters", "resources"},
+    "devices": {"resources"},
     "replay": {"run_folder"},
-    "launch": {"run_folder", "replay"},
+    "launch": {"devices", "run_folder", "replay"},
     "round": {"adapters", "local_training"},
     "models": {"adapters", "cache", "local_training"},
     "parts": {"adapters", "round"},
@@ -31,7 +32,8 @@ MAY_IMPORT = {
     "methods": {"adapters", "round", "parts", "plan"},
     "engines": {"adapters", "local_training", "round", "models", "plan", "data"},
     "messages": {"adapters", "round", "workers"},
-    "federation": {"adapters", "round", "plan", "data"},
+    "workload": {"adapters", "local_training", "resources", "round", "plan"},
+    "federation": {"adapters", "devices", "round", "plan", "data"},
     "evaluation": {"adapters", "round", "plan", "data"},
     "aggregator": {
         "adapters",
@@ -39,13 +41,14 @@ MAY_IMPORT = {
         "round",
         "plan",
         "data",
+        "devices",
         "federation",
         "messages",
-        "resources",
         "workers",
+        "workload",
     },
     "report": {"adapters", "round", "plan", "data", "evaluation", "run_folder"},
-    "recorder": {"adapters", "round", "plan", "data", "evaluation", "report", "run_folder"},
+    "recorder": {"adapters", "round", "plan", "data", "devices", "evaluation", "report", "run_folder"},
 }
 """What a file or folder of fedsim may import beside itself and `randomness`. What is not listed may import anything."""
 
@@ -64,7 +67,7 @@ TOP = {
 """Those that may import anything of the above, and that nothing else imports."""
 
 EXCEPTIONS = {
-    ("fedsim/aggregator.py", "fedsim.parts.sharing"): "is_private: a private copy does not travel",
+    ("fedsim/workload.py", "fedsim.parts.sharing"): "is_private: a private copy does not travel",
 }
 
 LIGHTNING = (

@@ -19,6 +19,8 @@ class Result:
     digest: str
 
 
+SIMULATED = "simulated_seconds"
+"""What a round would take simulated devices; a column only where there are any, and with it `dropped`."""
 NAMES = {"after_training": "personal", "after_aggregation": "global"}
 """What the table calls them: a client's own model after its local training; what it holds after aggregation."""
 
@@ -30,6 +32,7 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     holds after the last aggregation, `unseen.untuned.*` and `unseen.tuned.*` the clients that never trained, and
     `stage.S.*` what seen clients held after the last round of stage S. `*.best.*` is the best round by mean. All of it
     is the first metric, the headline, which `metric` names; further ones follow as `global.<metric>.*` and so on.
+    `bytes.*`, and with simulated devices `simulated_seconds` and `dropped`, are sums over rounds.
     """
     summary: dict[str, Any] = {"rounds": len(rounds), "metric": metrics[0]}
     for evaluation, name in (*NAMES.items(), ("unseen_untuned", "unseen.untuned"), ("unseen_tuned", "unseen.tuned")):
@@ -52,4 +55,7 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
         if row["after_aggregation.mean"]:
             summary |= {f"stage.{row['stage']}.{key}": float(row[f"after_aggregation.{key}"]) for key in STATISTICS}
     summary |= {f"bytes.{way}": sum(int(row[f"bytes.{way}"]) for row in rounds) for way in ("up", "down")}
+    if rounds and SIMULATED in rounds[0]:
+        summary |= {SIMULATED: sum(float(row[SIMULATED]) for row in rounds)}
+        summary |= {"dropped": sum(int(row["dropped"]) for row in rounds)}
     return summary
