@@ -56,6 +56,9 @@ class RunOptions:
     devices_profile: DeviceProfiles = dataclasses.field(default_factory=DeviceProfiles)
     """Simulated devices of the clients: how long a round would take them, and who misses its deadline."""
 
+    wandb: Literal["offline", "online"] | None = None
+    """Give the curves to Weights & Biases too: kept in the run folder for `wandb sync`, or sent at once."""
+
     def __post_init__(self) -> None:
         problems = []
         if self.rounds < 1:
@@ -74,7 +77,7 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "compile", "threads")
-        same = {name: getattr(self, name) for name in (*names, "devices_profile")}
+        same = {name: getattr(self, name) for name in (*names, "devices_profile", "wandb")}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

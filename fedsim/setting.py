@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
+from fedsim.curves import Wandb, check_wandb
 from fedsim.data.federated import FederatedData
 from fedsim.devices import Clock, DeviceProfiles
 from fedsim.federation import check_cohort_size, population_of
@@ -32,7 +33,8 @@ class Setting:
     match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
     of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `compile` whether
-    the backbone goes through torch.compile, `devices_profile` the clients' simulated devices.
+    the backbone goes through torch.compile, `devices_profile` the clients' simulated devices,
+    `wandb` whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -49,10 +51,12 @@ class Setting:
     block_size: int | None = None
     compile: bool = False
     devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
+    wandb: Wandb | None = None
     clock: Clock | None = field(init=False)
 
     def __post_init__(self) -> None:
         check_precision()
+        check_wandb(self.wandb)
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")

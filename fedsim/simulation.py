@@ -73,7 +73,7 @@ def simulate(
         if workers.is_first:
             state = restore_state(what.state(start, initial), tensors)
             folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
-            recorder = Recorder(folder, what.population, engine.block_size, what.data.task)
+            recorder = Recorder(folder, what.population, engine.block_size, what.data.task, what.wandb)
         return Simulation(what, server, engine, progress, recorder).run(state)
 
 

@@ -51,7 +51,7 @@ def grow_a_tree(out: Path) -> fedsim.Result | None:
         block_size=2,
         threads=1,
         out=out,
-        devices_profile=DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01, deadline=45),
+        devices_profile=DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01, deadline=35),
     )
 
 
