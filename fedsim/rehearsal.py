@@ -117,10 +117,9 @@ class _Counting(Aggregator):
 
     def stack_bytes(self, outcome: Outcome) -> int:
         """Return what was added to a tier that grows, at full size."""
+        first = self.method.tiers[0]
         real, small = (
-            byte_count(
-                t for slot, t in work.initial.items() if slot.factor in "AB" and slot.tier == self.method.tiers[0]
-            )
+            byte_count(value for slot, value in work.initial.items() if slot.tier == first and slot.factor in "AB")
             for work in (self.real, self.workload)
         )
         stack = super().stack_bytes(outcome)
