@@ -1,10 +1,10 @@
 """fedsim simulates federated LoRA fine-tuning. `simulate` runs a federation; a recipe is a configuration of it."""
 
+from fedsim.command_line import RunOptions, cli
 from fedsim.comparison import compare
 from fedsim.data.federated import FederatedData, from_tensors
 from fedsim.data.proxy import set_aside, with_proxy
 from fedsim.exporting import export_adapter
-from fedsim.launch import RunOptions, cli
 from fedsim.local_training import LocalTraining
 from fedsim.methods import (
     ClusteredFedAvg,

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from fedsim.command_line import RunOptions
 from fedsim.comparison import compare
 from fedsim.cost import print_costs
 from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
@@ -20,7 +21,6 @@ from fedsim.data.proxy import with_drawn_proxy
 from fedsim.data.texts import TextOptions, find_texts
 from fedsim.data.topics import PAD, TOPICS, VOCABULARY, topic_texts
 from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
-from fedsim.launch import RunOptions
 from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import start_from_adapter
 from fedsim.models.backbones import TimmModel, timm_backbone, timm_statistics

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
+from fedsim.command_line import fail
 from fedsim.exporting import check_has_checkpoint, export
-from fedsim.launch import fail
 from fedsim.replay import setting_of
 
 

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import TypeVar
 
 from fedsim.data.federated import FederatedData
+from fedsim.devices import ClientCost
 from fedsim.plan import Plan
 from fedsim.randomness import numpy_generator
 from fedsim.round import Block, Population
@@ -15,11 +16,16 @@ Work = TypeVar("Work")
 
 @dataclass(frozen=True)
 class Hand:
-    """What a worker is dealt: the round's plan, its blocks, and the busiest worker's load over the mean."""
+    """What a worker is dealt: the round's plan, its blocks, and the busiest worker's load over the mean.
+
+    `clients` are those of all workers; `costs` what a round costs each of its cohort, on worker 0.
+    """
 
     plan: Plan
     blocks: list[Block]
     utilisation: float
+    clients: list[int]
+    costs: Sequence[ClientCost] = ()
 
     @property
     def n_clients(self) -> int:

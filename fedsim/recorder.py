@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from lightning.fabric.loggers import TensorBoardLogger
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
+from fedsim.curves import Curves, Wandb
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
+from fedsim.devices import ClientCost
 from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import NAMES, Result, summarise_run
@@ -27,10 +28,12 @@ BLOCK_SIZE = "block_size"
 class Recorder:
     """Turns a round's updates into rows, events, curves and a checkpoint; the task says what clients are scored by."""
 
-    def __init__(self, folder: RunFolder, population: Population, block_size: int, task: Task):
+    def __init__(
+        self, folder: RunFolder, population: Population, block_size: int, task: Task, wandb: Wandb | None = None
+    ):
         self.folder, self.population, self.block_size = folder, population, torch.tensor(block_size)
         self.task = task
-        self.curves = TensorBoardLogger(root_dir=folder.path, name="tensorboard", version="")
+        self.curves = Curves(folder, wandb)
         self.clock = time.perf_counter()
 
     def started(self, round_index: int, data: FederatedData) -> None:
@@ -47,6 +50,7 @@ class Recorder:
         updates: Sequence[ClientUpdate],
         evaluated: Sequence[ClientUpdate],
         log: Mapping[str, Any],
+        costs: Sequence[ClientCost] = (),
     ) -> None:
         """Record the round that led to the state `after`: tables first, then the checkpoint that makes them count."""
         round_index, aside = after.round_index - 1, log.get("set_aside", ())
@@ -63,7 +67,9 @@ class Recorder:
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
+        metrics |= {name: log[name] for name in ("simulated_seconds", "dropped") if name in log}
         self.folder.append("metrics.csv", [metrics])
+        self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])
         self.clients_done(round_index, stage, updates, {"after_training": "after_training"})
         self.clients_done(round_index, stage, evaluated, {"after_aggregation": "after_aggregation"})
         self.folder.log_event(round_index, {"stage": stage, **log})
@@ -72,7 +78,7 @@ class Recorder:
         timing = {"round": round_index, "seconds": seconds, "clients_per_second": len(updates) / seconds}
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
-        self.curves.log_metrics({name: v for name, v in curves.items() if _is_number(v)}, step=round_index)
+        self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, round_index)
         self.folder.save_checkpoint(after.round_index, state_tensors(after) | {BLOCK_SIZE: self.block_size})
 
     def clients_done(
@@ -96,7 +102,7 @@ class Recorder:
         digest = digest_of(state_tensors(state))
         self.folder.finish(summary | {"digest": digest})
         draw_figures(self.folder)
-        self.curves.finalize("success")
+        self.curves.finish()
         return Result(self.folder.path, summary, digest)
 
 

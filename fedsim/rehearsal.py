@@ -6,23 +6,24 @@ counted from the slots at full size. What depends on what is learnt (a stage tha
 differ.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Layout, Slot, byte_count
 from fedsim.aggregator import Aggregator
+from fedsim.devices import ClientCost
+from fedsim.federation import Hand
 from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator
 from fedsim.report.progress import LiveProgress
-from fedsim.round import Assignment, Block, ClientUpdate, ServerState
+from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
 from fedsim.setting import Setting
 from fedsim.simulation import Simulation
 from fedsim.workers import Workers
+from fedsim.workload import Workload, samples_of
 
 WIDTH = 16
 """Features that a site keeps in a rehearsal, at least; as many as the LoRA rank where that is larger."""
@@ -83,9 +84,8 @@ class _Rehearsal:
     def _update(self, plan: Plan, assignment: Assignment) -> ClientUpdate:
         client, n = assignment.client, self.what.data.train_size(assignment.client)
         if assignment.trains and n:
-            epochs, rest = divmod(assignment.steps, math.ceil(n / assignment.local.batch_size))
             self.steps += assignment.steps
-            self.samples += epochs * n + min(rest * assignment.local.batch_size, n) + n * is_measured(plan, client)
+            self.samples += samples_of(n, assignment.steps, assignment.local.batch_size) + n * is_measured(plan, client)
         self.evaluated += self.what.data.test_size(client)
         random = generator(self.what.seed, "rehearsal", assignment.round_index, client)
         noise = {slot: 0.1 * torch.randn(value.shape, generator=random) for slot, value in assignment.tensors.items()}
@@ -94,37 +94,45 @@ class _Rehearsal:
         return ClientUpdate(client, n, trained, {"train_loss": 0.0}, measured)
 
 
+class _Billed(Workload):
+    """The work at full size; how wide a tier has grown is what was added to it, at most the width of the maps."""
+
+    added = 0
+
+    def width(self, state: ServerState, slot: Slot) -> int:
+        """Return the LoRA rank to which a slot has grown."""
+        pair = (self.initial[slot._replace(factor=factor)] for factor in "AB")
+        return min(self.added, *(max(value.shape) for value in pair))
+
+
 class _Counting(Aggregator):
     """A server of narrow adapters that counts bytes as one of the real ones would send them."""
 
     def __init__(self, what: Setting, engine: _Rehearsal):
         small = _narrow(what.layout)
-        common = {"workers": Workers(), "local": what.local}
-        super().__init__(what.method, what.population, small, narrow_values(what, small), **common)
-        self.real = Aggregator(what.method, what.population, what.layout, what.initial_slots(), **common)
+        initial, parts = narrow_values(what, small), (what.method, what.population)
+        super().__init__(*parts, small, initial, Workers(), what.local, clock=what.clock)
+        self.billed = self.real = _Billed(*parts, what.layout, what.initial_slots(), what.local)
         self.sent: list[tuple[int, int]] = []
 
-    @cached_property
-    def ratio(self) -> float:
-        """How much larger a real adapter is than its narrow one."""
+    def stack_bytes(self, outcome: Outcome) -> int:
+        """Return what was added to a tier that grows, at full size."""
+        first = self.method.tiers[0]
         real, small = (
-            byte_count(t for slot, t in server.initial.items() if slot.factor in "AB") for server in (self.real, self)
+            byte_count(value for slot, value in work.initial.items() if slot.tier == first and slot.factor in "AB")
+            for work in (self.real, self.workload)
         )
-        return real / small
-
-    def traffic(self, state: ServerState, plan: Plan, clients: Sequence[int]) -> tuple[int, int]:
-        """Return the bytes at full size."""
-        return self.real.traffic(state, plan, clients)
+        stack = super().stack_bytes(outcome)
+        self.real.added += stack * self.method.lora_rank // small
+        return round(stack * real / small)
 
     def step(
-        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
-    ) -> tuple[ServerState, dict[str, object]]:
-        """Update, and note the bytes; of what a growing tier is sent, those of the narrow one times the ratio."""
-        after, log = super().step(state, plan, updates, aside)
-        stack = int(log.get("bytes.stack", 0)) * len(updates)  # type: ignore[call-overload]
-        down = int(log["bytes.down"]) - stack + round(stack * self.ratio)  # type: ignore[call-overload]
-        self.sent.append((int(log["bytes.up"]), down))  # type: ignore[call-overload]
-        return after, log
+        self, state: ServerState, hand: Hand, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
+    ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
+        """Update, and note the bytes."""
+        after, log, costs = super().step(state, hand, updates, aside)
+        self.sent.append((int(log["bytes.up"]), int(log["bytes.down"])))  # type: ignore[call-overload]
+        return after, log, costs
 
 
 def narrow_values(what: Setting, narrow: Layout) -> dict[Slot, Tensor]:

@@ -92,14 +92,18 @@ class Profile:
         """Sites by name."""
         return {site.name: site for site in self.sites}
 
+    @property
+    def forward(self) -> int:
+        """FLOPs of a sample's forward pass through the bare backbone."""
+        return self.before + sum(piece.forward for piece in self.pieces.values())
+
     def cost(self, work: Work) -> Cost:
         """Return the cost of a local step of this work, at its batch size."""
         shapes, trained, local = work
         own = {slot: shape for slot, shape in shapes.items() if slot.site in self.site}
         lowest = min((self.site[slot.site].depth for slot in trained & own.keys()), default=max(self.pieces) + 1)
         passed = [piece for depth, piece in self.pieces.items() if depth >= lowest]
-        forward, backward, kept = self.before, 0, sum(piece.kept for piece in passed)
-        forward += sum(piece.forward for piece in self.pieces.values())
+        forward, backward, kept = self.forward, 0, sum(piece.kept for piece in passed)
         backward += sum(piece.backward for piece in passed) - self._unneeded(lowest)
         of_site: dict[str, dict[Slot, Sequence[int]]] = {}
         for slot, shape in own.items():

@@ -2,6 +2,7 @@
 
 recipe.json    what was asked for, with versions and git revision      metrics.csv  a row a round
 events.jsonl   what a method found out (stages, clusters, gaps)        clients.csv  a row per client and evaluation
+costs.csv      a row per client and round: bytes, steps, simulated time
 timing.csv     seconds, which differ from run to run                   result.json  the summary, at the end
 checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboard/ the same curves as events
 """
@@ -26,7 +27,7 @@ SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
 MAY_CHANGE = frozenset({"on_nan", "timeout"})
 """What a run does where it would otherwise end. Until then it does not matter."""
-TABLES = ("metrics.csv", "clients.csv", "timing.csv")
+TABLES = ("metrics.csv", "clients.csv", "costs.csv", "timing.csv")
 
 
 class RunFolder:

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
+from fedsim.curves import Wandb, check_wandb
 from fedsim.data.federated import FederatedData
+from fedsim.devices import Clock, DeviceProfiles
 from fedsim.divergence import check_policy
 from fedsim.faults import OnNan
 from fedsim.federation import check_cohort_size, population_of
@@ -34,7 +36,8 @@ class Setting:
     of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `compile` whether
     the backbone goes through torch.compile, `on_nan` what becomes of a client whose numbers are no longer finite: the
-    run stops, or it skips the client's update.
+    run stops, or it skips the client's update. `devices_profile` are the clients' simulated devices, and `wandb` says
+    whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -51,10 +54,14 @@ class Setting:
     block_size: int | None = None
     compile: bool = False
     on_nan: OnNan = "stop"
+    devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
+    wandb: Wandb | None = None
+    clock: Clock | None = field(init=False)
 
     def __post_init__(self) -> None:
         check_precision()
         check_policy(self.on_nan)
+        check_wandb(self.wandb)
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")
@@ -63,6 +70,7 @@ class Setting:
         check_cohort_size(self.cohort_size, self.population)
         self.method.plan(self.state(0), self.population)  # a method that does not fit the clients says so
         check_classes(self.layout.sites, self.data.n_classes)
+        object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed))
 
     @cached_property
     def population(self) -> Population:

@@ -73,12 +73,12 @@ def simulate(
     progress = LiveProgress(title, what.rounds, start, workers.is_first, metric=metric)
     with listening(), only_writer(out) if workers.is_first else nullcontext(), progress:
         engine = prepare_engine(what, fabric, initial, workers, kept or None, progress.client_done)
-        server = Aggregator(what.method, what.population, what.layout, initial, workers, what.local, engine.block_size)
+        server = prepare_server(what, initial, workers, engine.block_size)
         recorder = None
         if workers.is_first:
             state = restore_state(what.state(start, initial), tensors)
             folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
-            recorder = Recorder(folder, what.population, engine.block_size, what.data.task)
+            recorder = Recorder(folder, what.population, engine.block_size, what.data.task, what.wandb)
         return Simulation(what, server, engine, progress, recorder).run(state)
 
 
@@ -121,6 +121,12 @@ def prepare_engine(
     return engine
 
 
+def prepare_server(what: Setting, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
+    """Return the server's half of the setting's rounds."""
+    parts = what.method, what.population, what.layout, initial
+    return Aggregator(*parts, workers, what.local, block_size, what.clock)
+
+
 def machine(fabric: Fabric) -> dict[str, Any]:
     """Return what a run was carried out on, for its recipe.json."""
     precision = fabric.strategy.precision.precision
@@ -153,20 +159,20 @@ class Simulation:
         server, population = self.aggregator, self.aggregator.population
         cohort = sample_cohort(population, self.what.n_cohort, self.what.seed, state.round_index)
         state = replace(state, cohort=tuple(cohort))
-        hand = server.hand_out(state, cohort)
+        hand = server.begin_round(state, cohort)
         updates = self.train(state, hand)
         if hand.plan.also is not None:
-            more = self.train(state, server.hand_out(state, cohort, part="also"))
+            more = self.train(state, server.hand_out(state, hand.clients, part="also"))
             updates = [with_second(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.ask_proxy(state, hand.plan)]
         aside = set_aside(every, self.what.on_nan, state.round_index, hand.plan.stage)
-        after, log = server.step(state, hand.plan, every, aside)
+        after, log, costs = server.step(state, hand, every, aside)
         is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == after.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
-            log = {**self.resources(hand.plan, cohort), **log, **event(aside), "utilisation": hand.utilisation}
+            log = {**self.resources(hand.plan, hand.clients), **log, **event(aside), "utilisation": hand.utilisation}
             log |= {"resources": self.what.costs()} if state.round_index == 0 else {}
-            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log)
+            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs)
             self.progress.end_round(updates, evaluated)
         return after
 
@@ -177,7 +183,7 @@ class Simulation:
 
     def resources(self, plan: Plan, clients: Sequence[int]) -> dict[str, object]:
         """Return what is logged of who trained which depths, where a plan allocates them."""
-        return allocation_log(self.what.profile, plan.allocations, clients, partial(self.aggregator.work_of, plan))
+        return allocation_log(self.what.profile, plan.allocations, clients, partial(self.aggregator.workload.of, plan))
 
     def ask_proxy(self, state: ServerState, plan: Plan) -> list[ClientUpdate]:
         """Let the server's proxy client measure the model of this round, where the plan asks for it."""

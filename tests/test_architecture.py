@@ -25,9 +25,12 @@ MAY_IMPORT = {
     "run_folder": {"adapters", "disk", "provenance"},
     "resources": {"adapters", "local_training"},
     "profiling": {"adapters", "resources"},
+    "devices": {"resources"},
+    "curves": {"run_folder"},
     "replay": {"run_folder"},
     "interruption": {"workers"},
-    "launch": {"run_folder", "replay", "faults", "interruption", "workers"},
+    "launch": {"interruption"},
+    "command_line": {"devices", "run_folder", "replay", "faults", "interruption", "launch", "workers"},
     "round": {"adapters", "local_training"},
     "divergence": {"faults", "round"},
     "models": {"adapters", "cache", "local_training"},
@@ -36,7 +39,8 @@ MAY_IMPORT = {
     "methods": {"adapters", "round", "parts", "plan"},
     "engines": {"adapters", "local_training", "round", "models", "plan", "data"},
     "messages": {"adapters", "round", "workers"},
-    "federation": {"adapters", "round", "plan", "data"},
+    "workload": {"adapters", "local_training", "resources", "round", "plan"},
+    "federation": {"adapters", "devices", "round", "plan", "data"},
     "evaluation": {"adapters", "round", "plan", "data"},
     "aggregator": {
         "adapters",
@@ -44,13 +48,14 @@ MAY_IMPORT = {
         "round",
         "plan",
         "data",
+        "devices",
         "federation",
         "messages",
-        "resources",
         "workers",
+        "workload",
     },
     "report": {"adapters", "round", "plan", "data", "disk", "evaluation", "run_folder"},
-    "recorder": {"adapters", "round", "plan", "data", "evaluation", "report", "run_folder"},
+    "recorder": {"adapters", "curves", "round", "plan", "data", "devices", "evaluation", "report", "run_folder"},
 }
 """What a file or folder of fedsim may import beside itself and `randomness`. What is not listed may import anything."""
 
@@ -69,13 +74,13 @@ TOP = {
 """Those that may import anything of the above, and that nothing else imports."""
 
 EXCEPTIONS = {
-    ("fedsim/aggregator.py", "fedsim.parts.sharing"): "is_private: a private copy does not travel",
+    ("fedsim/workload.py", "fedsim.parts.sharing"): "is_private: a private copy does not travel",
 }
 
 LIGHTNING = (
     "fedsim/models/client_module.py",
     "fedsim/engines/",
-    "fedsim/recorder.py",
+    "fedsim/curves.py",
     "fedsim/launch.py",
     "fedsim/simulation.py",
     "fedsim/cost.py",

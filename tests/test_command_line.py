@@ -9,7 +9,7 @@ import pytest
 from runs import QUICKSTART, SMALL, fabric, python, run
 
 import fedsim
-from fedsim import launch
+from fedsim import command_line
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ def parse(monkeypatch, tmp_path):
 
     def parse(*options: object) -> Recipe:
         monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
-        return launch.parse(Recipe)
+        return command_line.parse(Recipe)
 
     return parse
 
@@ -82,9 +82,9 @@ def test_a_value_out_of_range_is_one_message_with_exit_code_2(monkeypatch, capsy
 def test_resume_takes_the_options_of_the_folder(parse, tmp_path):
     first = parse("--seed", 5, "--method.gamma-l", 0.7, "--out", tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.json").write_text(json.dumps(launch.to_dict(first)))
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(command_line.to_dict(first)))
     resumed = parse("--resume", tmp_path / "run")
-    assert launch.to_dict(resumed) == launch.to_dict(first)
+    assert command_line.to_dict(resumed) == launch.to_dict(first)
     assert resumed.out == tmp_path / "run"
     with pytest.raises(ValueError, match=r"another recipe: seed was 5 and is 6"):
         parse("--resume", tmp_path / "run", "--seed", 6)
@@ -93,7 +93,7 @@ def test_resume_takes_the_options_of_the_folder(parse, tmp_path):
 def test_a_resumed_comparison_may_be_given_more_seeds_in_any_order_but_not_fewer(parse, tmp_path):
     first = parse("--seeds", 2, 0, "--out", tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.json").write_text(json.dumps(launch.to_dict(first)))
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(command_line.to_dict(first)))
     assert parse("--resume", tmp_path / "run").seeds == (2, 0)
     assert parse("--resume", tmp_path / "run", "--seeds", 0, 1, 2).seeds == (2, 0, 1)
     with pytest.raises(ValueError, match=r"another recipe: seeds was \[2, 0\] and is \[0, 1\]"):
@@ -105,7 +105,7 @@ def test_a_resumed_comparison_may_be_given_more_seeds_in_any_order_but_not_fewer
 def test_a_single_run_does_not_become_a_comparison(parse, tmp_path):
     first = parse("--out", tmp_path / "run")
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "recipe.json").write_text(json.dumps(launch.to_dict(first)))
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(command_line.to_dict(first)))
     with pytest.raises(ValueError, match=r"another recipe: seeds was \[\] and is \[0, 1\]"):
         parse("--resume", tmp_path / "run", "--seeds", 0, 1)
 

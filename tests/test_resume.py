@@ -13,6 +13,7 @@ from runs import QUICKSTART, SMALL, environment, fabric, finished, kill_all
 
 import fedsim
 from fedsim import run_folder, simulation
+from fedsim.devices import DeviceProfiles
 
 
 class Stopped(Exception):
@@ -41,15 +42,17 @@ def stop_after(monkeypatch):
 @pytest.mark.parametrize("method", [fedsim.FedIT, fedsim.Local, fedsim.HiLoRA, fedsim.FedTreeLoRA])
 @pytest.mark.parametrize("checkpoints", [0, 1, 4, 5])
 def test_a_stopped_run_resumes_to_the_same_bits_and_rows(tiny_run, stop_after, monkeypatch, method, checkpoints):
-    common = {"method": method(lora_rank=2), "rounds": 6, "cohort_size": 3}
+    devices = DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01, deadline=35)
+    common = {"method": method(lora_rank=2), "rounds": 6, "cohort_size": 3, "devices_profile": devices}
     whole = tiny_run("whole", **common)
+    assert whole.summary["dropped"] > 0
     stop_after(checkpoints)
     with pytest.raises(Stopped):
         tiny_run("stopped", **common)
     monkeypatch.undo()
     resumed = tiny_run("stopped", resume=True, **common)
     assert resumed.digest == whole.digest
-    for table in ("metrics.csv", "clients.csv"):
+    for table in ("metrics.csv", "clients.csv", "costs.csv"):
         assert (resumed.folder / table).read_bytes() == (whole.folder / table).read_bytes()
     events = [json.loads(line)["round"] for line in (resumed.folder / "events.jsonl").read_text().splitlines()]
     assert events == list(range(7))
@@ -81,7 +84,7 @@ def test_a_torn_last_line_is_dropped(tiny_run, stop_after, monkeypatch):
     with pytest.raises(Stopped):
         tiny_run("stopped")
     monkeypatch.undo()
-    for name in ("metrics.csv", "clients.csv", "events.jsonl"):
+    for name in ("metrics.csv", "clients.csv", "costs.csv", "events.jsonl"):
         path = whole.folder.parent / "stopped" / name
         path.write_text(path.read_text()[:-3])
     assert tiny_run("stopped", resume=True).digest == whole.digest
@@ -213,5 +216,5 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(tmp_path):
         command = fabric(2, QUICKSTART, "--resume", out)
     assert kills >= 2
     assert json.loads((out / "result.json").read_text())["digest"] == expected["digest"]
-    for table in ("metrics.csv", "clients.csv"):
+    for table in ("metrics.csv", "clients.csv", "costs.csv"):
         assert (out / table).read_bytes() == (whole / table).read_bytes()

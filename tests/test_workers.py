@@ -9,6 +9,7 @@ from conftest import ROOT, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
 import fedsim
+from fedsim.devices import DeviceProfiles
 from fedsim.parts.tree import TreeCuts
 from fedsim.run_folder import RunFolder
 
@@ -33,7 +34,7 @@ def test_all_methods_end_in_the_same_bits_with_several_workers(one_worker, tmp_p
     result = finished(fabric(workers, QUICKSTART, *OPTIONS, "--out", out), out)
     assert result["digest"] == expected["digest"]
     for method in ("local", "fedit", "hilora"):
-        for table in ("metrics.csv", "clients.csv"):
+        for table in ("metrics.csv", "clients.csv", "costs.csv"):
             assert rows(out / "seed-0" / method / table) == rows(reference / "seed-0" / method / table)
         busy = [float(row["utilisation"]) for row in RunFolder(out / "seed-0" / method).read_table("metrics.csv")]
         assert all(1 <= share <= workers for share in busy)
@@ -66,6 +67,7 @@ def test_two_machines_end_in_the_same_bits_as_one(one_worker, tmp_path):
 
 
 def grow_a_tree(out: Path) -> fedsim.Result | None:
+    """A tree of clients whose devices are uneven, so that some miss a round's deadline."""
     return fedsim.simulate(
         method=fedsim.FedTreeLoRA(lora_rank=2, warmup_rounds=2, tree=TreeCuts(tau=-1.0)),
         backbone=TinyAttention(),
@@ -75,6 +77,7 @@ def grow_a_tree(out: Path) -> fedsim.Result | None:
         block_size=2,
         threads=1,
         out=out,
+        devices_profile=DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01, deadline=35),
     )
 
 
@@ -117,4 +120,6 @@ def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_
     one = grow_a_tree(tmp_path / "one")
     assert one is not None
     assert json.loads((tmp_path / "two" / "result.json").read_text())["digest"] == one.digest
-    assert (tmp_path / "two" / "clients.csv").read_bytes() == (tmp_path / "one" / "clients.csv").read_bytes()
+    assert one.summary["dropped"] > 0
+    for table in ("clients.csv", "costs.csv"):
+        assert (tmp_path / "two" / table).read_bytes() == (tmp_path / "one" / table).read_bytes()

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.report.paired import RESAMPLES, Difference, differences_of, mean_and_sd
-from fedsim.report.summary import Result
+from fedsim.report.summary import SIMULATED, Result
 from fedsim.report.table import discoveries
 
 SHOWN = {
@@ -28,8 +28,8 @@ SHOWN = {
     "unseen, tuned": "unseen.tuned.mean",
 }
 """Columns of accuracies: mean ± standard deviation over seeds."""
-SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds"}
-"""Columns of costs: the mean over seeds."""
+SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds", "simulated s": SIMULATED}
+"""Columns of costs: the mean over seeds; time is simulated only where there are devices."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,13 @@ def scores_of(result: Result, evaluation: str = "after_aggregation", stage: str 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its rows as texts; – where there is nothing to tell."""
-    header = ["method", *SHOWN, *SUMS, "difference [95 %]", "p (Holm)"]
+    is_timed = any(comparison.values(name, SIMULATED) for name in comparison.results)
+    sums = {column: key for column, key in SUMS.items() if is_timed or key != SIMULATED}
+    header = ["method", *SHOWN, *sums, "difference [95 %]", "p (Holm)"]
     rows = []
     for name in comparison.results:
         row = [_spread(comparison.values(name, key)) for key in SHOWN.values()]
-        for column, key in SUMS.items():
+        for column, key in sums.items():
             values = comparison.values(name, key)
             scale, digits = (1e6, 2) if column.startswith("MB") else (1, 0)
             row.append(f"{np.mean(values) / scale:.{digits}f}" if values else "–")

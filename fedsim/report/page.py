@@ -15,6 +15,7 @@ from fedsim.report.reading import Run, find_runs
 from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
 from fedsim.report.several import Rows, draw_several, rows_of
+from fedsim.report.summary import SIMULATED
 from fedsim.report.table import discoveries
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -168,8 +169,9 @@ def _cards(run: Run) -> str:
     for way in ("up", "down"):
         if f"bytes.{way}" in run.summary:
             texts[f"MB {way}"] = f"{run.summary[f'bytes.{way}'] / 1e6:.2f}"
-    if "seconds" in run.summary:
-        texts["seconds"] = f"{run.summary['seconds']:.0f}"
+    for title, key in {"seconds": "seconds", "simulated seconds": SIMULATED, "dropped out": "dropped"}.items():
+        if key in run.summary:
+            texts[title] = f"{run.summary[key]:.0f}"
     inside = "".join(f"<div><dt>{escape(title)}</dt><dd>{text}</dd></div>" for title, text in texts.items())
     return f'<dl class="cards">{inside}</dl>'
 

@@ -3,22 +3,32 @@
 import csv
 import io
 import json
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedsim.report.summary import Result, summarise_run
+from fedsim.report.summary import SIMULATED, Result, summarise_run
 
 AFTER_TRAINING, AFTER_AGGREGATION = "after_training", "after_aggregation"
+PRICES = {
+    "MB": ("bytes", "MB sent so far, up and down", "bytes sent"),
+    "s": ("time", "seconds of simulated time", "simulated time"),
+}
+"""What a run can be charged for, by unit: the name of its figures, its axis, and the word for it."""
 BESIDE_RUNS = ("tuning",)
 """Folders of a comparison whose runs are none of its cells."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run folder holds so far; `finished` is its result.json, None while there is none."""
+    """What a run folder holds so far; `finished` is its result.json, None while there is none.
+
+    `written` is when its last row was written, in seconds since the epoch.
+    """
 
     path: Path
     name: str
@@ -28,6 +38,7 @@ class Run:
     timing: Sequence[Mapping[str, str]]
     events: Sequence[Mapping[str, Any]]
     finished: Mapping[str, Any] | None
+    written: float
 
     @cached_property
     def metrics(self) -> list[str]:
@@ -64,12 +75,13 @@ class Run:
 
     @property
     def status(self) -> str:
-        """How far it is, in words."""
+        """How far it is, in words; whether a run without a result still goes on, its folder cannot tell."""
         if self.finished:
             return f"finished after {len(self.rounds)} rounds"
         total = self.recipe.get("rounds")
         of = f" of {total}" if total else ""
-        return f"round {len(self.rounds)}{of}, still running"
+        last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.written))
+        return f"round {len(self.rounds)}{of}, no result yet; last {'row' if self.rounds else 'written'} at {last}"
 
     def latest(self, evaluation: str) -> dict[int, Mapping[str, str]]:
         """Return every client's most recent row of an evaluation."""
@@ -79,6 +91,14 @@ class Run:
         """Return rounds (from 1) and the values of a column of metrics.csv, where it has one."""
         points = [(int(row["round"]) + 1, number(row, column)) for row in self.rounds if row.get(column)]
         return [x for x, _ in points], [y for _, y in points]
+
+    def spent(self, price: str) -> list[float]:
+        """Return what was spent by the end of each round: MB sent up and down, or seconds of simulated time."""
+        if price == "MB":
+            each = [sum(int(row[f"bytes.{way}"] or 0) for way in ("up", "down")) / 1e6 for row in self.rounds]
+        else:
+            each = [number(row, SIMULATED) for row in self.rounds if row.get(SIMULATED)]
+        return list(accumulate(each))
 
 
 def find_runs(paths: Sequence[Path]) -> list[Run]:
@@ -124,10 +144,11 @@ def _is_run(folder: Path) -> bool:
 def read_run(folder: Path, name: str) -> Run:
     """Read one run folder; a line that was not finished is left out, a damaged one raises ValueError."""
     tables = [_table(folder / f"{table}.csv") for table in ("metrics", "clients", "timing")]
-    finished = folder / "result.json"
+    recipe, metrics, finished = (folder / name for name in ("recipe.json", "metrics.csv", "result.json"))
     return Run(
-        folder, name, _json(folder / "recipe.json"), *tables, _events(folder / "events.jsonl"),
+        folder, name, _json(recipe), *tables, _events(folder / "events.jsonl"),
         _json(finished) if finished.exists() else None,
+        (metrics if metrics.exists() else recipe).stat().st_mtime,
     )  # fmt: skip
 
 

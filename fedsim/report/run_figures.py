@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
-from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, Run, number
+from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, PRICES, Run, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,6 +28,7 @@ def draw_run(run: Run) -> Iterator[Picture]:
         return
     yield from curves(run)
     yield from losses(run)
+    yield from prices(run)
     yield from clients(run)
     yield from tiers(run)
     yield from costs(run)
@@ -68,6 +69,22 @@ def losses(run: Run) -> Iterator[Picture]:
     axes.set(xlabel="round", ylabel="training loss")
     stage_lines(axes, run)
     yield picture(figure, "loss", "Training loss by round", f"mean training loss by round: {_from_to(rounds, loss)}")
+
+
+def prices(run: Run) -> Iterator[Picture]:
+    """Yield the headline's mean over what it cost: MB sent, and time where devices were simulated."""
+    rounds, means = run.curve(f"{AFTER_AGGREGATION}.mean")
+    for unit, (name, label, word) in PRICES.items():
+        spent = run.spent(unit)
+        if not rounds or not spent or not spent[-1]:
+            continue
+        figure, axes = new_figure()
+        at = [spent[index - 1] for index in rounds]
+        axes.plot(at, means, "-o", color=LINES[0], markersize=3)
+        axes.set(xlabel=label, ylabel=run.metrics[0])
+        ends = [f"{means[end]:.4g} after {at[end]:.4g} {unit}" for end in (0, -1)]
+        words = f"mean {run.metrics[0]} {' to '.join(ends)}"
+        yield picture(figure, f"curve-by-{name}", f"Mean {run.metrics[0]} by {word}", words)
 
 
 def stage_lines(axes: "Axes", run: Run) -> None:

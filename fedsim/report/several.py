@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.report.comparison import Comparison
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
 from fedsim.report.paired import Difference
-from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, Run
+from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, PRICES, Run
 from fedsim.run_folder import flat
 
 OF_EACH_RUN = ("seed", "seeds", "environment", "out", "resume")
@@ -74,7 +74,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
 def _why_untested(groups: Sequence[Sequence[Run]]) -> str:
     """Why rows cannot be paired by client and seed; empty when they can."""
     if any(run.finished is None for group in groups for run in group):
-        return "some runs are still going"
+        return "some runs have no result yet"
     for of_seed in zip(*groups, strict=True):
         clients = [
             {client: (row["train_samples"], row["group"]) for client, row in run.latest(AFTER_AGGREGATION).items()}
@@ -88,13 +88,14 @@ def _why_untested(groups: Sequence[Sequence[Run]]) -> str:
 
 
 def draw_several(rows: Rows) -> Iterator[Picture]:
-    """Yield curves of all rows in one figure each: mean and 10th percentile by round, mean by bytes sent."""
+    """Yield curves of all rows in one figure each: mean and 10th percentile by round, mean by bytes sent and time."""
     metric = next(iter(rows.runs.values()))[0].metrics[0]
     yield from _by_round(rows, f"{AFTER_AGGREGATION}.mean", "mean", f"Mean {metric} after aggregation", metric)
     yield from _by_round(rows, f"{AFTER_AGGREGATION}.p10", "p10", f"10th percentile of {metric}", metric)
     yield from _by_round(rows, f"{AFTER_TRAINING}.mean", "trained", f"Mean {metric} after training", metric)
     yield from _by_round(rows, "train_loss", "loss", "Training loss", "training loss")
-    yield from _by_bytes(rows, metric)
+    for unit in PRICES:
+        yield from _by_price(rows, metric, unit)
 
 
 def _by_round(rows: Rows, column: str, name: str, title: str, label: str) -> Iterator[Picture]:
@@ -116,27 +117,24 @@ def _by_round(rows: Rows, column: str, name: str, title: str, label: str) -> Ite
         yield picture(figure, f"several-{name}", f"{title} by round{over}", f"{title}, at the end: {', '.join(ends)}")
 
 
-def _by_bytes(rows: Rows, metric: str) -> Iterator[Picture]:
-    """The mean over the bytes sent until then, up and down; rows that send nothing are left out."""
+def _by_price(rows: Rows, metric: str, unit: str) -> Iterator[Picture]:
+    """The mean over what was spent until then; rows that spend nothing are left out."""
+    name, label, word = PRICES[unit]
     figure, axes = new_figure(4.4, 3.2)
     shown = []
     for index, (row, runs) in enumerate(rows.runs.items()):
-        sent = np.mean([_sent(run) for run in runs if len(run.rounds) == len(runs[0].rounds)], 0)
+        spent = np.mean([run.spent(unit) for run in runs if len(run.rounds) == len(runs[0].rounds)], 0)
         rounds, means = runs[0].curve(f"{AFTER_AGGREGATION}.mean")
-        if len(sent) and sent[-1] and rounds:
+        if len(spent) and spent[-1] and rounds:
             of_seeds = [run.curve(f"{AFTER_AGGREGATION}.mean")[1] for run in runs]
             values = np.mean(of_seeds, 0) if len(set(map(len, of_seeds))) == 1 else means
-            axes.plot(sent[np.asarray(rounds) - 1] / 1e6, values, **look(index), label=row)
-            shown.append(f"{row} {sent[-1] / 1e6:.2f} MB")
+            axes.plot(spent[np.asarray(rounds) - 1], values, **look(index), label=row)
+            shown.append(f"{row} {spent[-1]:.2f} {unit}")
     if shown:
-        axes.set(xlabel="MB sent so far, up and down", ylabel=metric)
+        axes.set(xlabel=label, ylabel=metric)
         legend(axes)
-        yield picture(figure, "several-bytes", f"Mean {metric} by bytes sent", f"sent by the end: {', '.join(shown)}")
-
-
-def _sent(run: Run) -> np.ndarray:
-    """Bytes sent after each round, (rounds,)."""
-    return np.cumsum([sum(int(row[f"bytes.{way}"] or 0) for way in ("up", "down")) for row in run.rounds])
+        title = f"Mean {metric} by {word}"
+        yield picture(figure, f"several-{name}", title, f"{word} by the end: {', '.join(shown)}")
 
 
 def look(index: int) -> dict[str, Any]:

@@ -19,6 +19,8 @@ class Result:
     digest: str
 
 
+SIMULATED = "simulated_seconds"
+"""What a round would take simulated devices; a column only where there are any, and with it `dropped`."""
 NAMES = {"after_training": "personal", "after_aggregation": "global"}
 """What the table calls them: a client's own model after its local training; what it holds after aggregation."""
 
@@ -31,6 +33,7 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     `stage.S.*` what seen clients held after the last round of stage S. `*.best.*` is the best round by mean. All of it
     is the first metric, the headline, which `metric` names; further ones follow as `global.<metric>.*` and so on. What
     a task tells of all seen clients' test samples together is `global.<name>`, after the last round that tells it.
+    `bytes.*`, and with simulated devices `simulated_seconds` and `dropped`, are sums over rounds.
     """
     summary: dict[str, Any] = {"rounds": len(rounds), "metric": metrics[0]}
     for evaluation, name in (*NAMES.items(), ("unseen_untuned", "unseen.untuned"), ("unseen_tuned", "unseen.tuned")):
@@ -54,4 +57,7 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
             summary |= {key: float(value) for key, value in row.items() if key.startswith("global.")}
             summary |= {f"stage.{row['stage']}.{key}": float(row[f"after_aggregation.{key}"]) for key in STATISTICS}
     summary |= {f"bytes.{way}": sum(int(row[f"bytes.{way}"]) for row in rounds) for way in ("up", "down")}
+    if rounds and SIMULATED in rounds[0]:
+        summary |= {SIMULATED: sum(float(row[SIMULATED]) for row in rounds)}
+        summary |= {"dropped": sum(int(row["dropped"]) for row in rounds)}
     return summary

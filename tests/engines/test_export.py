@@ -7,16 +7,22 @@ from functools import cache, partial
 
 import pytest
 import torch
+from language_models import tiny_gpt2
 from peft import PeftModel
+from runs import finished, python, run
 from safetensors.torch import load_file, save_file
 from test_engines_agree import METHODS, backbone, federation
+from transformers import GPT2LMHeadModel
 
 import fedsim
+from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
 from fedsim.export import main as command_line
-from fedsim.exporting import export, held_by_client, restored
+from fedsim.exporting import _write, as_adapter, export, held_by_client, restored
+from fedsim.models.causal import without_convolutions
 from fedsim.models.client_module import ClientModule
 from fedsim.models.text import embedded_text_backbone
 from fedsim.parts.objectives import cross_entropy
+from fedsim.randomness import numpy_generator
 from fedsim.replay import setting_of
 from fedsim.run_folder import digest_of
 from fedsim.setting import Setting
@@ -147,6 +153,76 @@ def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
     assert "cluster, leaf" in card
     assert "p10" in card
     assert f"python -m fedsim.export {run} --to" in card
+
+
+def test_a_clusters_model_is_the_tiers_that_its_clients_share(run_of, tmp_path):
+    run, what = run_of("vit", "hilora"), setting("vit", "hilora")
+    server, state = restored(what, run)
+    labels = {client: int(state.learnt["labels"][client]) for client in what.population.seen}
+    cluster = labels[CLIENT]
+    export(what, run, tmp_path / "cluster", cluster=cluster)
+    held, _ = held_by_client(what, server, state, CLIENT)
+    shared = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier in ("root", "cluster")}
+    inside = logits_inside("vit", what, dataclasses.replace(held, tensors=shared))
+    close(logits_outside("vit", tmp_path / "cluster"), inside)
+    card = (tmp_path / "cluster" / "README.md").read_text()
+    assert f"cluster {cluster}".lower() in card.lower()
+    with pytest.raises(ValueError, match=r"cluster is 99; the clusters are [\d, ]+ \(--cluster\)"):
+        export(what, run, tmp_path / "none", cluster=99)
+
+
+def test_merged_weights_of_gpt2_load_into_transformers_own_model(tmp_path):
+    """Whose maps keep their weights the other way round, in query, key and value side by side."""
+    data = toy_instructions(ToyInstructions(), numpy_generator(0, "data"))
+    model = without_convolutions(tiny_gpt2(258))
+    parts = {"method": fedsim.FedIT(lora_rank=2), "backbone": model, "data": data, "rounds": 1, "sites": "c_attn"}
+    parts |= {"local": fedsim.LocalTraining(batch_size=8, learning_rate=3e-2, share=0.1), "cohort_size": 2}
+    what = Setting(**parts)
+    initial = {slot: 0.3 * torch.randn(value.shape) for slot, value in what.initial_slots().items()}
+    held = fedsim.Assignment(0, 0, initial, frozenset(), dict.fromkeys(what.method.tiers, 1.0), 0, what.local)
+    (tmp_path / "merged").mkdir()
+    _write(what.backbone, as_adapter(what, held), tmp_path / "merged", "", True)
+    tokens = torch.arange(3, 27).view(2, 12)
+    module = ClientModule(what.backbone, what.layout.sites)
+    with torch.no_grad():
+        before = module(tokens)
+        module.install(held.tensors, held.scales, cross_entropy)
+        inside = module(tokens)
+        assert (inside - before).abs().max() > 0.1
+        close(GPT2LMHeadModel.from_pretrained(tmp_path / "merged")(input_ids=tokens).logits, inside, atol=1e-4)
+
+
+RECIPE = "recipes/hilora_cifar100.py"
+
+
+@pytest.mark.slow
+def test_a_recipe_starts_from_an_adapter_on_the_command_line(tmp_path):
+    options = (
+        "--embedded",
+        "--rounds",
+        1,
+        "--cohort-size",
+        2,
+        "--local.epochs",
+        1,
+        "--threads",
+        1,
+        "--method.lora-rank",
+        2,
+    )
+    first = finished(python(RECIPE, *options, "--out", tmp_path / "first"), tmp_path / "first")
+    command = [sys.executable, "-m", "fedsim.export", str(tmp_path / "first"), "--to", str(tmp_path / "adapter")]
+    done = run(command)
+    assert done.returncode == 0, done.stderr
+    adapter = ("--model.adapter", tmp_path / "adapter")
+    second = finished(python(RECIPE, *options, *adapter, "--out", tmp_path / "second"), tmp_path / "second")
+    assert first["digest"] != second["digest"]
+    recorded = json.loads((tmp_path / "second" / "recipe.json").read_text())
+    assert recorded["model"]["adapter"] == str(tmp_path / "adapter")
+    wrong = run(python(RECIPE, *options, "--model.adapter", tmp_path, "--out", tmp_path / "third"))
+    assert wrong.returncode == 2
+    assert f"'{tmp_path}' is no PEFT adapter folder" in wrong.stderr
+    assert not (tmp_path / "third").exists()
 
 
 def test_a_model_that_is_not_there_is_refused_in_one_message(run_of, tmp_path):

@@ -48,7 +48,7 @@ class Server:
 
     def round(self, clients=range(N)) -> dict[int, ClientUpdate]:
         """Let these clients add noise of their own to what they train; what they sent."""
-        hand = self.hub.hand_out(self.state, list(clients))
+        hand = self.hub.begin_round(self.state, list(clients))
         updates = []
         for a in [a for block in hand.blocks for a in block]:
             random = torch.Generator().manual_seed(100 * self.state.round_index + a.client)
@@ -56,7 +56,7 @@ class Server:
                 slot: a.tensors[slot] + torch.randn(a.tensors[slot].shape, generator=random) for slot in a.trains
             }
             updates.append(ClientUpdate(a.client, self.population.samples[a.client], tensors))
-        self.state, self.log = self.hub.step(self.state, hand.plan, self.hub.collect(hand.plan, updates))
+        self.state, self.log, _ = self.hub.step(self.state, hand, self.hub.collect(hand.plan, updates))
         return {update.client: update for update in updates}
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import pytest
 from conftest import TinyAttention, tiny_data
 
 import fedsim
+from fedsim.devices import DeviceProfiles
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.report.__main__ import main
 from fedsim.report.drawing import inlined
 from fedsim.report.page import write_report
 from fedsim.report.reading import find_runs, read_run
 from fedsim.report.several import rows_of
+from fedsim.run_folder import RunFolder
 
 GROUPS = [client % 2 for client in range(8)]
 
@@ -232,16 +235,40 @@ def test_it_is_readable_on_a_phone_and_in_the_dark(page):
 def test_a_run_that_is_still_going_is_reported_on_up_to_its_last_whole_line(runs, tmp_path):
     folder = half_done(runs, tmp_path / "going")
     found = Page(write_report([folder], folder / "report.html"))
-    assert "round 2 of 4, still running" in found.text
+    last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((folder / "metrics.csv").stat().st_mtime))
+    assert f"round 2 of 4, no result yet; last row at {last}" in found.text
     assert "Curves" in found.titles()
     assert "models-accuracy" in found.tables
+
+
+def test_accuracy_is_drawn_over_bytes_and_where_devices_are_simulated_over_time(runs, page, study, tmp_path):
+    names = [figure for figure in ("curve-by-bytes", "curve-by-time") if f'id="{figure}-' in page.html]
+    assert names == ["curve-by-bytes"], "no device, no time"
+    devices = DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01, deadline=40)
+    for name in ("a", "b"):
+        recipe = {"method_name": name, "rounds": 2, "seed": 0}
+        method = fedsim.FedIT(lora_rank=2)
+        simulate(tmp_path / name, rounds=2, recipe=recipe, devices_profile=devices, method=method)
+    run = read_run(tmp_path / "a", "a")
+    rows = RunFolder(tmp_path / "a").read_table("metrics.csv")
+    seconds = [float(row["simulated_seconds"]) for row in rows]
+    assert run.spent("s") == [seconds[0], seconds[0] + seconds[1]]
+    assert run.spent("MB")[0] == (int(rows[0]["bytes.up"]) + int(rows[0]["bytes.down"])) / 1e6
+    found = Page(write_report([tmp_path / "a", tmp_path / "b"], tmp_path / "page.html"))
+    for figure in ("several-bytes", "several-time", "a-curve-by-bytes", "a-curve-by-time"):
+        assert f'id="{figure}-' in found.html
+    header, first, _ = found.tables["comparison"]
+    assert first[header.index("simulated s")] == f"{sum(seconds):.0f}"
+    assert "simulated s" not in study.tables["comparison"][0]
+    assert run.summary["dropped"] > 0
+    assert f"<dt>dropped out</dt><dd>{run.summary['dropped']}</dd>" in found.html
 
 
 def test_a_run_that_has_only_begun_has_a_page_too(runs, tmp_path):
     folder = tmp_path / "begun"
     folder.mkdir()
     shutil.copy(runs / "one/recipe.json", folder)
-    assert "round 0 of 4, still running" in Page(write_report([folder], folder / "report.html")).text
+    assert "round 0 of 4, no result yet; last written at" in Page(write_report([folder], folder / "report.html")).text
 
 
 def test_a_comparison_folder_is_several_runs_and_those_of_two_seeds_are_one_row(study, runs):
@@ -264,7 +291,7 @@ def test_runs_on_other_clients_or_still_going_are_shown_but_not_tested(runs, tmp
     simulate(fewer, data=tiny_data(6), recipe={"method_name": "fewer", "rounds": 4, "seed": 0}, rounds=4)
     for other, why in (
         (fewer, "not evaluated on the same clients"),
-        (half_done(runs, tmp_path / "going"), "still going"),
+        (half_done(runs, tmp_path / "going"), "have no result yet"),
     ):
         rows = rows_of(find_runs([runs / "study/seed-0/fedit", other]))
         assert why in rows.untested

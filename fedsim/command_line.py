@@ -1,0 +1,225 @@
+"""The command line: a recipe's options, and one message for what is wrong. It comes before any process group.
+
+A typo must fail in one line. Under `fabric run` all workers parse it, and the first one speaks.
+"""
+
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import tyro
+
+from fedsim.devices import DeviceProfiles
+from fedsim.faults import Fault, OnNan
+from fedsim.interruption import Stopped, resume_command
+from fedsim.launch import launch
+from fedsim.replay import replayed_folder
+from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
+from fedsim.workers import TIMEOUT, check_timeout
+
+USAGE_ERROR = 2
+ECHO_WAIT = 5
+"""Seconds before a worker ends that another's fault has reached: the first to leave would end who has yet to speak."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """What every recipe takes."""
+
+    out: Path | None = None
+    """Run folder; default runs/<recipe>-<time>."""
+    resume: Path | None = None
+    """Continue the run in this folder, with the options it was started with."""
+    seed: int = 0
+    """Seed of everything random."""
+    seeds: tuple[int, ...] = ()
+    """Several seeds instead of one, each with a split of its own: run them all and sum them up in one table."""
+    reference: str | None = None
+    """Of several methods, the one that the others are tested against; default: the best of the others."""
+    dry_run: bool = False
+    """Train nothing and write nothing; print what the run would cost in steps, samples, bytes and time."""
+    rounds: int = 50
+    """Rounds in all."""
+    cohort_size: int | None = None
+    """Clients sampled in a round; default all."""
+    evaluate_every: int = 1
+    """Rounds between evaluations of all seen clients; the last round always has one."""
+    engine: Literal["batched", "sequential"] = "batched"
+    """How a worker trains its clients: in blocks, all of a block at once, or one after another (the reference)."""
+    block_size: int | None = None
+    """Clients that the batched engine trains together; default: what fits (GPU), about 128 samples (CPU)."""
+    compile: bool = False
+    """Put the backbone through torch.compile: a minute at the start, some per cent afterwards."""
+    on_nan: OnNan = "stop"
+    """Where a client's loss or update is no longer finite: stop the run, or skip that update and count it."""
+    threads: int | None = None
+    """CPU threads of a worker; default cores ÷ workers, at most $OMP_NUM_THREADS."""
+    timeout: float = TIMEOUT
+    """Seconds for which workers wait for each other; then the run ends and names who did not come."""
+
+    devices_profile: DeviceProfiles = dataclasses.field(default_factory=DeviceProfiles)
+    """Simulated devices of the clients: how long a round would take them, and who misses its deadline."""
+
+    wandb: Literal["offline", "online"] | None = None
+    """Give the curves to Weights & Biases too: kept in the run folder for `wandb sync`, or sent at once."""
+
+    def __post_init__(self) -> None:
+        check_timeout(self.timeout)
+        problems = []
+        if self.rounds < 1:
+            problems.append(f"rounds is {self.rounds}; it must be 1 or more (--rounds)")
+        if self.threads is not None and self.threads < 1:
+            problems.append(f"threads is {self.threads}; it must be 1 or more (--threads)")
+        if self.evaluate_every < 1:
+            problems.append(f"evaluate_every is {self.evaluate_every}; it must be 1 or more (--evaluate-every)")
+        if self.cohort_size is not None and self.cohort_size < 1:
+            problems.append(f"cohort_size is {self.cohort_size}; it must be 1 or more (--cohort-size)")
+        if self.block_size is not None and self.block_size < 1:
+            problems.append(f"block_size is {self.block_size}; it must be 1 or more (--block-size)")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def arguments(self) -> dict[str, Any]:
+        """Return what these options say to `fedsim.simulate`."""
+        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "compile", "on_nan")
+        same = {name: getattr(self, name) for name in (*names, "threads", "timeout", "devices_profile", "wandb")}
+        return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
+
+
+HOW_NOT_WHAT = ("out", "resume", "dry_run")
+"""Options that say where a run is recorded and whether, not what is run."""
+
+Recipe = TypeVar("Recipe", bound=RunOptions)
+
+
+def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
+    """Parse the command line into a recipe and run `main(recipe)`.
+
+    A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a bug and
+    keeps its traceback. A `Fault`, which is nobody's bug, is one message and exit code 1; a worker that only hears the
+    echo of another's says nothing. A run that was asked to stop says how it goes on and leaves with exit code 75. With
+    `--resume DIR` the folder's own recipe is the default, and options that contradict it are refused.
+    """
+    try:
+        recipe = parse(recipe_type)
+        main(recipe)
+    except Stopped:
+        if _is_first():
+            print(f"go on with: {resume_command(recipe.out)}", file=sys.stderr, flush=True)
+        raise
+    except ValueError as error:
+        if launch.cache_info().currsize:
+            raise
+        fail(str(error))
+    except Fault as fault:
+        if fault.is_echo:
+            time.sleep(ECHO_WAIT)
+        else:
+            print(f"error: {fault}", file=sys.stderr, flush=True)
+        sys.exit(1)
+
+
+def parse(recipe_type: type[Recipe]) -> Recipe:
+    """Return the recipe that the command line asks for, or that of the run whose parts are asked for again."""
+    if replayed := replayed_folder():
+        return dataclasses.replace(from_dict(recipe_type(), read_recipe(replayed)), out=replayed)
+    folder = _resume_folder(sys.argv[1:])
+    default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
+    try:
+        with _quiet_unless_first():
+            recipe = tyro.cli(recipe_type, default=default, description=sys.modules["__main__"].__doc__)
+    except SystemExit as error:
+        if error.code:
+            _wait_for_first()
+        raise
+    if folder is None:
+        out = recipe.out or Path("runs") / f"{Path(sys.argv[0]).stem}-{_start_time()}"
+        check_is_new(out)
+        return dataclasses.replace(recipe, out=out)
+    recipe = dataclasses.replace(recipe, out=folder, seeds=_with_new_seeds(default.seeds, recipe.seeds))
+    check_same_recipe(folder, to_dict(recipe))
+    return recipe
+
+
+def _with_new_seeds(before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...]:
+    """Return a resumed comparison's seeds, in whatever order they are given: those of before, then the new ones.
+
+    Where one of before is left out, `now` as it is, which is refused. The first seed is the one that is tuned on.
+    """
+    return (*before, *(seed for seed in now if seed not in before)) if before and set(before) <= set(now) else now
+
+
+def to_dict(recipe: Any) -> dict[str, Any]:
+    """Return a recipe's fields, nested, without those that only say how it is carried out."""
+    fields = dataclasses.asdict(recipe)
+    return {name: value for name, value in fields.items() if name not in HOW_NOT_WHAT}
+
+
+def from_dict(default: Recipe, values: dict[str, Any]) -> Recipe:
+    """Return `default` with the fields that `to_dict` wrote, nested dataclasses included."""
+    changes: dict[str, Any] = {}
+    types = get_type_hints(type(default))
+    for field in dataclasses.fields(default):  # type: ignore[arg-type]
+        if field.name in values:
+            value, current = values[field.name], getattr(default, field.name)
+            if dataclasses.is_dataclass(current) and not isinstance(current, type):
+                value = from_dict(current, value)  # type: ignore[type-var]
+            elif isinstance(value, list):
+                value = tuple(value)
+            elif isinstance(value, str) and (isinstance(current, Path) or "Path" in str(types[field.name])):
+                value = Path(value)
+            changes[field.name] = value
+    return dataclasses.replace(default, **changes)
+
+
+def fail(message: str) -> None:
+    """Print one message, on one worker, and leave with exit code 2.
+
+    The other workers wait until the launcher ends them: the first to leave would end the one that has yet to speak.
+    """
+    if _is_first():
+        print(f"error: {message}", file=sys.stderr, flush=True)
+    else:
+        _wait_for_first()
+    sys.exit(USAGE_ERROR)
+
+
+def _resume_folder(arguments: list[str]) -> Path | None:
+    for index, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == "--resume":
+            value = value or (arguments[index + 1] if index + 1 < len(arguments) else "")
+            return Path(value) if value and value.lower() != "none" else None
+    return None
+
+
+def _start_time() -> str:
+    """The launch's time; workers of one launch agree on it because the first one's parent started them all."""
+    run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+    started = os.stat(f"/proc/{os.getppid()}").st_ctime if run_id and os.path.exists("/proc") else time.time()
+    return time.strftime("%Y%m%d-%H%M%S", time.localtime(started))
+
+
+def _is_first() -> bool:
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def _wait_for_first() -> None:
+    if not _is_first():
+        time.sleep(30)
+
+
+class _quiet_unless_first:
+    """Silence standard output and error on every worker but the first."""
+
+    def __enter__(self) -> None:
+        self.streams = sys.stdout, sys.stderr
+        if not _is_first():
+            sys.stdout = sys.stderr = open(os.devnull, "w")
+
+    def __exit__(self, *error: object) -> None:
+        sys.stdout, sys.stderr = self.streams

@@ -1,0 +1,81 @@
+"""Curves beside the tables: TensorBoard always, Weights & Biases when asked for, without a network."""
+
+import importlib.util
+import json
+import socket
+import time
+
+import pytest
+from test_resume import Stopped, stop_after  # noqa: F401
+
+import fedsim
+from fedsim import curves
+from fedsim.curves import check_wandb
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*pydantic.*", "ignore::ResourceWarning")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network, no key, and no settings of whoever runs the tests."""
+
+    def refuse(self, address, *rest):
+        if isinstance(address, tuple) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+            raise AssertionError(f"a connection to {address}")
+        return connect(self, address, *rest)
+
+    connect = socket.socket.connect
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+
+
+def recorded(result: fedsim.Result) -> list[bytes]:
+    """What the offline runs of a run folder hold."""
+    return [path.read_bytes() for path in sorted(result.folder.glob("wandb/offline-run-*/*.wandb"))]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("offline")
+def test_weights_and_biases_gets_the_curves_without_a_network_and_goes_on_under_one_id(
+    tiny_run,
+    stop_after,  # noqa: F811
+    monkeypatch,
+):
+    plain = tiny_run("plain")
+    stop_after(1)
+    with pytest.raises(Stopped):
+        tiny_run("run", wandb="offline")
+    monkeypatch.undo()
+    time.sleep(1.1)  # parts of one run are told apart by the second in which they begin
+    resumed = tiny_run("run", wandb="offline", resume=True)
+    assert resumed.digest == plain.digest
+    first, second = recorded(resumed)
+    for part in (first, second):
+        assert b"after_aggregation.mean" in part
+        assert b"lora_rank" in part
+    names = {path.name for path in resumed.folder.glob("wandb/offline-run-*/*.wandb")}
+    assert names == {f"run-{json.loads((resumed.folder / 'wandb.json').read_text())['id']}.wandb"}
+    assert list((resumed.folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert not list(plain.folder.glob("wandb*"))
+
+
+def test_what_is_asked_for_and_not_there_is_one_message_before_anything_is_written(tiny_run, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(curves.importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
+    with pytest.raises(ValueError, match=r"wandb is 'offline' and the package is not installed .* \(--wandb\)"):
+        tiny_run(wandb="offline")
+    with pytest.raises(ValueError, match="wandb is 'on'; it must be offline or online"):
+        tiny_run(wandb="on")
+    assert not (tmp_path / "run").exists()
+    assert check_wandb(None) is None
+
+
+@pytest.mark.usefixtures("offline")
+def test_online_needs_a_login(tiny_run, tmp_path):
+    with pytest.raises(ValueError, match="nobody is logged in; run `wandb login`, or say --wandb offline"):
+        tiny_run(wandb="online")
+    assert not (tmp_path / "run").exists()
