@@ -84,7 +84,7 @@ def test_resume_takes_the_options_of_the_folder(parse, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(command_line.to_dict(first)))
     resumed = parse("--resume", tmp_path / "run")
-    assert command_line.to_dict(resumed) == launch.to_dict(first)
+    assert command_line.to_dict(resumed) == command_line.to_dict(first)
     assert resumed.out == tmp_path / "run"
     with pytest.raises(ValueError, match=r"another recipe: seed was 5 and is 6"):
         parse("--resume", tmp_path / "run", "--seed", 6)
