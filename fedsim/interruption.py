@@ -28,6 +28,9 @@ INTERRUPTED = 128 + signal.SIGINT
 LAUNCHER = ("accelerator", "strategy", "devices", "num-nodes", "precision")
 """Options of `fabric run` as it leaves them in the environment of its workers, LT_NUM_NODES and so on."""
 
+DEFAULT_PORT = "29400"
+"""The port that `fabric run` takes if none is said."""
+
 
 class Stopped(SystemExit):
     """The run was asked to stop and did so between two rounds. Nobody who does not catch it sees a traceback."""
@@ -85,12 +88,15 @@ def stop_if_asked(workers: Workers, done: int, rounds: int) -> None:
 
 
 def resume_command(folder: Path) -> str:
-    """Return the command that continues the run of a recipe in this folder as it was started."""
+    """Return the command that continues the run of a recipe in this folder as it was started, but for --node-rank."""
     if not is_launched():
         return shlex.join(["python", sys.argv[0], "--resume", str(folder)])
     said = {option: os.environ.get("LT_" + option.upper().replace("-", "_")) for option in LAUNCHER}
+    said |= {"main-address": os.environ.get("MASTER_ADDR"), "main-port": os.environ.get("MASTER_PORT")}
     if said["num-nodes"] == "1":
-        del said["num-nodes"]
+        del said["num-nodes"], said["main-address"]
+    if said["main-port"] == DEFAULT_PORT:
+        del said["main-port"]
     options = [part for option, value in said.items() if value for part in (f"--{option}", value)]
     return shlex.join(["fabric", "run", sys.argv[0], *options, "--resume", str(folder)])
 

@@ -122,17 +122,20 @@ def test_only_a_second_ctrl_c_leaves_at_once(monkeypatch, capfd, first, then, se
     [
         ({}, "python recipes/x.py --resume 'runs/a b'"),
         (
-            {"LT_CLI_USED": "1", "LT_DEVICES": "8", "LT_NUM_NODES": "1", "LT_PRECISION": "bf16-mixed"},
+            {"LT_CLI_USED": "1", "LT_DEVICES": "8", "LT_NUM_NODES": "1", "LT_PRECISION": "bf16-mixed"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29400"},
             "fabric run recipes/x.py --devices 8 --precision bf16-mixed --resume 'runs/a b'",
         ),
         (
-            {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_DEVICES": "2", "LT_NUM_NODES": "4"},
-            "fabric run recipes/x.py --accelerator cpu --devices 2 --num-nodes 4 --resume 'runs/a b'",
+            {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_DEVICES": "2", "LT_NUM_NODES": "4"}
+            | {"MASTER_ADDR": "head", "MASTER_PORT": "10007"},
+            "fabric run recipes/x.py --accelerator cpu --devices 2 --num-nodes 4 --main-address head --main-port 10007 "
+            "--resume 'runs/a b'",
         ),
     ],
 )
 def test_a_recipe_that_was_stopped_says_how_it_goes_on(monkeypatch, capsys, tmp_path, variables, command):
-    for name in [name for name in os.environ if name.startswith("LT_")]:
+    for name in [name for name in os.environ if name.startswith(("LT_", "MASTER_"))]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -148,31 +151,31 @@ def test_a_recipe_that_was_stopped_says_how_it_goes_on(monkeypatch, capsys, tmp_
     assert capsys.readouterr().err.splitlines()[-1] == f"go on with: {command}"
 
 
-def begin(folder, seconds, *options):
-    """Start two workers whose rounds wait a little, and return the launcher when two rounds are over."""
-    (folder / "pause").write_text(f"{seconds} 2")
-    log, out = folder / "log", folder / "run"
-    with log.open("w") as said:
-        process = subprocess.Popen(
-            fabric(2, "tests/paused.py", *SMALL, "--method", "fedit", "--rounds", 8, "--out", out, *options),
-            cwd=ROOT,
-            env=environment() | {"PAUSE": str(folder / "pause")},
-            stdout=said,
-            stderr=said,
-            start_new_session=True,
-        )
-    end = time.monotonic() + 600
-    while not (out / "metrics.csv").exists() or (out / "metrics.csv").read_text().count("\n") < 3:
-        assert process.poll() is None, log.read_text()
-        assert time.monotonic() < end, log.read_text()
-        time.sleep(0.1)
-    return process, log, out
+@pytest.fixture
+def begun(tmp_path):
+    """Start two workers whose rounds wait from the third on; hand out launcher, workers, log and run folder."""
+    started = []
 
+    def begin(seconds):
+        (tmp_path / "pause").write_text(f"{seconds} 2")
+        log, out = tmp_path / "log", tmp_path / "run"
+        command = fabric(2, "tests/paused.py", *SMALL, "--method", "fedit", "--rounds", 8, "--out", out)
+        variables = environment() | {"PAUSE": str(tmp_path / "pause")}
+        with log.open("w") as said:
+            launcher = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=said, stderr=said)
+        started.append(launcher.pid)
+        end, metrics = time.monotonic() + 600, out / "metrics.csv"
+        while not metrics.exists() or metrics.read_text().count("\n") < 2:
+            assert launcher.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.1)
+        found = subprocess.run(["pgrep", "-P", str(launcher.pid)], capture_output=True, text=True).stdout.split()
+        started.extend(map(int, found))
+        return launcher, started[1:], log, out
 
-def workers_of(process):
-    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()
-    assert len(found) == 2
-    return [int(pid) for pid in found]
+    yield begin
+    for pid in filter(is_there, started):
+        os.kill(pid, signal.SIGKILL)
 
 
 def is_there(pid):
@@ -180,12 +183,12 @@ def is_there(pid):
 
 
 @pytest.mark.slow
-def test_under_the_launcher_all_workers_stop_and_the_printed_command_goes_on_to_the_same_bits(tmp_path):
+def test_under_the_launcher_all_workers_stop_and_the_printed_command_goes_on_to_the_same_bits(tmp_path, begun):
     whole = tmp_path / "whole"
     options = (*SMALL, "--method", "fedit", "--rounds", 8)
     expected = finished(fabric(2, "tests/paused.py", *options, "--out", whole), whole, 600)
-    process, log, out = begin(tmp_path, 0.2)
-    workers = workers_of(process)
+    process, workers, log, out = begun(0.2)
+    assert len(workers) == 2
     process.terminate()
     assert process.wait(120) == 1
     assert not any(map(is_there, workers))
@@ -198,9 +201,9 @@ def test_under_the_launcher_all_workers_stop_and_the_printed_command_goes_on_to_
 
 
 @pytest.mark.slow
-def test_a_second_ctrl_c_ends_launcher_and_workers_inside_a_round(tmp_path):
-    process, log, out = begin(tmp_path, 1000)
-    workers = workers_of(process)
+def test_a_second_ctrl_c_ends_launcher_and_workers_inside_a_round(begun):
+    process, workers, log, out = begun(1000)
+    assert len(workers) == 2
     process.send_signal(signal.SIGINT)  # as from a keyboard: workers are in sessions of their own
     time.sleep(2)
     assert "Ctrl-C again to leave at once" in log.read_text()
@@ -208,4 +211,4 @@ def test_a_second_ctrl_c_ends_launcher_and_workers_inside_a_round(tmp_path):
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 1
     assert not any(map(is_there, workers))
-    assert run_folder.load_checkpoint(out)[0] == 2
+    assert run_folder.load_checkpoint(out)[0] == 1  # the second round's evaluation waits already
