@@ -202,9 +202,8 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _run_of(folder: Path) -> str:
-    """What tells a run from others: the SHA-256 of its recipe.json, "" where there is none."""
-    path = folder / "recipe.json"
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+    """What tells a run from others: the SHA-256 of its recipe, "" where there is none."""
+    return hashlib.sha256(_json(read_recipe(folder))).hexdigest() if (folder / "recipe.json").exists() else ""
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

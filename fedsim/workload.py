@@ -125,8 +125,10 @@ class Workload:
         return state.bank.rows[slot].shape[RANK_AXIS[slot.factor]] if slot in state.bank.rows else 0
 
     def _whole(self, state: ServerState, slot: Slot) -> int:
-        start = self.initial[slot]
-        return byte_count([start]) // start.shape[RANK_AXIS[slot.factor]] * self.width(state, slot)
+        start, axis = self.initial[slot], RANK_AXIS.get(slot.factor)
+        if axis is None:  # a classifier does not grow
+            return byte_count([start])
+        return byte_count([start]) // start.shape[axis] * self.width(state, slot)
 
 
 def samples_of(n: int, steps: int, batch_size: int) -> int:

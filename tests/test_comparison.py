@@ -218,6 +218,7 @@ COUNTED = {
     "flexlora": fedsim.FlexLoRA(ranks=RANKS),
     "ilora": fedsim.ILoRA(ranks=RANKS),
     "flora": fedsim.FLoRA(ranks=RANKS),
+    "flora, its head with the tier": fedsim.FLoRA(ranks=RANKS, head_policy="tier"),
     "fedex": fedsim.FedExLoRA(ranks=RANKS),
     "hetlora": fedsim.HetLoRA(ranks=RANKS),
     "tree": fedsim.FedTreeLoRA(lora_rank=2, warmup_rounds=2),

@@ -14,7 +14,7 @@ from conftest import ROOT, TinyAttention, tiny_data
 from runs import SMALL, environment, fabric, finished
 
 import fedsim
-from fedsim import interruption, launch, run_folder
+from fedsim import command_line, interruption, run_folder
 from fedsim.interruption import INTERRUPTED, SIGNALS, Stopped, Wish
 
 
@@ -146,7 +146,7 @@ def test_a_recipe_that_was_stopped_says_how_it_goes_on(monkeypatch, capsys, tmp_
         raise Stopped(interruption.STOPPED)
 
     with pytest.raises(SystemExit) as left:
-        launch.cli(fedsim.RunOptions, stop)
+        command_line.cli(fedsim.RunOptions, stop)
     assert left.value.code == 75
     assert capsys.readouterr().err.splitlines()[-1] == f"go on with: {command}"
 
