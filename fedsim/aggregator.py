@@ -194,10 +194,8 @@ class Aggregator:
             tensors[slot] = value / fold if is_folded and copy is not None else value
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
                 corrections[slot] = correction * fold if is_folded else correction
-        local, trains = (
-            plan.local(client, self.local),
-            [slot for slot in tensors if self.workload.trains(plan, slot, client)],
-        )
+        local = plan.local(client, self.local)
+        trains = [slot for slot in tensors if self.workload.trains(plan, slot, client)]
         rates = {slot: plan.rate(slot, local.learning_rate) for slot in trains}
         return Assignment(
             client=client,
