@@ -1,5 +1,6 @@
 """The processes of a run, and how bytes move between them. All collectives live here."""
 
+import functools
 import os
 import re
 import time
@@ -63,8 +64,7 @@ class Workers:
         launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
         if not (dist.is_available() and dist.is_initialized()):
             return cls(launcher=launcher)
-        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * timeout + GRACE))
-        return cls(dist.get_rank(), dist.get_world_size(), group, timeout, launcher)
+        return cls(dist.get_rank(), dist.get_world_size(), _group(dist.group.WORLD, timeout), timeout, launcher)
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Give worker 0's bytes to everyone."""
@@ -129,6 +129,12 @@ class Workers:
                 who = f"Worker {missing[1].strip() if missing else among}"
                 raise LostWorker(who, is_late, self.timeout) from error
             raise LostWorker("Worker 0", is_late, 2 * self.timeout, is_echo=not is_late) from error
+
+
+@functools.cache
+def _group(world: object, timeout: float) -> dist.ProcessGroup:
+    """Return the group of all runs of these processes: each has a thread and sockets, which nothing would give back."""
+    return dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * timeout + GRACE))
 
 
 def check_timeout(timeout: float) -> None:

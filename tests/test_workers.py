@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from conftest import ROOT, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
@@ -12,6 +13,7 @@ import fedsim
 from fedsim.devices import DeviceProfiles
 from fedsim.parts.tree import TreeCuts
 from fedsim.run_folder import RunFolder
+from fedsim.workers import Workers
 
 OPTIONS = (*SMALL, "--rounds", 4, "--cohort-size", 5, "--block-size", 2)
 
@@ -123,3 +125,16 @@ def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_
     assert one.summary["dropped"] > 0
     for table in ("clients.csv", "costs.csv"):
         assert (tmp_path / "two" / table).read_bytes() == (tmp_path / "one" / table).read_bytes()
+
+
+def test_all_runs_of_a_process_share_one_group_which_nothing_would_give_back():
+    groups = []
+    for _ in range(2):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            groups.append([Workers.from_environment().group for _ in range(3)])
+        finally:
+            dist.destroy_process_group()
+    (first, *rest), (later, *_) = groups
+    assert all(group is first for group in rest)
+    assert later is not first, "another process group needs a group of its own"
