@@ -94,6 +94,7 @@ def personalise(out: Path) -> fedsim.Comparison | None:
     return fedsim.compare(methods, lambda seed: tiny_data(9), block_size=2, threads=1, out=out, **common)
 
 
+@pytest.mark.slow
 def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
     script = tmp_path / "script.py"
     here = repr(str(Path(__file__).parent))
@@ -110,6 +111,7 @@ def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
         assert json.loads(other.read_text())["digest"] == result.digest, name
 
 
+@pytest.mark.slow
 def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_path):
     script = tmp_path / "script.py"
     here = repr(str(Path(__file__).parent))
