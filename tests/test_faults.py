@@ -38,7 +38,7 @@ def goes_on(out: Path) -> None:
     """The run has a checkpoint, from which it continues."""
     done, _ = load_checkpoint(out)
     assert done > 0
-    assert sum(1 for _ in (out / "metrics.csv").open()) > done, "a header, and no finished round is lost"
+    assert len((out / "metrics.csv").read_text().splitlines()) > done, "a header, and no finished round is lost"
 
 
 @pytest.mark.slow
