@@ -48,7 +48,7 @@ TEXTS = SkewedTexts(
     n_clients=3,
     alpha=0.8,
     unseen_fraction=0.0,
-    train_samples=400,
+    train_samples=600,
     test_samples=240,
 )
 IMAGES = SkewedClients(
@@ -57,8 +57,6 @@ IMAGES = SkewedClients(
     n_clients=3,
     alpha=0.3,
     unseen_fraction=0.0,
-    train_samples=480,
-    test_samples=240,
 )
 
 
@@ -68,7 +66,7 @@ class Options:
 
     text_model: str
     """Folder of a pre-trained text encoder with its tokenizer."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds; each decides split, initial adapters and data order."""
     rounds: int = 5
     """Rounds of each method."""
