@@ -24,7 +24,7 @@ from fedsim.report.comparison import markdown
 RANKS = fedsim.LoraRanks(values=(4, 6, 8), assign="blocks")
 """As many parameters as 6, 9 or 12 of 12 layers of rank 8, for the same clients."""
 METHODS: dict[str, fedsim.Method] = {
-    "fed-hello": fedsim.FedHeLLo(lora_rank=8, fim=FisherAllocation(warmup_rounds=3, period=3)),
+    "fed-hello": fedsim.FedHeLLo(lora_rank=8, fim=FisherAllocation(warmup_rounds=4, period=4)),
     "fedra": fedsim.FedRA(lora_rank=8),
     "hetlora": fedsim.HetLoRA(ranks=RANKS, lora_alpha=None),
     "flexlora": fedsim.FlexLoRA(ranks=RANKS, lora_alpha=None),
@@ -60,7 +60,7 @@ class Options:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each decides split, proxy set, cohorts, initial adapters and data order."""
-    rounds: int = 10
+    rounds: int = 16
     """Rounds of each method."""
     out: Path = Path("runs/fedhello")
     """Where the runs are kept."""
@@ -74,7 +74,7 @@ def main(options: Options) -> None:
         common = {"backbone": backbone, "rounds": options.rounds, "cohort_size": 10, "local": LOCAL}
         out = options.out / setting.split()[0].lower()
         resume = (out / "recipe.json").exists()
-        arguments = {"out": out, "resume": resume, "seeds": options.seeds, "evaluate_every": 5, **common}
+        arguments = {"out": out, "resume": resume, "seeds": options.seeds, "evaluate_every": 8, **common}
         if runs := fedsim.compare(METHODS, data, reference="fed-hello", **arguments):
             others = [name for name in METHODS if name != "fed-hello"]
             gates = [Gate("fed-hello", name, PUBLISHED[setting].get(name, "–")) for name in others]
