@@ -1,6 +1,7 @@
 """kill -9 at twenty moments, every other one in the middle of a checkpoint: the same bits, rows and events."""
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -77,31 +78,44 @@ def newest(folder: Path) -> int:
     return max((int(name.removeprefix("round-")) for name in names), default=0)
 
 
-@pytest.mark.slow
-def test_twenty_kills_end_in_the_same_bits_rows_and_events(tiny_run, tmp_path):
+def killed_run(folder: Path) -> None:
+    """A run that is killed twenty times against one that is not."""
     common = {"method": fedsim.HiLoRA(lora_rank=2), "rounds": 60, "cohort_size": 3, "evaluate_every": 5}
-    whole, out = tiny_run("whole", **common), tmp_path / "killed"
-    kill_and_resume(out, lambda is_begun: tiny_run("killed", resume=is_begun, **common), lambda: newest(out))
+    common |= {"backbone": TinyAttention(), "data": tiny_data(), "threads": 1}
+    common |= {"local": fedsim.LocalTraining(batch_size=4, learning_rate=1e-2)}
+    whole, out = fedsim.simulate(out=folder / "whole", **common), folder / "killed"
+    kill_and_resume(out, lambda is_begun: fedsim.simulate(out=out, resume=is_begun, **common), lambda: newest(out))
     assert json.loads((out / "result.json").read_text())["digest"] == whole.digest
-    for name in ("metrics.csv", "clients.csv", "events.jsonl"):
+    for name in ("metrics.csv", "clients.csv", "costs.csv", "events.jsonl"):
         assert (out / name).read_bytes() == (whole.folder / name).read_bytes(), name
 
 
-@pytest.mark.slow
-def test_a_comparison_that_was_killed_twenty_times_ends_in_the_same_bits_and_rows(tmp_path):
+def killed_comparison(folder: Path) -> None:
+    """The same of a comparison of two methods over two seeds."""
+
     def start(name: str, is_begun: bool):
         methods = {"fedit": fedsim.FedIT(lora_rank=2), "hilora": fedsim.HiLoRA(lora_rank=2)}
         common = {"backbone": TinyAttention(), "rounds": 15, "cohort_size": 3, "threads": 1}
-        out = tmp_path / name
-        return fedsim.compare(
-            methods, lambda seed: tiny_data(seed=seed), seeds=(0, 1), out=out, resume=is_begun, **common
-        )
+        common |= {"seeds": (0, 1), "out": folder / name, "resume": is_begun}
+        return fedsim.compare(methods, lambda seed: tiny_data(seed=seed), **common)
 
-    whole, out = start("whole", False), tmp_path / "killed"
+    whole, out = start("whole", False), folder / "killed"
     cells = [Path(f"seed-{seed}") / name for seed in (0, 1) for name in ("fedit", "hilora")]
     kill_and_resume(out, lambda is_begun: start("killed", is_begun), lambda: sum(newest(out / cell) for cell in cells))
     assert json.loads((out / "result.json").read_text())["digest"] == whole.digest
     assert sum(load_checkpoint(out / cell)[0] for cell in cells) == 60
     for cell in cells:
-        for name in ("metrics.csv", "clients.csv"):
+        for name in ("metrics.csv", "clients.csv", "costs.csv"):
             assert (out / cell / name).read_bytes() == (whole.folder / cell / name).read_bytes(), (cell, name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [killed_run, killed_comparison])
+def test_twenty_kills_end_in_the_same_bits_rows_and_events(tmp_path, study):
+    """In a process of its own: threads that other tests left in autograd do not survive a fork."""
+    process = multiprocessing.get_context("spawn").Process(target=study, args=(tmp_path,))
+    process.start()
+    process.join(timeout=540)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == 0
