@@ -13,13 +13,11 @@ from pathlib import Path
 
 import tyro
 from gates import Gate, gate_table
-from results import minutes, write
-from tasks import CIFAR, image_task
+from tasks import CIFAR, compared, image_task, record
 
 import fedsim
 from fedsim.data.protocols import SkewedClients
 from fedsim.parts.fisher import FisherAllocation
-from fedsim.report.comparison import markdown
 
 RANKS = fedsim.LoraRanks(values=(4, 6, 8), assign="blocks")
 """As many parameters as 6, 9 or 12 of 12 layers of rank 8, for the same clients."""
@@ -66,23 +64,20 @@ class Options:
     """Where the runs are kept."""
 
 
+def gates(setting: str) -> list[Gate]:
+    """Return what the released logs say of a setting."""
+    others = [name for name in METHODS if name != "fed-hello"]
+    return [Gate("fed-hello", name, PUBLISHED[setting].get(name, "–")) for name in others]
+
+
 def main(options: Options) -> None:
     """Run, print and write."""
-    parts = []
+    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 8, "local": LOCAL}
     for setting, images in SETTINGS.items():
-        data, backbone = image_task(images)
-        common = {"backbone": backbone, "rounds": options.rounds, "cohort_size": 10, "local": LOCAL}
-        out = options.out / setting.split()[0].lower()
-        resume = (out / "recipe.json").exists()
-        arguments = {"out": out, "resume": resume, "seeds": options.seeds, "evaluate_every": 8, **common}
-        if runs := fedsim.compare(METHODS, data, reference="fed-hello", **arguments):
-            others = [name for name in METHODS if name != "fed-hello"]
-            gates = [Gate("fed-hello", name, PUBLISHED[setting].get(name, "–")) for name in others]
-            parts += [f"### {setting}", markdown(runs), gate_table(runs, gates)]
-    if parts:
-        text = "\n\n".join([*parts, minutes(options.out)])
-        print(text)
-        write("fedhello", text, "Fed-HeLLo at equal budgets")
+        out, more = options.out / setting.split()[0].lower(), {"seeds": options.seeds, "reference": "fed-hello"}
+        runs = compared(image_task(images), METHODS, out, **more, **common)
+        sections[setting] = runs, [gate_table(runs, gates(setting))] if runs else []
+    record("fedhello", "Fed-HeLLo at equal budgets", options.out, sections)
 
 
 if __name__ == "__main__":

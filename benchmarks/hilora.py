@@ -13,13 +13,12 @@ from pathlib import Path
 import tyro
 from gates import Gate, gate_table
 from results import markdown as table
-from results import minutes, write
-from tasks import CIFAR, IMAGES, image_task
+from tasks import CIFAR, IMAGES, compared, image_task, record
 
 import fedsim
 from fedsim.data.protocols import DomainClients, SkewedClients
 from fedsim.parts.directions import SubspaceClustering
-from fedsim.report.comparison import Comparison, markdown
+from fedsim.report.comparison import Comparison
 
 FULL = fedsim.HiLoRA(lora_rank=4, root_share=0.25, cluster_share=0.375)
 WITHOUT_PENALTY = replace(FULL, gamma_c=0.0, gamma_l=0.0)
@@ -119,20 +118,14 @@ def tiers(runs: Comparison) -> str:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    parts = []
+    sections = {}
+    common = {"rounds": options.rounds, "local": LOCAL, "seeds": options.seeds, "reference": "hilora"}
     for setting, images in SETTINGS.items():
-        data, backbone = image_task(images)
         methods = METHODS | (ABLATION if setting.startswith("CIFAR-100, Patho") else {})
         out = options.out / setting.split(",")[-1].strip().split("(")[0].lower()
-        common = {"backbone": backbone, "rounds": options.rounds, "local": LOCAL, "seeds": options.seeds}
-        resume = (out / "recipe.json").exists()
-        runs = fedsim.compare(methods, data, out=out, resume=resume, reference="hilora", **common)
-        if runs:
-            parts += [f"### {setting}", markdown(runs), tiers(runs), gate_table(runs, gates(setting))]
-    if parts:
-        text = "\n\n".join([*parts, minutes(options.out)])
-        print(text)
-        write("hilora", text, "HiLoRA: baselines, tiers, components")
+        runs = compared(image_task(images), methods, out, **common)
+        sections[setting] = runs, [tiers(runs), gate_table(runs, gates(setting))] if runs else []
+    record("hilora", "HiLoRA: baselines, tiers, components", options.out, sections)
 
 
 if __name__ == "__main__":

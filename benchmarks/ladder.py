@@ -16,13 +16,13 @@ from statistics import mean
 
 import tyro
 from gates import Gate, gate_table
-from results import ROOT, minutes, write
+from results import ROOT
 from results import markdown as table
-from tasks import CIFAR, image_task, text_task
+from tasks import CIFAR, compared, image_task, record, text_task
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, SkewedTexts
-from fedsim.report.comparison import Comparison, markdown
+from fedsim.report.comparison import Comparison
 
 sys.path.append(str(ROOT / "recipes"))
 from ilora_text import ladder
@@ -88,19 +88,13 @@ def discarded(runs: Comparison) -> str:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    parts, tasks = [], {"SST-2": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
+    tasks = {"SST-2": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
+    sections, common = {}, {"rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
     for name, task in tasks.items():
-        (data, backbone), out = task(), options.out / name.lower()
         methods = METHODS | (VARIANTS if name == "CIFAR-100" else {})
-        common = {"backbone": backbone, "rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
-        resume = (out / "recipe.json").exists()
-        runs = fedsim.compare(methods, data, out=out, seeds=options.seeds, resume=resume, reference="base", **common)
-        if runs:
-            parts += [f"### {name}", markdown(runs), gate_table(runs, GATES), discarded(runs)]
-    if parts:
-        text = "\n\n".join([*parts, minutes(options.out)])
-        print(text)
-        write("ladder", text, "ILoRA's ladder, and unequal LoRA ranks")
+        runs = compared(task(), methods, options.out / name.lower(), seeds=options.seeds, reference="base", **common)
+        sections[name] = runs, [gate_table(runs, GATES), discarded(runs)] if runs else []
+    record("ladder", "ILoRA's ladder, and unequal LoRA ranks", options.out, sections)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""The real data and pre-trained backbones that benchmarks train on, all from $FEDSIM_DATA or a folder."""
+"""Real data and pre-trained backbones, all from $FEDSIM_DATA or a folder, and the comparisons made of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from results import minutes, write
 from torch import nn
 
+import fedsim
 from fedsim.data.federated import FederatedData
 from fedsim.data.images import find_images
 from fedsim.data.protocols import DomainClients, SkewedClients, SkewedTexts, domain_clients, skewed_clients
@@ -12,6 +14,7 @@ from fedsim.data.texts import find_texts
 from fedsim.models.backbones import timm_backbone, timm_statistics
 from fedsim.models.text import TextModel, text_backbone, text_tokenizer
 from fedsim.randomness import numpy_generator
+from fedsim.report.comparison import Comparison, markdown
 
 VIT = "vit_tiny_patch16_224"
 WEIGHTS = Path("vit_tiny_patch16_224/model_fp16.safetensors")
@@ -39,3 +42,23 @@ def text_task(options: SkewedTexts, name: str) -> Task:
     texts = found.tokenise(tokenizer)
     backbone = text_backbone(model, found.n_classes, tokenizer)
     return lambda seed: skewed_clients(options, texts, numpy_generator(seed, "data")), backbone
+
+
+def compared(task: Task, methods: Mapping[str, fedsim.Method], out: Path, **common: object) -> Comparison | None:
+    """Run what is missing of a comparison in a folder; return it on worker 0, None elsewhere."""
+    (data, backbone), resume = task, (out / "recipe.json").exists()
+    return fedsim.compare(methods, data, out=out, resume=resume, backbone=backbone, **common)
+
+
+def record(name: str, heading: str, out: Path, sections: Mapping[str, tuple[Comparison | None, Sequence[str]]]) -> None:
+    """Print the sections' tables, and what follows each, and write them to RESULTS.md; not but on worker 0."""
+    parts = [
+        part
+        for title, (runs, more) in sections.items()
+        if runs is not None
+        for part in (f"### {title}", markdown(runs), *more)
+    ]
+    if parts:
+        text = "\n\n".join([*parts, minutes(out)])
+        print(text)
+        write(name, text, heading)

@@ -14,12 +14,11 @@ from pathlib import Path
 
 import tyro
 from gates import Gate, gate_table
-from results import ROOT, minutes, write
-from tasks import CIFAR, image_task, text_task
+from results import ROOT
+from tasks import CIFAR, compared, image_task, record, text_task
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, SkewedTexts
-from fedsim.report.comparison import markdown
 
 sys.path.append(str(ROOT / "recipes"))
 from fedtreelora_glue import ablations
@@ -52,7 +51,6 @@ PUBLISHED = {
     "no-external": "+0.010",
     "no-tree": "+0.029",
     "fixed-4": "+0.009",
-    "fixed-8": "+0.016",
     "fixed-1": "+0.052",
 }
 GATES = [Gate("full", name, difference) for name, difference in PUBLISHED.items()]
@@ -82,19 +80,14 @@ def staircase(folder: Path) -> str:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    parts, tasks = [], {"TREC": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
+    tasks = {"TREC": lambda: text_task(TEXTS, options.text_model), "CIFAR-100": lambda: image_task(IMAGES)}
+    sections, common = {}, {"rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
     for name, task in tasks.items():
-        (data, backbone), out = task(), options.out / name.lower()
-        common = {"backbone": backbone, "rounds": options.rounds, "evaluate_every": options.rounds, "local": LOCAL}
-        resume = (out / "recipe.json").exists()
-        runs = fedsim.compare(METHODS, data, out=out, seeds=options.seeds, resume=resume, reference="full", **common)
-        if runs:
-            cuts = [f"- seed {seed}: c* by depth {staircase(out / f'seed-{seed}')}" for seed in options.seeds]
-            parts += [f"### {name}", markdown(runs), gate_table(runs, GATES), "\n".join(cuts)]
-    if parts:
-        text = "\n\n".join([*parts, minutes(options.out)])
-        print(text)
-        write("tree", text, "FedTreeLoRA's ablations")
+        out = options.out / name.lower()
+        runs = compared(task(), METHODS, out, seeds=options.seeds, reference="full", **common)
+        cuts = [f"- seed {seed}: c* by depth {staircase(out / f'seed-{seed}')}" for seed in options.seeds if runs]
+        sections[name] = runs, [gate_table(runs, GATES), "\n".join(cuts)] if runs else []
+    record("tree", "FedTreeLoRA's ablations", options.out, sections)
 
 
 if __name__ == "__main__":
