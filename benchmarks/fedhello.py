@@ -22,7 +22,7 @@ from fedsim.parts.fisher import FisherAllocation
 RANKS = fedsim.LoraRanks(values=(4, 6, 8), assign="blocks")
 """As many parameters as 6, 9 or 12 of 12 layers of rank 8, for the same clients."""
 METHODS: dict[str, fedsim.Method] = {
-    "fed-hello": fedsim.FedHeLLo(lora_rank=8, fim=FisherAllocation(warmup_rounds=4, period=4)),
+    "fed-hello": fedsim.FedHeLLo(lora_rank=8, fim=FisherAllocation(warmup_rounds=3, period=3)),
     "fedra": fedsim.FedRA(lora_rank=8),
     "hetlora": fedsim.HetLoRA(ranks=RANKS, lora_alpha=None),
     "flexlora": fedsim.FlexLoRA(ranks=RANKS, lora_alpha=None),
@@ -37,7 +37,7 @@ IMAGES = SkewedClients(
     alpha=1.0,
     unseen_fraction=0.0,
     proxy_samples=100,
-    test_samples=600,
+    test_samples=400,
 )
 SETTINGS = {
     "IID": replace(IMAGES, partition="iid"),
@@ -58,7 +58,7 @@ class Options:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each decides split, proxy set, cohorts, initial adapters and data order."""
-    rounds: int = 16
+    rounds: int = 12
     """Rounds of each method."""
     out: Path = Path("runs/fedhello")
     """Where the runs are kept."""
@@ -72,7 +72,7 @@ def gates(setting: str) -> list[Gate]:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 8, "local": LOCAL}
+    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 6, "local": LOCAL}
     for setting, images in SETTINGS.items():
         out, more = options.out / setting.split()[0].lower(), {"seeds": options.seeds, "reference": "fed-hello"}
         runs = compared(image_task(images), METHODS, out, **more, **common)

@@ -3,7 +3,7 @@
     fabric run benchmarks/tree.py --accelerator cpu --devices 2 --text-model <folder of a text encoder> --seeds 0 1 2
 
 TREC (six kinds of question) over eight clients of 60 training and 40 test samples, and twenty classes of CIFAR-100 with
-ViT-Tiny over eight of 60 and 20, by Dirichlet(0.5); LoRA rank 4, eight rounds of which two are warm-up. Data are taken
+ViT-Tiny over eight of 40 and 20, by Dirichlet(0.5); LoRA rank 4, eight rounds of which two are warm-up. Data are taken
 from $FEDSIM_DATA. Finished runs are read. Rewrites the section of RESULTS.md.
 """
 
@@ -43,7 +43,7 @@ IMAGES = SkewedClients(
     first_classes=20,
     partition="sized-dir",
     n_clients=8,
-    train_per_client=60,
+    train_per_client=40,
     test_per_client=20,
     unseen_fraction=0.0,
 )
