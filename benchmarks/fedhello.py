@@ -3,7 +3,7 @@
     fabric run benchmarks/fedhello.py --accelerator cpu --devices 2 --seeds 0 1 2
 
 Fifty classes of CIFAR-100 over twenty clients, IID and with 20 or 10 classes a client; ten clients a round, each two
-steps of 15 images; a hundred training images are the server's. Budgets are equal: clients train 6, 9 or 12 of 12 layers
+steps of 12 images; a hundred training images are the server's. Budgets are equal: clients train 6, 9 or 12 of 12 layers
 of LoRA rank 8, or all layers at rank 4, 6 or 8. Data and ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are read.
 Rewrites the section of RESULTS.md.
 """
@@ -29,7 +29,7 @@ METHODS: dict[str, fedsim.Method] = {
     "exclusive": fedsim.Exclusive(lora_rank=8),
     "straggler": fedsim.Straggler(lora_rank=8),
 }
-LOCAL = fedsim.LocalTraining(epochs=1, share=0.15, batch_size=15, learning_rate=1e-2)
+LOCAL = fedsim.LocalTraining(epochs=1, share=0.12, batch_size=12, learning_rate=1e-2)
 IMAGES = SkewedClients(
     **CIFAR,  # type: ignore[arg-type]
     first_classes=50,
@@ -58,7 +58,7 @@ class Options:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each decides split, proxy set, cohorts, initial adapters and data order."""
-    rounds: int = 12
+    rounds: int = 10
     """Rounds of each method."""
     out: Path = Path("runs/fedhello")
     """Where the runs are kept."""
@@ -72,7 +72,7 @@ def gates(setting: str) -> list[Gate]:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 6, "local": LOCAL}
+    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 5, "local": LOCAL}
     for setting, images in SETTINGS.items():
         out, more = options.out / setting.split()[0].lower(), {"seeds": options.seeds, "reference": "fed-hello"}
         runs = compared(image_task(images), METHODS, out, **more, **common)

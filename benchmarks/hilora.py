@@ -3,7 +3,7 @@
     fabric run benchmarks/hilora.py --accelerator cpu --devices 2 --seeds 0 1 2
 
 Twenty classes of CIFAR-100 (four super-classes) over twelve clients by GL-Dir(0.3), SC-Dir(3) and Patho(4 of 20), and
-PACS with three clients a domain; two clients are unseen. Forty training images a client, six rounds. Data and
+PACS with three clients a domain; two clients are unseen. Thirty-six training images a client, six rounds. Data and
 ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are read. Rewrites the section of RESULTS.md.
 """
 
@@ -36,13 +36,13 @@ ABLATION: dict[str, fedsim.Method] = {
     "subspaces": WITHOUT_PENALTY,
 }
 """Hierarchy only, with k-means on full updates; subspace clustering; HiLoRA itself adds the penalty."""
-LOCAL = fedsim.LocalTraining(epochs=1, batch_size=15, learning_rate=5e-3, tune_epochs=5)
+LOCAL = fedsim.LocalTraining(epochs=1, batch_size=12, learning_rate=5e-3, tune_epochs=5)
 SKEW = SkewedClients(
     **CIFAR,  # type: ignore[arg-type]
     group=("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores"),
     top_classes=20,
     n_clients=12,
-    train_samples=480,
+    train_samples=432,
     test_samples=240,
 )
 SETTINGS: dict[str, SkewedClients | DomainClients] = {
@@ -54,7 +54,7 @@ SETTINGS: dict[str, SkewedClients | DomainClients] = {
         dataset="pacs",
         path=Path("pacs_1680_128px"),
         clients_per_domain=3,
-        train_samples=480,
+        train_samples=432,
         test_samples=240,
     ),
 }

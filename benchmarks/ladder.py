@@ -48,8 +48,9 @@ TEXTS = SkewedTexts(
     n_clients=3,
     alpha=0.8,
     unseen_fraction=0.0,
-    train_samples=600,
-    test_samples=240,
+    train_samples=300,
+    test_samples=180,
+    max_length=32,
 )
 IMAGES = SkewedClients(
     **CIFAR,  # type: ignore[arg-type]
@@ -57,8 +58,8 @@ IMAGES = SkewedClients(
     n_clients=3,
     alpha=0.3,
     unseen_fraction=0.0,
-    train_samples=800,
-    test_samples=300,
+    train_samples=480,
+    test_samples=240,
 )
 
 

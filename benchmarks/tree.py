@@ -2,8 +2,8 @@
 
     fabric run benchmarks/tree.py --accelerator cpu --devices 2 --text-model <folder of a text encoder> --seeds 0 1 2
 
-TREC (six kinds of question) over eight clients of 60 training and 40 test samples, and twenty classes of CIFAR-100 with
-ViT-Tiny over eight of 40 and 20, by Dirichlet(0.5); LoRA rank 4, eight rounds of which two are warm-up. Data are taken
+TREC (six kinds of question) over eight clients of 36 training and 40 test samples, and twenty classes of CIFAR-100 with
+ViT-Tiny over eight of 36 and 20, by Dirichlet(0.5); LoRA rank 4, six rounds of which two are warm-up. Data are taken
 from $FEDSIM_DATA. Finished runs are read. Rewrites the section of RESULTS.md.
 """
 
@@ -26,14 +26,14 @@ from fedtreelora_glue import ablations
 FULL = fedsim.FedTreeLoRA(lora_rank=4, warmup_rounds=2)
 METHODS: dict[str, fedsim.Method] = {**ablations(FULL), "local": fedsim.Local(lora_rank=4)}
 METHODS.pop("fixed-8")  # as many as there are clients
-LOCAL = fedsim.LocalTraining(epochs=2, batch_size=15, learning_rate=5e-3)
+LOCAL = fedsim.LocalTraining(epochs=2, batch_size=12, learning_rate=5e-3)
 TEXTS = SkewedTexts(
     task="trec",
     path=Path("text/trec"),
     label_column="label",
     partition="sized-dir",
     n_clients=8,
-    train_per_client=60,
+    train_per_client=36,
     test_per_client=40,
     unseen_fraction=0.0,
     max_length=16,
@@ -43,7 +43,7 @@ IMAGES = SkewedClients(
     first_classes=20,
     partition="sized-dir",
     n_clients=8,
-    train_per_client=40,
+    train_per_client=36,
     test_per_client=20,
     unseen_fraction=0.0,
 )
@@ -65,7 +65,7 @@ class Options:
     """Folder of a pre-trained text encoder with its tokenizer."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each decides split, initial adapters and data order."""
-    rounds: int = 8
+    rounds: int = 6
     """Rounds of each method."""
     out: Path = Path("runs/tree")
     """Where the runs are kept."""
