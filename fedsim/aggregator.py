@@ -13,8 +13,9 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
+from fedsim.blocks import Load, deal, form_blocks
 from fedsim.devices import ClientCost, Clock, billed
-from fedsim.federation import Hand, deal, form_blocks
+from fedsim.federation import Hand
 from fedsim.local_training import LocalTraining
 from fedsim.messages import folded_update, pack_updates, unpack_updates
 from fedsim.plan import Method, Part, Plan
@@ -92,11 +93,10 @@ class Aggregator:
         if test_sizes is not None and plan.evaluate_largest:
             plan = replace(plan, lora_ranks=None)
         if test_sizes is None:
-            work = {client: self.workload.load(plan, client, epochs) for client in clients}
+            loads = {client: self.workload.load(plan, client, epochs) for client in clients}
         else:
-            work = {client: ((-test_sizes[client],), float(test_sizes[client])) for client in clients}
-        blocks = form_blocks({client: key for client, (key, _) in work.items()}, self.block_size)
-        hands, utilisation = deal(blocks, [sum(work[c][1] for c in block) for block in blocks], self.workers.count)
+            loads = {client: Load((-test_sizes[client],), test_sizes[client]) for client in clients}
+        hands, utilisation = deal(*form_blocks(loads, self.block_size), self.workers.count)
         groups = {slot: plan.groups(slot).tolist() for slot in self.workload.slots(plan)}
         mine = [
             [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]

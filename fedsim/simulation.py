@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
+from fedsim.blocks import largest_size
 from fedsim.data.placement import placed
 from fedsim.disk import only_writer
 from fedsim.divergence import event, set_aside, with_second
@@ -115,7 +116,7 @@ def prepare_engine(
         client = max(what.population.seen, key=what.data.train_size)
         tensors = {slot: initial[slot] for slot in slots_in_use(plan, what.method, initial)}
         fits = measured_block_size(engine, plan, trial_assignment(plan, client, tensors, what.local))
-        share = -(-what.n_cohort // workers.count)
+        share = largest_size(what.n_cohort, workers.count)
         engine.resize(min(share, *workers.all_numbers(fits)))
     engine.on_client = on_client
     return engine

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import RANK_AXIS, Layout, Slot, byte_count, fit_rank
+from fedsim.blocks import Load
 from fedsim.local_training import LocalTraining
 from fedsim.parts.sharing import is_private
 from fedsim.plan import Method, Plan, is_adapter, is_measured, slots_in_use
@@ -83,13 +84,14 @@ class Workload:
         trained = frozenset(slot for slot in slots if self.trains(plan, slot, client))
         return Work(shapes, trained, plan.local(client, self.local))
 
-    def load(self, plan: Plan, client: int, epochs: int | None) -> tuple[tuple[float, ...], float]:
-        """Return what a client's work is like (see `federation.form_blocks`), and its load."""
+    def load(self, plan: Plan, client: int, epochs: int | None) -> Load:
+        """Return what a client's work is like, for `blocks.form_blocks`."""
         trained = [self.depths[slot.site] for slot in self.slots(plan) if self.trains(plan, slot, client)]
         whole = max(self.depths.values()) + 1
         lowest, steps = min(trained, default=whole), self.steps(plan, client, epochs)
         batch_size = plan.local(client, self.local).batch_size
-        return (lowest, -steps, -batch_size), float(steps * batch_size * (whole + whole - lowest))
+        samples = samples_of(self.population.samples[client], steps, batch_size) if steps else 0
+        return Load((lowest, -steps, -batch_size), samples, whole + whole - lowest)
 
     def traffic(self, state: ServerState, plan: Plan, clients: Sequence[int]) -> list[tuple[int, int]]:
         """Return (down, up) bytes of each client in a round, before its update, from the slots really sent.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedsim.data.federated import FederatedData
-from fedsim.federation import check_cohort_size, deal, form_blocks, population_of, sample_cohort
+from fedsim.federation import check_cohort_size, population_of, sample_cohort
 from fedsim.round import Population
 
 POPULATION = Population(10, (0, 1, 3, 4, 5, 7, 8), (2, 6, 9), (10,) * 10)
@@ -18,65 +18,6 @@ def data(train_sizes, unseen=()) -> FederatedData:
     tables = [torch.arange(start, stop) for start, stop in itertools.pairwise(edges)]
     inputs, targets = torch.zeros(edges[-1], 2), torch.zeros(edges[-1], dtype=torch.long)
     return FederatedData(inputs, targets, tables, tables, ["only"], unseen=frozenset(unseen))
-
-
-# dealing
-
-
-def test_the_heaviest_block_goes_first_and_always_to_the_least_busy_worker():
-    hands, utilisation = deal("abcde", [2, 7, 5, 4, 3], 2)
-    assert hands == [["b", "e"], ["c", "d", "a"]]
-    assert utilisation == pytest.approx(11 / 10.5)
-
-
-def test_ties_go_to_the_earlier_block_and_the_earlier_worker():
-    assert deal("abcdef", [1, 1, 1, 1, 1, 1], 3) == ([["a", "d"], ["b", "e"], ["c", "f"]], 1)
-
-
-def test_one_worker_gets_everything_and_more_workers_than_blocks_leave_some_idle():
-    assert deal("abc", [1, 3, 2], 1) == ([["b", "c", "a"]], 1)
-    assert deal("ab", [1, 2], 4) == ([["b"], ["a"], [], []], pytest.approx(2 / 0.75))
-    assert deal([], [], 2) == ([[], []], 1)
-
-
-def test_blocks_without_work_are_dealt_too():
-    assert sorted(itertools.chain(*deal("abc", [0, 0, 5], 2)[0])) == ["a", "b", "c"]
-
-
-@pytest.mark.parametrize("n_workers", [2, 3])
-def test_the_busiest_worker_is_within_grahams_bound_of_the_best_deal_there_is(n_workers):
-    """LPT is at most 4/3 − 1/(3m) times the optimum (Graham 1969), here found by trying every deal."""
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        loads = rng.integers(1, 30, size=7).tolist()
-        hands, _ = deal(range(7), loads, n_workers)
-        assert sorted(itertools.chain(*hands)) == list(range(7))
-        ours = max(sum(loads[block] for block in hand) for hand in hands)
-        best = min(
-            max(sum(load for load, owner in zip(loads, owners, strict=True) if owner == w) for w in range(n_workers))
-            for owners in itertools.product(range(n_workers), repeat=7)
-        )
-        assert ours <= best * (4 / 3 - 1 / (3 * n_workers))
-
-
-# blocks
-
-
-def test_blocks_are_even_and_hold_neighbours_in_the_order_of_their_keys():
-    keys = {client: (0, -amount) for client, amount in enumerate([1, 9, 5, 7, 2, 8, 3])}
-    assert form_blocks(keys, 3) == [[1, 5], [3, 2], [6, 4, 0]]
-    assert form_blocks(keys, 7) == [[1, 5, 3, 2, 6, 4, 0]]
-    assert form_blocks(keys, 1) == [[1], [5], [3], [2], [6], [4], [0]]
-
-
-def test_clients_that_train_from_the_same_depth_up_share_a_block():
-    lowest = [0, 2, 0, 2, 1, 0]
-    keys = {client: (depth, 0) for client, depth in enumerate(lowest)}
-    assert form_blocks(keys, 3) == [[0, 2, 5], [4, 1, 3]]
-
-
-def test_nobody_makes_no_block():
-    assert form_blocks({}, 4) == []
 
 
 # cohorts

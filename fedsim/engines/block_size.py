@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
+from fedsim.blocks import largest_size
 from fedsim.engines.batched import BatchedEngine
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Plan
@@ -18,10 +19,13 @@ MEMORY_SHARE = 0.85
 def cpu_block_size(local: LocalTraining, n_cohort: int) -> int:
     """Return the default clients of a pass on a CPU: about `CPU_SAMPLES` samples, in an even number of blocks.
 
-    It does not depend on the number of workers, lest results do; an even number suits one worker and two alike.
+    It does not depend on the number of workers, lest results do; an even number suits one worker and two alike. Within
+    that number it is as large as can be, so that blocks of unequal clients can cost the same.
     """
-    n_blocks = -(-n_cohort // max(1, CPU_SAMPLES // local.batch_size))
-    return -(-n_cohort // (n_blocks + n_blocks % 2))
+    most = max(1, CPU_SAMPLES // local.batch_size)
+    n_blocks = -(-n_cohort // most)
+    n_blocks += n_blocks % 2
+    return max(-(-n_cohort // n_blocks), min(most, largest_size(n_cohort, n_blocks)))
 
 
 def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) -> int:

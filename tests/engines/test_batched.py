@@ -149,7 +149,7 @@ def test_on_a_gpu_where_two_clients_do_not_fit_one_trains_at_a_time(fake_gpu, mo
 
 @pytest.mark.parametrize(
     ("batch_size", "n_cohort", "block_size"),
-    [(8, 64, 16), (8, 16, 8), (25, 19, 5), (25, 5, 3), (32, 10, 3), (128, 7, 1), (500, 7, 1), (16, 1, 1)],
+    [(8, 64, 16), (8, 16, 15), (15, 10, 8), (25, 19, 5), (25, 5, 4), (32, 10, 3), (128, 7, 1), (500, 7, 1), (16, 1, 1)],
 )
 def test_on_a_cpu_a_pass_has_about_128_samples_and_blocks_suit_two_workers(batch_size, n_cohort, block_size):
     assert cpu_block_size(fedsim.LocalTraining(batch_size=batch_size), n_cohort) == block_size
