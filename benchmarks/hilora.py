@@ -42,7 +42,7 @@ SKEW = SkewedClients(
     group=("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores"),
     top_classes=20,
     n_clients=12,
-    train_samples=432,
+    train_samples=440,
     test_samples=240,
 )
 SETTINGS: dict[str, SkewedClients | DomainClients] = {
@@ -54,7 +54,7 @@ SETTINGS: dict[str, SkewedClients | DomainClients] = {
         dataset="pacs",
         path=Path("pacs_1680_128px"),
         clients_per_domain=3,
-        train_samples=432,
+        train_samples=440,
         test_samples=240,
     ),
 }

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fedsim.data.sized_partition import counts_by_shares
+
 Encoded = bytes | Path | np.ndarray
 """An image: the bytes of its file, where that is, or its pixels (H, W[, 3]) uint8."""
 Item = Encoded | tuple[str, ...]
@@ -68,40 +70,52 @@ def with_test(listed: Listed, share: float) -> Listed:
         return listed
     train = listed.train
     cells = train.targets if train.groups is None else train.targets + train.groups * len(listed.class_names)
-    is_test = _spread(cells, share)
+    is_test = _spread(cells, np.array(share))
     return replace(listed, train=train.take(np.flatnonzero(~is_test)), test=train.take(np.flatnonzero(is_test)))
 
 
 def keep_some(split: Listing, count: int | None) -> Listing:
-    """Keep about `count` samples, the same share of every class, spread over the split; all where there are fewer."""
+    """Keep `count` samples, of every class its share, spread over the split; all where there are fewer."""
     if count is None or count >= len(split.targets):
         return split
-    return split.take(np.flatnonzero(_spread(split.targets, count / len(split.targets))))
+    sizes = np.unique(split.targets, return_counts=True)[1]
+    return split.take(np.flatnonzero(_spread(split.targets, counts_by_shares(sizes, count, sizes) / sizes)))
 
 
-def _spread(cells: np.ndarray, share: float) -> np.ndarray:
-    """Mark a share of each cell's samples, evenly spaced."""
-    marked = np.zeros(len(cells), bool)
-    for cell in np.unique(cells):
+def _spread(cells: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Mark of each cell's samples its share, evenly spaced; the cells in ascending order, or one share for all."""
+    marked, of_cell = np.zeros(len(cells), bool), np.unique(cells)
+    for cell, share in zip(of_cell, np.broadcast_to(shares, len(of_cell)), strict=True):
         rows = np.flatnonzero(cells == cell)
         marked[rows] = np.diff(np.floor(np.arange(len(rows) + 1) * share + 1e-9)) > 0
     return marked
 
 
 def keep_groups(listed: Listed, names: Sequence[str]) -> Listed:
-    """Keep some groups' samples only, all where none is named; raises ValueError when there is no such group."""
+    """Keep some groups only, in their old order, all where none is named; raises ValueError when there is no such."""
     if not names:
         return listed
     for name in names:
         if name not in listed.group_names:
             raise ValueError(f"There is no group '{name}' among {list(listed.group_names)} (--data.group).")
-    numbers = [listed.group_names.index(name) for name in names]
+    kept = sorted({listed.group_names.index(name) for name in names})
+    new_number = _renumbered(kept, len(listed.group_names))
 
     def only(split: Listing) -> Listing:
         assert split.groups is not None
-        return split.take(np.flatnonzero(np.isin(split.groups, numbers)))
+        inside = split.take(np.flatnonzero(new_number[split.groups] >= 0))
+        assert inside.groups is not None
+        return replace(inside, groups=new_number[inside.groups])
 
-    return replace(listed, train=only(listed.train), test=None if listed.test is None else only(listed.test))
+    test = None if listed.test is None else only(listed.test)
+    return replace(listed, train=only(listed.train), test=test, group_names=tuple(listed.group_names[k] for k in kept))
+
+
+def _renumbered(kept: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
+    """Return the new number of each of `count` old ones: its place in `kept`, or -1."""
+    new_number = np.full(count, -1)
+    new_number[kept] = np.arange(len(kept))
+    return new_number
 
 
 def keep_top_classes(listed: Listed, top: int | None) -> Listed:
@@ -125,8 +139,7 @@ def keep_first_classes(listed: Listed, first: int | None) -> Listed:
 
 
 def _keep_classes(listed: Listed, kept: np.ndarray) -> Listed:
-    new_number = np.full(len(listed.class_names), -1)
-    new_number[kept] = np.arange(len(kept))
+    new_number = _renumbered(kept, len(listed.class_names))
 
     def reduced(split: Listing) -> Listing:
         inside = split.take(np.flatnonzero(new_number[split.targets] >= 0))

@@ -95,19 +95,22 @@ def superclass_dirichlet(
     """SC-Dir(α): each client has one or two super-classes, whose fine classes are split over their holders by Dir(α).
 
     HiLoRA (arXiv 2603.02785) describes this in words only; the construction is ours: super-classes are dealt evenly,
-    and about half of the clients get a second one. `superclass` maps a class to its super-class.
+    and about half of the clients get a second one. `superclass` maps a class to its super-class, or to -1 where it has
+    no training sample; its test samples are dealt evenly.
     """
     check(n_clients, alpha)
-    present, groups = np.unique(np.asarray(superclass), return_inverse=True)
+    groups = np.asarray(superclass)
+    present = np.unique(groups[groups >= 0])
     if n_clients < len(present):
         raise ValueError(f"{n_clients} clients cannot hold {len(present)} super-classes (--data.n-clients).")
 
     def draw() -> np.ndarray:
-        shares = np.zeros((len(groups), n_clients))
-        first = rng.permutation(np.arange(n_clients) % len(present))
+        shares = np.full((len(groups), n_clients), 1 / n_clients)
+        shares[groups >= 0] = 0
+        first = rng.permutation(present[np.arange(n_clients) % len(present)])
         second = np.where(rng.random(n_clients) < 0.5, rng.permutation(first), first)
-        for label, group in enumerate(groups):
-            holders = np.flatnonzero((first == group) | (second == group))
+        for label in np.flatnonzero(groups >= 0):
+            holders = np.flatnonzero((first == groups[label]) | (second == groups[label]))
             shares[label, holders] = rng.dirichlet(np.full(len(holders), alpha))
         return shares
 
@@ -119,17 +122,19 @@ def _deal(shares: np.ndarray, pools: tuple[np.ndarray, np.ndarray], rng: np.rand
     return deal_by_shares(pools[0], shares, rng), deal_by_shares(pools[1], shares, rng)
 
 
-def superclass_of(targets: np.ndarray, groups: np.ndarray) -> tuple[int, ...]:
-    """Return the super-class of every class, read off samples; raises ValueError when a class has two or none."""
-    found = [np.unique(groups[targets == label]) for label in range(n_classes(targets))]
-    unclear = {label: group.tolist() for label, group in enumerate(found) if len(group) != 1}
-    if unclear:
+def superclass_of(targets: np.ndarray, groups: np.ndarray, n_labels: int) -> tuple[int, ...]:
+    """Return the super-class of each of `n_labels` classes, read off training samples; -1 where a class has none.
+
+    Raises ValueError when a class has two.
+    """
+    found = [np.unique(groups[targets == label]).tolist() for label in range(n_labels)]
+    if unclear := {label: group for label, group in enumerate(found) if len(group) > 1}:
         label, given = next(iter(unclear.items()))
         raise ValueError(
-            f"{len(unclear)} classes do not belong to exactly one super-class; class {label} has the super-classes "
-            f"{given[:5]}{'' if len(given) else ', for it has no training samples'} (--data.group-column)."
+            f"{len(unclear)} classes belong to several super-classes; class {label} has the super-classes "
+            f"{given[:5]} (--data.group-column)."
         )
-    return tuple(int(group[0]) for group in found)
+    return tuple(int(group[0]) if group else -1 for group in found)
 
 
 def by_group(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from fedsim.data.client_options import ClientOptions
-from fedsim.data.dealing import Split
+from fedsim.data.dealing import Split, n_classes
 from fedsim.data.even_partition import iid, quantity_skew
 from fedsim.data.federated import FederatedData
 from fedsim.data.flower_partition import flower_dirichlet
@@ -174,7 +174,7 @@ def _tables(
         raise ValueError(
             "min_train is 0; a client of sc-dir needs a training sample, to be of a super-class (--data.min-train)."
         )
-    superclass = superclass_of(pools[0], groups[0])
+    superclass = superclass_of(pools[0], groups[0], n_classes(*pools))
     tables = superclass_dirichlet(*pools, superclass, n_clients, alpha, rng, **least)
     return tables, tuple(int(torch.from_numpy(groups[0])[rows].mode().values) for rows in tables[0])
 

@@ -161,12 +161,12 @@ def test_unseen_clients_are_a_fifth_and_spread_over_the_groups():
 
 
 def test_the_super_class_of_a_class_is_read_off_its_samples():
-    assert superclass_of(np.array([0, 1, 2, 0]), np.array([3, 1, 3, 3])) == (3, 1, 3)
+    assert superclass_of(np.array([0, 1, 2, 0]), np.array([3, 1, 3, 3]), 4) == (3, 1, 3, -1)
 
 
 def test_a_class_with_two_super_classes_is_refused():
     with pytest.raises(ValueError, match=r"class 0 has the super-classes \[1, 2\]"):
-        superclass_of(np.array([0, 0]), np.array([1, 2]))
+        superclass_of(np.array([0, 0]), np.array([1, 2]), 1)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_cifar_100_is_split_over_100_clients(cifar: tuple[Labelled, Labelled], n
     if name == "patho":
         assert {len(classes) for classes in held} == {10}
     if name == "sc-dir":
-        superclass = superclass_of(cifar[0].targets.numpy(), cifar[0].groups.numpy())
+        superclass = superclass_of(cifar[0].targets.numpy(), cifar[0].groups.numpy(), 100)
         assert {len({superclass[label] for label in classes}) for classes in held} == {1, 2}
         assert data.groups is not None
         assert set(data.groups) == set(range(20))

@@ -106,6 +106,8 @@ def test_one_groups_first_classes_can_be_kept(tmp_path: Path):
     assert found.class_names == ("0", "1")
     both = find_texts(TextOptions(path=tmp_path, group_column="topic", group=("y", "x")))
     assert [item for _, item in both.train.read(np.arange(6))] == [(letter,) for letter in "abcdef"]
+    assert (both.group_names, both.train.groups.tolist()) == (("x", "y"), [0, 0, 0, 1, 1, 1])
+    assert (found.group_names, found.train.groups.tolist()) == (("y",), [0, 0])
     with pytest.raises(ValueError, match=r"no group 'z' among \['x', 'y'\] \(--data.group\)"):
         find_texts(TextOptions(path=tmp_path, group_column="topic", group=("z",)))
     with pytest.raises(ValueError, match=r"first_classes is 4, but there are 3 classes"):
