@@ -52,7 +52,7 @@ def compare(
     """
     check_names(methods, seeds, reference)
     table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common))
-    recipe = dict(recipe or {"methods": {name: vars(method) for name, method in methods.items()}, "seeds": list(seeds)})
+    recipe = dict(recipe or table.describe())
     if table.is_replayed(recipe):
         return None
     if Workers.is_first_or_alone():
@@ -67,7 +67,7 @@ def compare(
     if not Workers.is_first_or_alone():
         return None
     values = {name: trial.values for name, trial in chosen.items() if trial.values}
-    budget = f", {common['rounds']} rounds, and the same local epochs"
+    budget = f"{common['rounds']} rounds; {policies_of(chosen)}"
     found = Comparison(table.out, table.seeds, results, combined_digest(results), reference, values, budget)
     write(found)
     return found
@@ -123,18 +123,31 @@ class Cells:
         """The run folder of a method's trial."""
         return self.out / "tuning" / f"{name}-{index}"
 
+    def describe(self) -> dict[str, Any]:
+        """Return what recipe.json records of a comparison without a recipe: what the results of all cells depend on."""
+        first = next(iter(self.trials.values()))[0]
+        common = self._setting(first, self.data(self.seeds[0]), self.seeds[0]).describe()
+        del common["method"], common["seed"]
+        local = vars(self.common.get("local", LocalTraining()))
+        methods = {name: {"name": type(m).__name__, **vars(m)} for name, m in self.methods.items()}
+        own = {"methods": methods, "local": local, "seeds": list(self.seeds), "validation_share": self.validation_share}
+        return common | own
+
+    def _setting(self, trial: Trial, data: FederatedData, seed: int) -> Setting:
+        fields = {name: value for name, value in self.common.items() if name not in ("threads", "timeout", "local")}
+        return Setting(method=trial.method, local=trial.local, data=data, seed=seed, **fields)
+
     def is_replayed(self, recipe: Mapping[str, Any]) -> bool:
         """Check everything before anything starts; say whether the parts of a run are only asked for again.
 
         Raises ValueError where a method, a seed's data and the common arguments do not fit together.
         """
-        fields = {name: value for name, value in self.common.items() if name not in ("threads", "timeout", "local")}
         is_replayed = False
         for seed in self.seeds:
             federation = self.data(seed)
             for name, of_method in self.trials.items():
                 for trial in of_method:
-                    what = Setting(method=trial.method, local=trial.local, data=federation, seed=seed, **fields)
+                    what = self._setting(trial, federation, seed)
                     is_replayed |= offer(what, cell_recipe(recipe, name, trial, seed))
         if self.is_tuned:
             with_validation(self.data(self.seeds[0]), self.validation_share, self.seeds[0])
@@ -194,6 +207,14 @@ class Cells:
 def cell_recipe(recipe: Mapping[str, Any], name: str, trial: Trial, seed: int) -> dict[str, Any]:
     """Return what a cell's recipe.json records."""
     return {**recipe, "seed": seed, "method_name": name, "values": dict(trial.values)}
+
+
+def policies_of(chosen: Mapping[str, Trial]) -> str:
+    """Return in words how the methods share the classifier, which decides much of an accuracy."""
+    policies = {name: trial.method.head_policy for name, trial in chosen.items()}
+    if len(set(policies.values())) == 1:
+        return f"head policy {next(iter(policies.values()))}"
+    return "head policies " + ", ".join(f"{name}: {policy}" for name, policy in policies.items())
 
 
 def finished(folder: Path) -> Result | None:

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from fedsim.command_line import RunOptions
-from fedsim.comparison import compare
+from fedsim.comparison import check_names, compare
 from fedsim.cost import print_costs
 from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
 from fedsim.data.federated import FederatedData
@@ -169,6 +169,7 @@ def run(recipe: Experiment, methods: Methods, data: Federation, backbone: nn.Mod
     seeds, several = recipe.seeds or (seed,), methods if isinstance(methods, Mapping) else None
     if several is None and recipe.seeds:
         several = {type(methods).__name__.lower(): methods}
+    check_names(several or {"it": methods}, seeds, recipe.reference)
     if recipe.dry_run:
         print_costs(several or {type(methods).__name__.lower(): methods}, data, seeds, **common)
     elif several is not None:

@@ -54,14 +54,15 @@ def export(
     if client is not None:
         name, members = f"client {client}", [client]
         held, notes = held_by_client(what, server, state, client)
+        is_whole = True
     else:
         name, members = "the shared model", list(what.population.seen)
         if cluster is not None:
             name, members = f"cluster {cluster}", members_of(state, cluster, what.population.seen)
         held, notes = held_together(what, server, state, name, members)
+        is_whole = not notes
     adapter = as_adapter(what, held)
     base = base_model(what.backbone)
-    to.mkdir(parents=True, exist_ok=True)
     _write(what.backbone, adapter, to, base, merged)
     exported = Exported(
         name=name,
@@ -70,11 +71,13 @@ def export(
         members=members,
         samples=what.population.samples,
         n_seen=len(what.population.seen),
+        n_clients=what.population.n_participants,
         n_classes=what.data.n_classes,
         round_index=state.round_index,
         metric=what.data.task.metrics[0],
         is_merged=merged,
         notes=notes,
+        is_whole=is_whole,
     )
     command = _command(run, to, {"client": client, "cluster": cluster}, merged)
     (to / "README.md").write_text(model_card(exported, run, to, command))
@@ -82,10 +85,12 @@ def export(
 
 
 def _write(backbone: nn.Module, adapter: PeftAdapter, to: Path, base: str, merged: bool) -> None:
-    if not merged:
+    weights = merged_weights(backbone, adapter) if merged else None  # which is refused before there is a folder
+    to.mkdir(parents=True, exist_ok=True)
+    if weights is None:
         write_adapter(to, with_start(backbone, adapter), base)
         return
-    (to / "model.safetensors").write_bytes(as_safetensors(merged_weights(backbone, adapter)))
+    (to / "model.safetensors").write_bytes(as_safetensors(weights))
     if save := getattr(getattr(backbone, "config", None), "save_pretrained", None):
         save(to)
 
@@ -100,7 +105,7 @@ def check_has_checkpoint(run: Path) -> None:
     """Raise ValueError when a folder holds no run, several, or one without a checkpoint."""
     read_recipe(run)
     if not any((run / "checkpoints").glob("round-*.json")):
-        inside = sorted(path.parent.name for path in run.glob("*/recipe.json"))
+        inside = sorted(str(path.parent.relative_to(run)) for path in run.glob("seed-*/*/recipe.json"))
         several = f"; it compares several runs, choose '{run / inside[0]}' or another" if inside else ""
         raise ValueError(f"The run '{run}' has no checkpoint{several}.")
 

@@ -1,10 +1,15 @@
-"""With what a run was made: package versions, git revision, the script and its arguments."""
+"""With what a run was made: package versions, git revision, the script and its arguments; tensors by fingerprint."""
 
+import hashlib
 import importlib.metadata
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 PACKAGES = (
     "fedsim",
@@ -36,3 +41,14 @@ def environment() -> dict[str, Any]:
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     started = {"script": str(Path(script).absolute()) if script else "", "arguments": sys.argv[1:]}
     return {"versions": versions, "git": revision or "unknown", **started}
+
+
+def fingerprint(tensors: Iterable[Tensor], sampled: int = 64) -> str:
+    """Return sixteen hexadecimal digits that differ where tensors do: in shape, type, or one of 64 spread elements."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        if tensor.numel() and not tensor.is_meta:
+            places = torch.linspace(0, tensor.numel() - 1, min(sampled, tensor.numel())).long()
+            digest.update(tensor.detach().flatten()[places.to(tensor.device)].cpu().double().numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -176,7 +176,7 @@ def allocation_log(
     if allocations is None:
         return {}
     costs = table([profile.cost(work_of(client)) for client in clients])
-    return {"clients": list(clients), "allocations": [sorted(allocations[client]) for client in clients], **costs}
+    return {"cohort": list(clients), "allocations": [sorted(allocations[client]) for client in clients], **costs}
 
 
 def _states(shapes: Mapping[Slot, Sequence[int]], trained: frozenset[Slot], local: LocalTraining) -> int:

@@ -22,9 +22,24 @@ from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_wei
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method
 from fedsim.profiling import profile
+from fedsim.provenance import fingerprint
 from fedsim.randomness import generator
 from fedsim.resources import MIB, Profile, by_layers, table
 from fedsim.round import Population, ServerState
+
+PLAIN = (
+    "rounds",
+    "seed",
+    "cohort_size",
+    "sites",
+    "head",
+    "evaluate_every",
+    "engine",
+    "block_size",
+    "compile",
+    "on_nan",
+)
+"""Fields of a setting that are numbers or words."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +147,17 @@ class Setting:
         return self.cohort_size or len(self.population.seen)
 
     def describe(self) -> dict[str, Any]:
-        """Return what recipe.json records of a run without a recipe."""
-        plain = {"rounds": self.rounds, "seed": self.seed, "cohort_size": self.cohort_size, "sites": self.sites}
+        """Return what recipe.json records of a run without a recipe: whatever its results depend on."""
         method = {"name": type(self.method).__name__, **vars(self.method)}
-        return {"method": method, "local": vars(self.local), "clients": self.data.n_clients, **plain}
+        parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile")}
+        plain = {name: getattr(self, name) for name in PLAIN}
+        n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
+        backbone = f"{type(self.backbone).__name__}, {n_parameters} parameters"
+        return {"method": method, "backbone": backbone, **parts, **plain, "fingerprint": self.fingerprint()}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return digits that differ where the backbone's weights do, and where the samples or their split do."""
+        data, clients = self.data, self.population
+        roles = [*clients.unseen, *(clients.groups or ()), *([] if clients.proxy is None else [clients.proxy])]
+        tables = [data.inputs, data.targets, torch.tensor(roles), *data.tables]
+        return {"backbone": fingerprint(self.backbone.state_dict().values()), "data": fingerprint(tables)}

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +12,9 @@ from scipy import stats
 
 import fedsim
 from fedsim.comparison import Cells
+from fedsim.devices import DeviceProfiles
 from fedsim.rehearsal import rehearsed
-from fedsim.report.comparison import latex, markdown, scores_of
+from fedsim.report.comparison import latex, markdown, scores_of, table_csv
 from fedsim.setting import Setting
 from fedsim.tuning import with_validation
 
@@ -73,7 +75,7 @@ def test_differences_are_paired_by_client_and_seed(compared):
     found = compared.differences["local"]
     assert (found.reference, len(gaps)) == ("fedit", 10)
     assert found.mean == pytest.approx(np.mean(gaps))
-    assert found.p == pytest.approx(stats.wilcoxon(gaps).pvalue)
+    assert found.p == pytest.approx(stats.wilcoxon(np.round(gaps, 9)).pvalue)
     assert "fedit" not in compared.differences
 
 
@@ -85,6 +87,46 @@ def test_the_table_is_kept_in_three_forms(compared):
         rows = {(row[0], row[1]): row[2:] for row in csv.reader(file)}
     assert float(rows["hilora", "global.mean"][0]) == pytest.approx(compared.summary()["hilora.global.mean"])
     assert len(rows["hilora", "global.mean"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"rounds": 4}, "rounds was 3 and is 4"),
+        ({"local": fedsim.LocalTraining(batch_size=4, learning_rate=2e-2)}, "local.learning_rate was 0.01 and is 0.02"),
+        ({"backbone": TinyAttention(depth=3)}, "backbone was 'TinyAttention, .*' and is 'TinyAttention, "),
+        (
+            {"devices_profile": DeviceProfiles(gflops=1.0, mbps_down=2.0, mbps_up=3.0)},
+            "devices_profile.gflops was None and is 1",
+        ),
+        ({"evaluate_every": 2}, "evaluate_every was 1 and is 2"),
+        ({"validation_share": 0.4}, "validation_share was 0.2 and is 0.4"),
+    ],
+)
+def test_a_comparison_in_python_is_not_resumed_over_another_one(compared, changes, named):
+    with pytest.raises(ValueError, match=named):
+        fedsim.compare(METHODS, federation, out=compared.folder, seeds=(0, 3), resume=True, **common(**changes))
+    with pytest.raises(ValueError, match=r"fingerprint.data was '\w+' and is '\w+'"):
+        fedsim.compare(METHODS, lambda s: tiny_data(seed=9), out=compared.folder, seeds=(0, 3), resume=True, **common())
+
+
+def test_the_table_says_what_its_methods_had_in_common_and_what_not(compared, tmp_path):
+    assert "3 rounds; head policy tier" in markdown(compared)
+    steps = r"Local steps of a client in a round, on average: fedit (\d\.\d), twice (\d\.\d)\."
+    methods = {"fedit": METHODS["fedit"], "twice": fedsim.FedDPA(lora_rank=2, head_policy="local")}
+    found = markdown(fedsim.compare(methods, federation, out=tmp_path / "run", **common()))
+    assert "head policies fedit: tier, twice: local" in found
+    once, twice = map(float, re.search(steps, found).groups())
+    assert twice == pytest.approx(2 * once, abs=0.1)
+
+
+def test_a_number_that_one_seed_lacks_leaves_its_place_empty(compared):
+    results = {name: list(runs) for name, runs in compared.results.items()}
+    less = {k: v for k, v in results["local"][0].summary.items() if k != "global.p10"}
+    results["local"][0] = replace(results["local"][0], summary=less)
+    rows = csv.reader(table_csv(replace(compared, results=results)).splitlines())
+    (row,) = [row for row in rows if row[:2] == ["local", "global.p10"]]
+    assert row[4:] == ["", str(results["local"][1].summary["global.p10"])]
 
 
 def test_only_what_is_missing_is_run_again(compared, tmp_path, monkeypatch):

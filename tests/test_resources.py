@@ -158,7 +158,7 @@ def test_a_budget_in_mib_becomes_layers_and_the_events_say_who_trained_what_at_w
     budgets = [first["memory_mib"][min(client, 2)] + 1e-3 for client in range(6)]
     run = events(tiny_run("budgets", method=Budgeted(budgets=tuple(budgets))))
     assert [event["allocations"] for event in run[:3]] == [[[], [1], [0, 1], [0, 1], [0, 1]]] * 3
-    assert run[0]["clients"] == [0, 1, 2, 3, 4]
+    assert run[0]["cohort"] == [0, 1, 2, 3, 4]
     assert run[0]["memory_mib"][1:] == first["memory_mib"][1:] + first["memory_mib"][2:] * 2
     assert run[0]["memory_mib"][0] < first["memory_mib"][0], "who trains no layer trains no classifier either"
     assert run[0]["backward_gflop"] == sorted(run[0]["backward_gflop"])

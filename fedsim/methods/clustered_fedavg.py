@@ -17,6 +17,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HeadPolicy, Slot
 from fedsim.parts.clustering import cosine_similarities
 from fedsim.parts.directions import changes
@@ -62,45 +63,46 @@ class ClusteredFedAvg:
             population=population,
             stage="warm-up" if labels is None else "clusters",
             tiers=(ADAPTER,),
-            sharing=partial(self._sharing, everyone(population) if labels is None else labels),
+            sharing=partial(self._sharing, everyone(population) + NEVER if labels is None else labels),
             server_update=self._server_update,
             probe=None if labels is None else probe,
             admit=self._admit,
         )
 
     def _sharing(self, labels: Tensor, slot: Slot, population: Population) -> Tensor:
-        return with_head(self.head_policy, slot, labels, population)
+        """Group 0 has the warm-up's model, which those without a cluster keep; group k + 1 is cluster k."""
+        return with_head(self.head_policy, slot, 1 + labels, population)
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         updates = [update for update in updates if update.n_samples]
         if plan.stage == "clusters":
             labels = self._joined(state, updates, [update.client for update in updates])
-            placed = [update for update in updates if state.learnt["labels"][update.client] > 0]
+            placed = [update for update in updates if state.learnt["labels"][update.client] != NEVER]
             return Outcome(merge_groups(plan, placed).tensors, {**state.learnt, "labels": labels})
         merged = merge_groups(plan, updates)
         if not updates or state.round_index + 1 < max(1, round(self.warmup_share * state.rounds)):
             return merged
         moved = changes(state.bank, updates, ADAPTER, "change")
         pieces = list(moved.values())
-        found = 1 + agglomerated(1 - cosine_similarities(pieces, pieces), self.n_clusters)
-        labels = torch.zeros(plan.population.n_clients, dtype=torch.long)
+        found = agglomerated(1 - cosine_similarities(pieces, pieces), self.n_clusters)
+        labels = torch.full((plan.population.n_clients,), NEVER)
         labels[[update.client for update in updates]] = found
         inside = merge_groups(replace(plan, sharing=partial(self._sharing, labels)), updates).tensors
         copies = {slot: {**held, **inside[slot]} for slot, held in merged.tensors.items()}
         for slot, moves in moved.items():
             means = {cluster: moves[found == cluster].mean(0) for cluster in set(found.tolist())}
             copies[slot._replace(tier=CHANGE)] = means
-        return Outcome(copies, {"labels": labels}, {"n_clusters": int(found.max()), "labels": found.tolist()})
+        return Outcome(copies, {"labels": labels}, {"n_clusters": 1 + int(found.max()), "labels": found.tolist()})
 
     def _joined(self, state: ServerState, updates: Sequence[ClientUpdate], clients: Sequence[int]) -> Tensor:
         """The labels after those of the clients that have none joined the cluster whose mean change is most alike."""
         labels = state.learnt["labels"].clone()
-        lost = [update for update in updates if update.client in clients and labels[update.client] == 0]
+        lost = [update for update in updates if update.client in clients and labels[update.client] == NEVER]
         if lost:
-            moved, clusters = changes(state.bank, lost, ADAPTER, "change"), torch.arange(1, int(labels.max()) + 1)
+            moved, clusters = changes(state.bank, lost, ADAPTER, "change"), torch.arange(int(labels.max()) + 1)
             means = [state.bank.read(slot._replace(tier=CHANGE), clusters) for slot in moved]
             nearest = cosine_similarities(list(moved.values()), means).argmax(1)
-            labels[[update.client for update in lost]] = 1 + nearest
+            labels[[update.client for update in lost]] = nearest
         return labels
 
     def _admit(self, state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:

@@ -27,7 +27,7 @@ def draw_allocations(events: Sequence[Event]) -> "Figure | None":
         return None
     from matplotlib.figure import Figure  # here: half a second that only runs with allocations pay for
 
-    n_clients = len({client for event in rounds for client in event["clients"]})
+    n_clients = len({client for event in rounds for client in event["cohort"]})
     height = min(7.0, max(3.6, 1.4 + 0.13 * n_clients))
     figure = Figure(figsize=(10.5, height), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[1, 1.35])
@@ -44,7 +44,7 @@ def _clients(axes: "Axes", rounds: Sequence[Event], depths: Sequence[int]) -> No
     took_part: dict[int, int] = {}
     trained: dict[int, np.ndarray] = {}
     for event in rounds:
-        for client, allocation in zip(event["clients"], event["allocations"], strict=True):
+        for client, allocation in zip(event["cohort"], event["allocations"], strict=True):
             took_part[client] = took_part.get(client, 0) + 1
             trained[client] = trained.get(client, np.zeros(len(depths))) + np.isin(depths, allocation)
     share = {client: trained[client] / times for client, times in took_part.items()}

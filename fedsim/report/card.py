@@ -29,12 +29,15 @@ class Exported:
     base_model: str
     members: Sequence[int]
     n_seen: int
+    n_clients: int
     n_classes: int
     samples: Sequence[int]
     round_index: int
     metric: str
     is_merged: bool
     notes: Sequence[str] = ()
+    is_whole: bool = True
+    """Whether it is all that its clients hold; their accuracy is its own only then."""
 
 
 def model_card(exported: Exported, run: Path, to: Path, command: str) -> str:
@@ -53,7 +56,7 @@ def model_card(exported: Exported, run: Path, to: Path, command: str) -> str:
         f"After {exported.round_index} rounds of {exported.method} in the run `{run}`.",
         *exported.notes,
         "",
-        f"- **Data**: {len(exported.members)} of {len(exported.samples)} clients, {samples} training samples{classes}",
+        f"- **Data**: {len(exported.members)} of {exported.n_clients} clients, {samples} training samples{classes}",
         f"- **Backbone**: {base}, frozen",
         *_metrics(exported, run),
         "",
@@ -84,6 +87,7 @@ def _metrics(exported: Exported, run: Path) -> list[str]:
         values = [float(row[exported.metric]) for row in latest.values() if row[exported.metric]]
         if values:
             who = f"client {exported.members[0]}" if len(members) == 1 else f"mean over its {len(values)} clients"
+            who += "" if exported.is_whole else " with the adapters of their own that were left out here"
             lines.append(f"- **{exported.metric}**, {who}, {meaning}: {sum(values) / len(values):.4f}")
     of_all: list[Mapping[str, Any]] = [
         row for row in folder.read_table("metrics.csv") if row["after_aggregation.mean"] and _is_past(row, exported)

@@ -41,7 +41,9 @@ class Clusters:
 
 def clusters_of(run: Run) -> Clusters | None:
     """Return the clusters that a run found, None where its events hold none."""
-    groups = {int(row["client"]): row.get("group", "") for row in run.clients}
+    groups = {
+        int(row["client"]): run.group_names.get(row.get("group", ""), row.get("group", "")) for row in run.clients
+    }
     for event in reversed(run.events):
         clients, labels = _partition(event, run)
         if labels is not None and len(clients) == len(labels):

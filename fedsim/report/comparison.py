@@ -81,6 +81,25 @@ def scores_of(result: Result, evaluation: str = "after_aggregation", stage: str 
     return np.array([latest[client] for client in sorted(latest)])
 
 
+def local_steps(results: Sequence[Result]) -> float | None:
+    """Return the local steps of a client in a round, a mean over clients, rounds and runs; None if unrecorded."""
+    tables = [result.folder / "costs.csv" for result in results]
+    steps: list[int] = []
+    for table in filter(Path.exists, tables):
+        with table.open(newline="") as file:
+            steps += [int(row["local_steps"]) for row in csv.DictReader(file)]
+    return float(np.mean(steps)) if steps else None
+
+
+def steps_in_words(comparison: Comparison) -> str:
+    """Return how many local steps the methods took, by name where they differ; empty where nothing is recorded."""
+    steps = {name: local_steps(runs) for name, runs in comparison.results.items()}
+    known = {name: f"{taken:.1f}" for name, taken in steps.items() if taken is not None}
+    listed = ", ".join(f"{name} {taken}" for name, taken in known.items())
+    listed = next(iter(known.values())) if len(set(known.values())) == 1 else listed
+    return f"Local steps of a client in a round, on average: {listed}. " if known else ""
+
+
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its rows as texts; – where there is nothing to tell."""
     is_timed = any(comparison.values(name, SIMULATED) for name in comparison.results)
@@ -108,8 +127,8 @@ def notes(comparison: Comparison) -> list[str]:
         "out, and tuned on their own data.",
     ]
     if comparison.budget:
-        same = f"Every method had the same split, backbone and head policy{comparison.budget}."
-        lines.append(f"{same} Bytes are what each sends.")
+        same = f"Every method had the same split and backbone, {comparison.budget}."
+        lines.append(f"{same} {steps_in_words(comparison)}Bytes are what each sends.")
     if comparison.differences:
         against = comparison.reference or "the best of the other methods by mean"
         lines.append(
@@ -151,8 +170,8 @@ def table_csv(comparison: Comparison) -> str:
     for key in comparison.summary():
         name = max((n for n in comparison.results if key.startswith(f"{n}.")), key=len)
         number = key.removeprefix(f"{name}.")
-        values = comparison.values(name, number)
-        writer.writerow([name, number, *mean_and_sd(values), *values])
+        of_seeds = [run.summary.get(number, "") for run in comparison.results[name]]
+        writer.writerow([name, number, *mean_and_sd(comparison.values(name, number)), *of_seeds])
     for name, found in comparison.differences.items():
         for part in ("mean", "low", "high", "p", "p_holm"):
             writer.writerow([name, f"difference from {found.reference}: {part}", getattr(found, part)])

@@ -1,8 +1,9 @@
 """Pictures of a run's data and of what its events call for, saved in its folder as SVG and PDF."""
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from fedsim.data.federated import FederatedData
 from fedsim.report.allocation_figures import draw_allocations, draw_fisher
@@ -30,11 +31,14 @@ def record_split(folder: RunFolder, data: FederatedData) -> None:
 
 def draw_figures(folder: RunFolder) -> None:
     """Save every figure for which the events of a run folder hold what it takes."""
-    events = folder.read_events()
+    for name, figure in figures_of(folder.read_events()).items():
+        _save(figure, folder, name)
+
+
+def figures_of(events: Sequence[Mapping[str, Any]]) -> "dict[str, Figure]":
+    """Return by name every figure for which events hold what it takes."""
     drawn = {"tree": draw_tree(events), "allocations": draw_allocations(events), "fisher": draw_fisher(events)}
-    for name, figure in drawn.items():
-        if figure is not None:
-            _save(figure, folder, name)
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def _save(figure: "Figure", folder: RunFolder, name: str) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from fedsim.disk import write_atomically
 from fedsim.report.cluster_figures import clusters_of, draw_clusters
 from fedsim.report.comparison import Comparison, cells, notes, table_csv
-from fedsim.report.drawing import Picture, drawing, read_picture
+from fedsim.report.drawing import Picture, drawing, picture, read_picture
+from fedsim.report.figures import figures_of
 from fedsim.report.page_style import CSS
-from fedsim.report.reading import Run, find_runs
+from fedsim.report.reading import AFTER_AGGREGATION, Run, find_runs
 from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
 from fedsim.report.several import Rows, draw_several, rows_of
@@ -109,9 +110,13 @@ def _one(run: Run, files: Files) -> Iterator[str]:
 
 
 def run_figures(run: Run) -> list[Picture]:
-    """Return the figures that the run itself left in its folder."""
-    found = [read_picture(path, f"run-{path.stem}") for path in sorted(run.path.glob("*.svg"))]
-    return [figure for figure in found if figure]
+    """Return the figures that the run itself left in its folder, and those that it has not come to draw yet."""
+    found = {path.stem: read_picture(path, f"run-{path.stem}") for path in sorted(run.path.glob("*.svg"))}
+    left = {} if run.finished else figures_of(run.events)
+    for name, figure in left.items():
+        title = name.capitalize()
+        found[name] = found.get(name) or picture(figure, f"run-{name}", title, f"{title} of this run so far", True)
+    return [figure for figure in found.values() if figure]
 
 
 def _section(title: str, parts: Sequence[Picture | Sheet], files: Files) -> str:
@@ -143,7 +148,7 @@ def _facts(run: Run) -> str:
     """Method, seed, clients, device and revision, in a line."""
     environment = run.recipe.get("environment", {})
     title = run.recipe.get("method_name", run.recipe.get("method", ""))
-    seen, unseen = len(run.latest("after_training")), len(run.latest("unseen_untuned"))
+    seen, unseen = (len(run.latest(evaluation)) for evaluation in (AFTER_AGGREGATION, "unseen_untuned"))
     facts = [f"method {title}"] if isinstance(title, str) and title else []
     facts += [f"seed {run.seed}"]
     facts += [f"{seen} seen clients" + (f", {unseen} unseen" if unseen else "")] if seen else []

@@ -49,8 +49,12 @@ def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
 
 
 def signed_rank_p(differences: NDArray[np.float64]) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test, differences of zero left out; 1 when all are zero."""
-    return float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
+    """Return the two-sided p of Wilcoxon's signed-rank test, differences of zero left out; 1 when all are zero.
+
+    Differences of accuracies are fractions, and equal ones differ in their last bits: they are ties all the same.
+    """
+    rounded = np.round(differences, 12)
+    return float(wilcoxon(rounded).pvalue) if np.any(rounded) else 1.0
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -11,6 +11,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from fedsim.disk import read_json
 from fedsim.report.summary import SIMULATED, Result, summarise_run
 
 AFTER_TRAINING, AFTER_AGGREGATION = "after_training", "after_aggregation"
@@ -39,6 +40,12 @@ class Run:
     events: Sequence[Mapping[str, Any]]
     finished: Mapping[str, Any] | None
     written: float
+
+    @cached_property
+    def group_names(self) -> Mapping[str, str]:
+        """Natural groups' names by their numbers, as split.json has them."""
+        path = self.path / "split.json"
+        return dict(read_json(path)["groups"]) if path.exists() else {}
 
     @cached_property
     def metrics(self) -> list[str]:

@@ -152,6 +152,7 @@ def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
     assert "The shared model of HiLoRA" in card
     assert "cluster, leaf" in card
     assert "p10" in card
+    assert "with the adapters of their own that were left out here, as handed out" in card
     assert f"python -m fedsim.export {run} --to" in card
 
 

@@ -264,4 +264,4 @@ def test_scores_need_data_of_the_servers_own(tiny_run, tmp_path):
     assert [event["stage"] for event in told] == ["rgd-hla", "fim-hla", "fim-hla", "fim-hla"]
     assert ["fisher_scores" in event for event in told] == [True, True, True, False], "none after the last"
     assert all(min(event["fisher_scores"]) > 0 for event in told[:3])
-    assert told[0]["clients"] == [0, 1, 2, 3, 4], "the proxy does not train"
+    assert told[0]["cohort"] == [0, 1, 2, 3, 4], "the proxy does not train"

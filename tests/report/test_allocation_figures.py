@@ -10,9 +10,9 @@ from fedsim.plan import Plan
 from fedsim.report.allocation_figures import COLUMNS, draw_allocations, draw_fisher
 
 EVENTS = [
-    {"round": 0, "stage": "warm", "clients": [3, 5], "allocations": [[0], [0, 1, 2]]},
-    {"round": 1, "stage": "warm", "clients": [3, 4], "allocations": [[2], [0, 1]], "fisher_scores": [2.0, 1.0, 1.0]},
-    {"round": 2, "stage": "scored", "clients": [4, 5], "allocations": [[1, 2], [0, 1, 2]]},
+    {"round": 0, "stage": "warm", "cohort": [3, 5], "allocations": [[0], [0, 1, 2]]},
+    {"round": 1, "stage": "warm", "cohort": [3, 4], "allocations": [[2], [0, 1]], "fisher_scores": [2.0, 1.0, 1.0]},
+    {"round": 2, "stage": "scored", "cohort": [4, 5], "allocations": [[1, 2], [0, 1, 2]]},
     {"round": 3, "stage": "unseen"},
 ]
 

@@ -96,3 +96,13 @@ def test_clients_that_do_not_match_are_refused():
 def test_a_single_seed_has_no_deviation():
     assert np.isnan(mean_and_sd([0.5])[1])
     assert mean_and_sd([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+
+
+def test_equal_differences_of_accuracies_are_ties_though_their_last_bits_differ():
+    ours, theirs = np.array([3, 2, 4, 5, 9, 1]) / 10, np.array([2, 1, 3, 4, 8, 2]) / 10
+    assert len(set(np.abs(ours - theirs))) > 1
+    ranks = np.full(6, 3.5)
+    sums = [sum(rank for rank, sign in zip(ranks, signs, strict=True) if sign) for signs in product((0, 1), repeat=6)]
+    expected = np.mean([abs(total - 10.5) >= abs(17.5 - 10.5) for total in sums])
+    assert signed_rank_p(ours - theirs) == pytest.approx(expected)
+    assert signed_rank_p(np.array([0.1 + 0.2 - 0.3, 0.0])) == 1.0, "no difference at all"
