@@ -1,15 +1,15 @@
 """Writing that loses nothing: whole or not at all, by one run at a time; a full disk or a damaged file is named."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from filelock import FileLock, Timeout
+from typing import IO, Any
 
 from fedsim.faults import Fault
 
@@ -21,7 +21,8 @@ class DiskFull(Fault):
     """There is no space left, or no quota."""
 
     def __init__(self, path: Path):
-        free = shutil.disk_usage(path if path.is_dir() else path.parent).free
+        there = next(folder for folder in (path, *path.absolute().parents) if folder.is_dir())
+        free = shutil.disk_usage(there).free
         super().__init__(
             f"The disk is full: '{path}' could not be written ({free / 2**20:.1f} MiB are free there). What was "
             "finished before is kept whole. Free some space, then continue with --resume."
@@ -53,17 +54,28 @@ def only_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for this process, however it may end; raises `FolderInUse` when another one holds it."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        file = (folder / ".lock").open("a")
+    with file:  # closing it gives the lock back, and so does the end of this process
+        _lock(file, folder)
+        yield
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    """Lock a file for this process; raises `FolderInUse` after a while. Without locks on a file system it is free.
+
+    A library's lock would leave a mark there instead, which outlives a process that is killed.
+    """
+    end = time.monotonic() + LOCK_WAIT
+    while True:
         try:
-            lock.acquire(timeout=LOCK_WAIT)
-        except Timeout:
-            raise FolderInUse(folder) from None
-        except NotImplementedError:  # a file system without locks
-            pass
-        try:
-            yield
-        finally:
-            lock.release()
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise FolderInUse(folder) from None
+            time.sleep(0.1)
+        except OSError:
+            return
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
@@ -78,6 +90,13 @@ def write_atomically(path: Path, payload: bytes) -> None:
         partial.unlink(missing_ok=True)  # on a full disk the more so
         raise
     partial.replace(path)
+
+
+def to_disk(path: Path) -> None:
+    """Let what was appended to a file outlive a crash of the machine."""
+    if path.exists():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def append(path: Path, text: str) -> None:

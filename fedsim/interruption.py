@@ -71,6 +71,7 @@ def listening() -> Iterator[None]:
     try:
         yield
     finally:
+        _wish.signal = 0
         for number, handler in _wish.before.items():
             signal.signal(number, handler)
 

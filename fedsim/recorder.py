@@ -100,9 +100,9 @@ class Recorder:
         self.folder.append("timing.csv", [{"round": state.round_index, "seconds": time.perf_counter() - self.clock}])
         summary["seconds"] = sum(float(row["seconds"]) for row in self.folder.read_table("timing.csv"))
         digest = digest_of(state_tensors(state))
-        self.folder.finish(summary | {"digest": digest})
         draw_figures(self.folder)
         self.curves.finish()
+        self.folder.finish(summary | {"digest": digest})  # last: with this file the run is complete
         return Result(self.folder.path, summary, digest)
 
 

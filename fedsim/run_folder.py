@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedsim.adapters.wire import pack, unpack
-from fedsim.disk import append, read_json, write_atomically
+from fedsim.disk import FolderInUse, append, read_json, to_disk, write_atomically, writing
 from fedsim.provenance import environment
 
 SEEDS = "seeds"
@@ -44,7 +45,8 @@ class RunFolder:
         the same when the run is resumed.
         """
         check_is_new(folder)
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
         write_atomically(
             folder / "recipe.json", _json(dict(recipe) | {"environment": environment() | dict(machine or {})})
         )
@@ -52,14 +54,21 @@ class RunFolder:
 
     @classmethod
     def extend(cls, folder: Path, recipe: Mapping[str, Any]) -> None:
-        """Let a comparison's recipe.json name the seeds of `recipe`; everything else there stays as it was."""
+        """Let recipe.json say what may differ on resuming as `recipe` does; everything else there stays as it was."""
         recorded = read_json(folder / "recipe.json")
-        if list(recipe.get(SEEDS, recorded.get(SEEDS))) != recorded.get(SEEDS):
-            write_atomically(folder / "recipe.json", _json(recorded | {SEEDS: list(recipe[SEEDS])}))
+        now = recorded | json.loads(_json({name: recipe[name] for name in (*MAY_CHANGE, SEEDS) if name in recipe}))
+        if now != recorded:
+            write_atomically(folder / "recipe.json", _json(now))
 
     @classmethod
-    def reopen(cls, folder: Path, round_index: int) -> "RunFolder":
-        """Continue a run folder with this round; rows and events from it on will be written again, so they go."""
+    def reopen(cls, folder: Path, round_index: int, recipe: Mapping[str, Any]) -> "RunFolder":
+        """Continue a run folder with this round; rows and events from it on will be written again, so they go.
+
+        Raises `FolderInUse` when another run has written further checkpoints since the round was looked up.
+        """
+        if newest_round(folder) != round_index:
+            raise FolderInUse(folder)
+        cls.extend(folder, recipe)
         for name in (*TABLES, "events.jsonl"):
             path = folder / name
             if path.exists():
@@ -105,6 +114,8 @@ class RunFolder:
         payload = pack(tensors)
         path = self.path / "checkpoints" / f"round-{round_index:06d}"
         write_atomically(path.with_suffix(".safetensors"), payload)
+        for name in (*TABLES, "events.jsonl"):
+            to_disk(self.path / name)
         seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest(), "run": _run_of(self.path)}
         write_atomically(path.with_suffix(".json"), _json(seal))
         for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
@@ -134,6 +145,10 @@ def check_is_new(folder: Path) -> None:
         raise ValueError(
             f"The folder '{folder}' already holds a run. Continue it with --resume {folder}, or choose another --out."
         )
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise ValueError(f"The run cannot be kept in '{folder}': '{there}' {why} (--out).")
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:
@@ -166,6 +181,13 @@ def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     if differing:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing[:8])
         raise ValueError(f"'{folder}' is the run folder of another recipe: {listed}. Resume it with its own options.")
+
+
+def newest_round(folder: Path) -> int:
+    """Return the round with which the newest checkpoint begins, by its name alone; 0 before the first."""
+    return max(
+        (int(seal.stem.removeprefix("round-")) for seal in (folder / "checkpoints").glob("round-*.json")), default=0
+    )
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
@@ -202,8 +224,11 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _run_of(folder: Path) -> str:
-    """What tells a run from others: the SHA-256 of its recipe, "" where there is none."""
-    return hashlib.sha256(_json(read_recipe(folder))).hexdigest() if (folder / "recipe.json").exists() else ""
+    """What tells a run from others: the SHA-256 of what may not change in its recipe, "" where there is none."""
+    if not (folder / "recipe.json").exists():
+        return ""
+    fixed = {name: value for name, value in read_recipe(folder).items() if name not in MAY_CHANGE | {SEEDS}}
+    return hashlib.sha256(_json(fixed)).hexdigest()
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

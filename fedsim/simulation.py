@@ -78,7 +78,7 @@ def simulate(
         recorder = None
         if workers.is_first:
             state = restore_state(what.state(start, initial), tensors)
-            folder = RunFolder.reopen(out, start) if resume else RunFolder.create(out, recipe, machine(fabric))
+            folder = RunFolder.reopen(out, start, recipe) if resume else RunFolder.create(out, recipe, machine(fabric))
             recorder = Recorder(folder, what.population, engine.block_size, what.data.task, what.wandb)
         return Simulation(what, server, engine, progress, recorder).run(state)
 

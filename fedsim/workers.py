@@ -61,7 +61,7 @@ class Workers:
 
         Others wait longer than worker 0: for it to come as late as may be, and then for whom it waits in vain.
         """
-        launcher = os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
+        launcher = _launcher()
         if not (dist.is_available() and dist.is_initialized()):
             return cls(launcher=launcher)
         return cls(dist.get_rank(), dist.get_world_size(), _group(dist.group.WORLD, timeout), timeout, launcher)
@@ -122,13 +122,21 @@ class Workers:
             dist.monitored_barrier(self.group, timeout=timedelta(seconds=self.timeout), wait_all_ranks=True)
             yield
         except RuntimeError as error:
-            is_late = time.monotonic() - begun >= self.timeout
+            if "allocate memory" in str(error):  # the fault of nobody else
+                raise
+            is_late = time.monotonic() - begun >= self.timeout * (1 if self.is_first else 2)
             missing = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
             if self.is_first:
                 among = "1" if self.count == 2 else f"1 … {self.count - 1}, one of them,"  # in the middle of a transfer
                 who = f"Worker {missing[1].strip() if missing else among}"
                 raise LostWorker(who, is_late, self.timeout) from error
             raise LostWorker("Worker 0", is_late, 2 * self.timeout, is_echo=not is_late) from error
+
+
+@functools.cache
+def _launcher() -> int:
+    """Return the process id of `fabric run` as it was when this process began its first run; 0 without it."""
+    return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
 @functools.cache

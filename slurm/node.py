@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 
+from click import ClickException
 from torch.distributed.elastic.multiprocessing import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
@@ -39,6 +40,9 @@ def main(arguments: list[str]) -> int:
         return failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode
     except SignalException as error:
         return 128 + error.sigval
+    except ClickException as error:  # a mistake in what `fabric run` is told
+        error.show()
+        return error.exit_code
     finally:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # other handlers are gone when Python takes its leave
     return 0

@@ -1,6 +1,7 @@
 """A full disk, and a folder that two runs want: one message, and nothing that was finished is lost."""
 
 import contextlib
+import errno
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import fedsim
 from fedsim import run_folder
-from fedsim.disk import DiskFull, FolderInUse, only_writer
+from fedsim.disk import DiskFull, FolderInUse, only_writer, writing
 from fedsim.run_folder import load_checkpoint
 
 
@@ -115,3 +116,56 @@ def test_two_runs_do_not_write_to_one_folder(tiny_run, tmp_path, monkeypatch):
         tiny_run(rounds=1, resume=True)
     assert rows(whole.folder) == before
     assert tiny_run(rounds=1, resume=True).digest == whole.digest
+
+
+def test_a_run_that_went_on_while_another_waited_for_its_folder_is_not_overwritten(tiny_run, monkeypatch):
+    whole = tiny_run(rounds=3)
+    before = rows(whole.folder)
+    stale = (2, load_checkpoint(whole.folder)[1])
+    monkeypatch.setattr("fedsim.simulation.load_checkpoint", lambda folder: stale)
+    with pytest.raises(FolderInUse):
+        tiny_run(rounds=3, resume=True)
+    assert rows(whole.folder) == before
+    assert load_checkpoint(whole.folder)[0] == 3
+
+
+def test_a_folder_of_a_killed_run_is_free_also_where_its_file_system_has_no_locks(tmp_path, monkeypatch):
+    def none(*given):
+        raise OSError(errno.ENOSYS, "no locks here")
+
+    for _ in range(2):
+        with only_writer(tmp_path / "run"):
+            pass
+        monkeypatch.setattr("fcntl.flock", none)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_a_place_that_can_hold_no_folder_is_refused_before_anything_starts(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("something else")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=r"cannot be kept in '.*': '.*file' is no folder \(--out\)"):
+            tiny_run(out=out)
+    monkeypatch.setattr("os.access", lambda *given: False)
+    with pytest.raises(ValueError, match=r"may not be written to \(--out\)"):
+        tiny_run(out=tmp_path / "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_full_disk_is_named_where_not_even_the_folder_could_be_made(tmp_path):
+    missing = tmp_path / "a" / "b" / "c"
+    with pytest.raises(DiskFull, match=r"'.*c' could not be written \([\d.]+ MiB are free there\)"), writing(missing):
+        raise OSError(errno.ENOSPC, "full")
+
+
+def test_figures_are_whole_or_not_there(tiny_run, tmp_path, monkeypatch):
+    """A cell of a comparison whose figures could not be drawn is not finished."""
+    method = fedsim.FedRA(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2)))
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsim.report.figures.draw_allocations", lambda events: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            tiny_run(method=method)
+    out = next(tmp_path.glob("*/recipe.json")).parent
+    assert not (out / "result.json").exists()
+    result = tiny_run(method=method, resume=True)
+    assert result.folder == out
+    assert (out / "allocations.svg").exists()

@@ -18,7 +18,7 @@ from fedsim.federation import sample_cohort
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.tree import TreeCuts
 from fedsim.round import ClientError, ClientUpdate
-from fedsim.run_folder import RunFolder, load_checkpoint
+from fedsim.run_folder import RunFolder, load_checkpoint, read_recipe
 
 SICK = 2
 ENGINES = ("batched", "sequential")
@@ -134,6 +134,7 @@ def test_a_sick_newcomer_stops_the_run_or_is_counted(tiny_run, tmp_path):
         tiny_run("stopped", **common)
     assert load_checkpoint(tmp_path / "stopped")[0] == 4, "no finished round is lost"
     result = tiny_run("stopped", resume=True, on_nan="skip", **common)
+    assert read_recipe(result.folder)["on_nan"] == "skip", "so that the next --resume goes on like this one"
     (met,) = [event for event in RunFolder(result.folder).read_events() if event["stage"] == "unseen"]
     assert met["set_aside"] == [4, 5]
     assert met["routed"] == {}, "nobody is placed by numbers that are not finite"

@@ -14,9 +14,9 @@ from fedsim.run_folder import load_checkpoint
 from fedsim.workers import Workers, check_timeout
 
 
-def struck(out: Path, index: int, number: signal.Signals, *options: object) -> tuple[int, str, float]:
-    """Start a run of two workers, send one a signal after a round; return exit status, what was said, and seconds."""
-    command = fabric(2, QUICKSTART, *SMALL, "--rounds", 50, "--out", out, *options)
+def struck(out: Path, index: int, number: signal.Signals, *options: object, workers: int = 2) -> tuple[int, str, float]:
+    """Start a run, send one worker a signal after a round; return exit status, what was said, and seconds."""
+    command = fabric(workers, QUICKSTART, *SMALL, "--rounds", 50, "--out", out, *options)
     log = out.with_suffix(".log")
     with log.open("w") as said:
         process = subprocess.Popen(
@@ -42,8 +42,11 @@ def goes_on(out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path):
-    status, said, _ = struck(tmp_path / "run", 1, signal.SIGSTOP, "--timeout", 15, "--method", "fedit")
+@pytest.mark.parametrize("workers", [2, 3])
+def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path, workers):
+    """And nobody else is said to hang: a third worker waits for worker 0 longer than that for the one that hangs."""
+    options = "--timeout", 15, "--method", "fedit"
+    status, said, _ = struck(tmp_path / "run", 1, signal.SIGSTOP, *options, workers=workers)
     assert status != 0
     assert said.count("error: Worker 1 did not answer for 15 seconds (--timeout): it hangs.") == 1, said
     assert said.count("error:") == 1, said

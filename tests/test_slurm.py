@@ -112,7 +112,7 @@ def test_a_job_whose_time_is_up_comes_back_and_ends_in_the_same_bits(slurm, retu
     assert ("of 16 rounds; the run can be resumed" in said[0]) == (name == "short")
     assert said[0].splitlines()[-1] == f"digest {result['digest']}"
     assert "digest" not in said[1]
-    assert log.read_text().count("queued again") == 1
+    assert log.read_text().count("queueing again") == 1
 
 
 def test_the_exit_code_of_a_mistake_is_the_jobs_and_it_is_not_queued_again(slurm, jobs):
@@ -120,7 +120,7 @@ def test_the_exit_code_of_a_mistake_is_the_jobs_and_it_is_not_queued_again(slurm
     job = slurm.wait(number, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
     assert (job["JobState"], job["ExitCode"], job["Restarts"]) == ("FAILED", "2:0", "0"), told(slurm, jobs["mistaken"])
     assert "error: cohort_size is 99; it must lie in 1 … 10" in (out / "logs" / "node-0.log").read_text()
-    assert "queued again" not in log.read_text()
+    assert "queueing again" not in log.read_text()
     assert not (out / "recipe.json").exists()
 
 

@@ -3,9 +3,11 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from fedsim.data.federated import FederatedData
+from fedsim.disk import write_atomically
 from fedsim.report.allocation_figures import draw_allocations, draw_fisher
 from fedsim.report.split import describe_split
 from fedsim.report.split_figures import draw_split
@@ -46,5 +48,7 @@ def _save(figure: "Figure", folder: RunFolder, name: str) -> None:
     import matplotlib as mpl
 
     with mpl.rc_context({"svg.hashsalt": "fedsim", "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure.savefig(folder.path / f"{name}.svg", metadata={"Date": None})
-        figure.savefig(folder.path / f"{name}.pdf", metadata={"CreationDate": None})
+        for kind, date in (("svg", "Date"), ("pdf", "CreationDate")):
+            drawn = BytesIO()
+            figure.savefig(drawn, format=kind, metadata={date: None})
+            write_atomically(folder.path / f"{name}.{kind}", drawn.getvalue())
