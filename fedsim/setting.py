@@ -20,7 +20,7 @@ from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.parts.initialisation import lora_initial
-from fedsim.plan import Method
+from fedsim.plan import Method, Plan
 from fedsim.profiling import profile
 from fedsim.provenance import fingerprint
 from fedsim.randomness import generator
@@ -83,9 +83,18 @@ class Setting:
         if self.block_size is not None and self.block_size < 1:
             raise ValueError(f"block_size is {self.block_size}; it must be 1 or more (--block-size).")
         check_cohort_size(self.cohort_size, self.population)
-        self.method.plan(self.state(0), self.population)  # a method that does not fit the clients says so
+        self._check_somebody_trains(self.method.plan(self.state(0), self.population))  # what does not fit says so
         check_classes(self.layout.sites, self.data.n_classes)
         object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed))
+
+    def _check_somebody_trains(self, plan: Plan) -> None:
+        """Raise ValueError when no client that takes part can train any depth."""
+        if plan.allocations is not None and not any(plan.allocations[client] for client in self.population.seen):
+            memory, n, name = self.state(0).memory, len(self.layout.adapted), type(self.method).__name__
+            raise ValueError(
+                f"Under {name} no client that takes part trains any of the {n} depths; the last one alone needs "
+                f"{memory[1]:.1f} MiB, all need {memory[-1]:.1f} (--method.capabilities.*)."
+            )
 
     @cached_property
     def population(self) -> Population:

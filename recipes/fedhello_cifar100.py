@@ -1,16 +1,14 @@
 """Fed-HeLLo on CIFAR-100: ViT-B/16, 100 clients that can train 6, 9 or 12 of 12 layers (arXiv 2506.12213).
 
-Settings of the released configurations. Classes per client: 10, 20 (`--classes 20`) or all (`--classes iid`). With
-`--released`, what the released logs show to have been run: one AdamW step of 0.0099 per client and round, a classifier
-that is trained and thrown away, and scores with the habits that methods/fedhello.py lists.
+Settings of the released configurations. Classes per client: 10, 20 (`--data.classes-per-client 20`) or all
+(`--data.partition iid`). With `--released`, what the released logs show to have been run (RELEASED below; the habits
+are those that methods/fedhello.py lists). Training images are cropped to at least 8 % of their area, always to squares.
 
-    fabric run recipes/fedhello_cifar100.py --devices 8 --classes 20
-    fabric run recipes/fedhello_cifar100.py --devices 8 --method.capabilities.ratio 6 3 1
+    fabric run recipes/fedhello_cifar100.py --devices 8 --data.classes-per-client 20
     python recipes/fedhello_cifar100.py --embedded --rounds 2
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
@@ -20,8 +18,14 @@ from fedsim.parts.fisher import FisherAllocation
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12))
 CIFAR = {"hub": "uoft-cs/cifar100", "label_column": "fine_label", "stored_size": 32, "partition": "patho"}
-IMAGES = SkewedClients(**CIFAR, alpha=1.0, min_share=0.02, unseen_fraction=0.0, proxy_samples=100)
+IMAGES = SkewedClients(**CIFAR, alpha=1.0, min_share=0.02, unseen_fraction=0.0, proxy_samples=100, crop=0.28)
+LOCAL = fedsim.LocalTraining(batch_size=128, learning_rate=1e-2, weight_decay=0.01, dropout=0.1)
 HABITS = FisherAllocation(measures="fisher_logit", score="frobenius", ordered=False, lasting=1)
+RELEASED = {
+    "method": {"head_policy": "local", "forget_heads": True, "fim": HABITS},
+    "data": {"proxy_samples": 1},
+    "local": {"batch_size": 1024, "learning_rate": 0.0099},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +36,6 @@ class FedHeLLoCifar100(ImageExperiment):
     """Rounds in all."""
     cohort_size: int | None = 10
     """Clients sampled in a round."""
-    classes: Literal["10", "20", "iid"] = "10"
-    """Classes of a client; `iid` for equal random parts."""
     released: bool = False
     """Local work, classifier and scores as in the released logs."""
     method: fedsim.FedHeLLo = FEDHELLO
@@ -42,23 +44,26 @@ class FedHeLLoCifar100(ImageExperiment):
     """The images and their clients."""
     model: TimmModel = field(default_factory=lambda: TimmModel(name="vit_base_patch16_224.orig_in21k"))
     """The backbone."""
-    local: fedsim.LocalTraining = field(
-        default_factory=lambda: fedsim.LocalTraining(batch_size=128, learning_rate=1e-2, weight_decay=0.01, dropout=0.1)
-    )
+    local: fedsim.LocalTraining = LOCAL
     """Local training."""
+
+
+def as_released(recipe: FedHeLLoCifar100) -> FedHeLLoCifar100:
+    """Return the recipe with the options that the release ran with; raises ValueError where another was given."""
+    changed = {}
+    for part, options in RELEASED.items():
+        given, usual = getattr(recipe, part), getattr(FedHeLLoCifar100(), part)
+        for name, value in options.items():
+            if (found := getattr(given, name)) not in (getattr(usual, name), value):
+                raise ValueError(f"--released sets {part}.{name} to {value}, and {found} was given (--{part}.*).")
+        changed[part] = replace(given, **options)
+    return replace(recipe, **changed)
 
 
 def main(recipe: FedHeLLoCifar100) -> None:
     """Train, and print the result."""
-    skew = {"partition": "iid"} if recipe.classes == "iid" else {"classes_per_client": int(recipe.classes)}
-    method, data = recipe.method, replace(recipe.data, **skew)
-    if recipe.released:
-        method, data = (
-            replace(method, head_policy="local", forget_heads=True, fim=HABITS),
-            replace(data, proxy_samples=1),
-        )
-        recipe = replace(recipe, local=replace(recipe.local, batch_size=1024, learning_rate=0.0099))
-    run_image_experiment(recipe, method, data, skewed_clients)
+    recipe = as_released(recipe) if recipe.released else recipe
+    run_image_experiment(recipe, recipe.method, recipe.data, skewed_clients)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Fed-HeLLo on DomainNet: ViT-B/16, six domains, clients that can train 6, 9 or 12 of 12 layers (arXiv 2506.12213).
 
-The paper's 121 classes are taken to be the largest ones; its clients and optimiser could not be found: those of its
+The paper's 121 classes are taken to be the first ones; its clients and optimiser could not be found: those of its
 CIFAR-100 runs, with fifteen clients a domain. Each image takes 150 kB in a worker.
 
     fabric run recipes/fedhello_domainnet.py --devices 8 --data.path domainnet
@@ -15,7 +15,7 @@ from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.models.backbones import TimmModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12, assign="cycle"))
-IMAGES = DomainClients(hub="wltjr1007/DomainNet", top_classes=121, unseen_fraction=0.0, proxy_samples=121)
+IMAGES = DomainClients(hub="wltjr1007/DomainNet", first_classes=121, unseen_fraction=0.0, proxy_samples=121)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 """Every recipe shows its help and runs two rounds on the embedded data."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
@@ -66,6 +67,23 @@ def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_
     fedsim.cli(recipe_type(module), module.main)
     assert capsys.readouterr().out.splitlines()[-1].startswith("digest ")
     assert (out / "result.json").exists()
+
+
+def test_what_the_release_ran_with_is_recorded_and_nothing_that_was_given_is_lost(monkeypatch, capsys, tmp_path):
+    import fedsim
+
+    module, out = load("fedhello_cifar100.py"), tmp_path / "run"
+    command = ["fedhello_cifar100.py", *FEW, "--embedded", "--released", "--method.strategy", "rgd", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", command)
+    fedsim.cli(recipe_type(module), module.main)
+    recorded = json.loads((out / "recipe.json").read_text())
+    assert recorded["method"]["head_policy"] == "local"
+    assert recorded["method"]["fim"]["measures"] == "fisher_logit"
+    assert recorded["method"]["strategy"] == "rgd"
+    assert (recorded["data"]["proxy_samples"], recorded["local"]["batch_size"]) == (1, 1024)
+    other = module.FedHeLLoCifar100(local=fedsim.LocalTraining(batch_size=64))
+    with pytest.raises(ValueError, match=r"--released sets local.batch_size to 1024, and 64 was given"):
+        module.as_released(other)
 
 
 @pytest.mark.parametrize(

@@ -165,6 +165,24 @@ def test_a_budget_in_mib_becomes_layers_and_the_events_say_who_trained_what_at_w
     assert "resources" not in run[1]
 
 
+@pytest.mark.parametrize(
+    ("method", "values", "budgets"),
+    [
+        (fedsim.FedHeLLo, (1,), (1e-6,)),
+        (fedsim.Straggler, (1,), (1e-6, 1e9)),
+        (fedsim.Exclusive, (1,), ()),
+        (fedsim.FedRA, (1,), (1e-6,)),
+        (fedsim.DepthFedIT, (1,), (1e-6,)),
+    ],
+)
+def test_a_run_in_which_nobody_trains_is_refused(tiny_run, tmp_path, method, values, budgets):
+    capabilities = fedsim.Capabilities(values=values, budgets=budgets)
+    options = {"strategy": "rgd"} if method is fedsim.FedHeLLo else {}
+    with pytest.raises(ValueError, match=r"no client that takes part trains any of the 2 depths; .* [\d.]+ MiB"):
+        tiny_run("nobody", method=method(lora_rank=2, capabilities=capabilities, **options))
+    assert not (tmp_path / "nobody").exists()
+
+
 def test_a_backbone_that_does_not_take_the_data_is_refused_before_anything_starts(tiny_run, tmp_path):
     with pytest.raises(ValueError, match=r"The backbone cannot take the data's inputs \(1, 12\)"):
         tiny_run("refused", backbone=TinyAttention(width=16), data=tiny_data())

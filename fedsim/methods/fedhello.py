@@ -67,7 +67,7 @@ class FedHeLLo:
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Every client at its own depths; raises ValueError when scores are due and there is no proxy set."""
-        if self.strategy == "fim" and population.proxy is None and self.fim.warmup_rounds < state.rounds - 1:
+        if self.strategy == "fim" and population.proxy is None and max(self.fim.warmup_rounds, 1) < state.rounds:
             given = f"FIM-HLA scores layers after {self.fim.warmup_rounds} rounds on the server's own data"
             raise ValueError(f"{given}, and there are none (--data.proxy-samples).")
         depths = state.adapted

@@ -17,7 +17,9 @@ class Capabilities:
     values: tuple[int, ...] = (6, 9, 12)
     """The capabilities there are, in depths; under `list`, the capability of every client in order."""
     budgets: tuple[float, ...] = ()
-    """Memory budgets in MiB in place of `values`: as many of the last depths as fit into each."""
+    """Memory budgets in MiB in place of `values`: as many of the last depths as fit into each. Clients that train just
+    these keep to their budget (DepthFedIT); a method that lets them train as many, but lower ones, needs more memory,
+    since activations are kept from the lowest one up, and logs how much."""
     ratio: tuple[int, ...] = ()
     """How many clients have each value, in proportion, such as 6 3 1; equally many where nothing is said."""
     assign: Literal["blocks", "cycle", "list", "random"] = "blocks"
@@ -60,8 +62,9 @@ class Capabilities:
         ratio = np.array(self.ratio or (1,) * len(values))
         if self.assign == "list":
             if len(values) != n_clients:
-                given = f"values has {len(values)} entries for {n_clients} clients"
-                raise ValueError(f"{given} (--method.capabilities.values).")
+                name = "budgets" if self.budgets else "values"
+                given = f"{name} has {len(values)} entries for {n_clients} clients"
+                raise ValueError(f"{given} (--method.capabilities.{name}).")
             return values.tolist()
         if self.assign == "cycle":
             return np.resize(np.repeat(values, ratio), n_clients).tolist()

@@ -258,7 +258,11 @@ def test_scores_need_data_of_the_servers_own(tiny_run, tmp_path):
     method = fedsim.FedHeLLo(lora_rank=2, capabilities=SOME, fim=soon)
     with pytest.raises(ValueError, match=r"after 1 rounds .* none \(--data.proxy-samples\)"):
         tiny_run("none", method=method)
+    last = fedsim.FedHeLLo(lora_rank=2, capabilities=SOME, fim=FisherAllocation(warmup_rounds=3, period=1))
+    with pytest.raises(ValueError, match=r"after 3 rounds .* none \(--data.proxy-samples\)"):
+        tiny_run("none", method=last, rounds=4)  # scored once, before the last round
     assert not (tmp_path / "none").exists()
+    tiny_run("never", method=last, rounds=3)
     result = tiny_run(method=method, data=fedsim.with_proxy(tiny_data(), torch.arange(0, 96, 8)), rounds=4)
     told = events(result)[:4]
     assert [event["stage"] for event in told] == ["rgd-hla", "fim-hla", "fim-hla", "fim-hla"]
