@@ -2,8 +2,7 @@
 
 The paper (arXiv 2506.12213) names Natural Instructions and Dolly-15K; its models, clients and hyper-parameters could
 not be found. Here: TinyLlama, the clients that the file names, and a shorter schedule than on images. For Dolly:
-`--data.path text/dolly --data.input-column context --data.answer-column response --data.client-column ""
---data.split-column ""`.
+`--data.dataset dolly --data.path text/dolly --data.input-column "" --data.client-column "" --data.split-column ""`.
 
     fabric run recipes/fedhello_instructions.py --devices 8
     python recipes/fedhello_instructions.py --embedded --rounds 2

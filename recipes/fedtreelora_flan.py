@@ -18,10 +18,8 @@ from fedsim.experiments import InstructionExperiment, run_instruction_experiment
 from fedsim.models.causal import CausalModel
 
 FLAN = Instructions(
+    dataset="flan",
     path=Path("flan"),
-    instruction_column="inputs",
-    answer_column="targets",
-    task_column="task",
     tasks=("word_segment", "common_gen", "sentiment140", "story_cloze"),
     train_per_client=1000,
     test_per_client=200,

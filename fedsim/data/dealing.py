@@ -15,6 +15,8 @@ Split = tuple[list[Tensor], list[Tensor]]
 Cut = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """(shares (N, clients), samples (N, 1)) to the places to cut at, (N, clients), the end included."""
 
+SIZES = "--data.n-clients, --data.min-train, --data.min-test"
+"""What a message advises to change where a caller names no other options."""
 DRAWS = 1000
 """So often a split is drawn before the minimum sizes are given up,"""
 ENTRIES, FEWEST_DRAWS = 10**7, 50
@@ -34,15 +36,16 @@ def draw_large_enough(
     least: tuple[int, int],
     draw: Callable[[], np.ndarray],
     cut: Cut = rounded,
+    sizes: str = SIZES,
 ) -> np.ndarray:
     """Draw shares (N, clients) until every client gets at least so many (training, test) samples of the two pools.
 
-    `pools` are targets. Raises ValueError where the pools are too small for that, or a thousand
-    draws (fewer for very many clients) did not do it.
+    `pools` are targets, `sizes` the options of how many clients there are and of how large they are at least. Raises
+    ValueError where the pools are too small for that, or a thousand draws (fewer for very many clients) did not do it.
     """
     problem = f"No {name} of {len(pools[0])} training and {len(pools[1])} test samples over {n_clients} clients leaves "
     problem += f"each at least {least[0]} and {least[1]}"
-    change = "ask for fewer clients or for smaller ones (--data.n-clients, --data.min-train, --data.min-test)."
+    change = f"ask for fewer clients or for smaller ones ({sizes})."
     if any(n_clients * size > len(pool) for size, pool in zip(least, pools, strict=True)):
         raise ValueError(f"{problem}: that takes {n_clients * least[0]} and {n_clients * least[1]}; {change}")
     draws, drawn = DRAWS, 0

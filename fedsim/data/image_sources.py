@@ -1,20 +1,17 @@
-"""Images that lie in files: DomainNet's lists, Tiny-ImageNet's folders, folders by class, arrays. None is decoded."""
+"""Images in files of their own: DomainNet's lists, Tiny-ImageNet's folders, folders by class. None is decoded."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.listing import Encoded, Listed, Listing, identity_of
+from fedsim.data.sources import SAME, SourceOptions, find_splits, words_for
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 
 ANNOTATIONS = "val_annotations.txt"
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 PICKLES = ("data_batch_[0-9]", "batches.meta", "meta", "*.pkl", "*.pickle")
 """What CIFAR-10's and CIFAR-100's own files for Python are called, and others'."""
 
@@ -66,21 +63,22 @@ def _lines(path: Path) -> Iterator[tuple[str, int]]:
         yield relative, int(label)
 
 
-def list_class_folders(folder: Path) -> Listed:
+def list_class_folders(folder: Path, options: SourceOptions) -> Listed:
     """`train/<class>/*.jpg` and `test/<class>/*.jpg`, or `<domain>/<class>/*.jpg`; names in alphabetical order.
 
-    Raises ValueError when the folder has neither, or a test class is no training class.
+    A folder with a split's name is never a domain. Raises ValueError when the folder has neither layout or lacks a
+    split (see `find_splits`), or a test class is no training class.
     """
     tops = _folders(folder)
-    has_splits = {"train", "test"} <= {top.name for top in tops}
-    tops = [folder / "train", folder / "test"] if has_splits else tops
-    class_names = tuple(sorted({inner.name for top in (tops[:1] if has_splits else tops) for inner in _folders(top)}))
-    if not class_names:
+    if not any(map(_folders, tops)):
         raise ValueError(
-            f"'{folder}' holds neither lists (<domain>_train.txt), nor train*.parquet, nor an .npz, nor folders of "
-            "images (train/<class> and test/<class>, or <domain>/<class>) (--data.path); it has "
+            f"'{folder}' holds neither lists (<domain>_train.txt), nor train*.parquet, nor .npz, .bin or idx files, "
+            "nor folders of images (train/<class> and test/<class>, or <domain>/<class>) (--data.path); it has "
             f"{sorted(path.name for path in folder.iterdir())[:8]}."
         )
+    splits = _split_folders(folder, tops, options)
+    tops = splits or tops
+    class_names = tuple(sorted({inner.name for top in (splits[:1] or tops) for inner in _folders(top)}))
     if strange := sorted({inner.name for inner in _folders(tops[-1])} - set(class_names)):
         raise ValueError(f"'{tops[-1]}' has the classes {strange[:5]}, which '{tops[0]}' does not have.")
     found = [
@@ -90,11 +88,29 @@ def list_class_folders(folder: Path) -> Listed:
         for path in _images(top / name)
     ]
     every = _files(*([list(column) for column in zip(*found, strict=True)] or [[], [], []]))
-    if not has_splits:
+    if not splits:
         return Listed(every, None, class_names, tuple(top.name for top in tops))
     assert every.groups is not None
-    train, test = (every.take(np.flatnonzero(every.groups == split)) for split in (0, 1))
-    return Listed(replace(train, groups=None), replace(test, groups=None), class_names)
+    of_split = [every.take(np.flatnonzero(every.groups == split)) for split in range(len(splits))]
+    train, *test = (replace(listing, groups=None) for listing in of_split)
+    return Listed(train, test[0] if test else None, class_names)
+
+
+def _split_folders(folder: Path, tops: Sequence[Path], options: SourceOptions) -> list[Path]:
+    """The folders of the training and the test split, or none where all are domains; see `find_splits`."""
+    named = {top.name.lower(): top for top in tops}
+    reserved = {word for words in SAME for word in words} | {(options.test_split or "test").lower()}
+    has_domains = not reserved & named.keys() and options.train_split == SourceOptions.train_split
+
+    def look_up(split: str) -> Path | None:
+        if has_domains and split == options.train_split:
+            return folder
+        return next((named[word] for word in words_for(split.lower()) if word in named), None)
+
+    def missing(split: str) -> str:
+        return f"'{folder}' has no folder for the split '{split}'; it has {[top.name for top in tops][:8]}"
+
+    return [top for top in find_splits(options, look_up, missing).values() if top != folder]
 
 
 def list_tiny_imagenet(folder: Path) -> Listed:
@@ -120,46 +136,13 @@ def list_tiny_imagenet(folder: Path) -> Listed:
     return Listed(of_train, of_test, class_names)
 
 
-def list_arrays(path: Path) -> Listed:
-    """An `.npz` of `x_train`, `y_train`, `x_test` and `y_test`, as MNIST is given out; images are (S, H, W[, 3]) uint8.
-
-    Raises ValueError when the file is damaged, lacks an array or holds others than these; pickled objects are not read.
-    """
-    try:
-        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in ARRAYS}
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).partition("\n")[0]
-        raise ValueError(f"'{path}' is damaged or has not the arrays {', '.join(ARRAYS)}: {reason}.") from error
-    shapes = ", ".join(f"{name} {array.shape} {array.dtype}" for name, array in arrays.items())
-    parts = [(arrays[f"x_{split}"], arrays[f"y_{split}"].squeeze()) for split in ("train", "test")]
-    for images, labels in parts:
-        is_image = images.dtype == np.uint8 and (images.ndim == 3 or (images.ndim == 4 and images.shape[-1] == 3))
-        if not is_image or labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-            raise ValueError(f"'{path}' holds {shapes}; it must be images (S, H, W[, 3]) uint8 and a label of each.")
-    parts = [(images, labels.astype(int)) for images, labels in parts]
-    n_classes = int(parts[0][1].max(initial=-1)) + 1
-    if strange := sorted({int(label) for _, labels in parts for label in labels if not 0 <= label < n_classes}):
-        raise ValueError(f"'{path}' has the labels {strange[:5]}, outside those for training (0 … {n_classes - 1}).")
-    identity = identity_of([path])
-    train, test = (
-        Listing(labels, None, partial(_of_array, images, f"{path}, {name}"), f"{identity}|{name}")
-        for (images, labels), name in zip(parts, ("x_train", "x_test"), strict=True)
-    )
-    return Listed(train, test, tuple(map(str, range(n_classes))))
-
-
-def _of_array(images: np.ndarray, name: str, rows: np.ndarray) -> Iterator[tuple[str, Encoded]]:
-    yield from ((f"{name}, row {row}", images[row]) for row in rows)
-
-
 def refuse_pickles(folder: Path) -> None:
     """Raise ValueError where CIFAR's own files for Python are, which are pickles: reading one runs its code."""
     for pattern in PICKLES:
         if found := sorted(path for top in ("", "*/") for path in folder.glob(top + pattern) if path.is_file()):
             raise ValueError(
                 f"'{found[0]}' is a pickle, as CIFAR's own files for Python are. Reading one can run code, so none is "
-                "read; give a folder of the same data as parquet, as the hub has them (--data.path)."
+                "read; give their binary version (.bin) or parquet, as the hub has them (--data.path)."
             )
 
 

@@ -4,17 +4,19 @@ Finding comes before decoding, so that missing data, a wrong column or missing w
 Splitting over clients is not done here (see protocols.py).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import datasets
 import torch
 
+from fedsim.data.binary_files import list_arrays, list_binaries
 from fedsim.data.decoding import decoded_once
 from fedsim.data.image_sources import (
     ANNOTATIONS,
-    list_arrays,
     list_class_folders,
     list_lists,
     list_tiny_imagenet,
@@ -22,27 +24,25 @@ from fedsim.data.image_sources import (
 )
 from fedsim.data.known import IMAGE_SETS, filled
 from fedsim.data.labelled import Found, Labelled
-from fedsim.data.listing import Listed
+from fedsim.data.listing import Encoded, Listed
 from fedsim.data.sources import SourceOptions, find
-from fedsim.data.tables import image_content, list_hub, list_parquet
+from fedsim.data.tables import Content, Features, list_hub, list_parquet
 from fedsim.data.transforms import ImageTransform
 
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
-LEFT_OUT = {"label_column": "label", "test_split": "test", "f1": False}
+LEFT_OUT = {"label_column": "label", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(SourceOptions):
-    """Which images, and how large. A folder of them holds <domain>_train.txt lists, parquet, an .npz or folders."""
+    """Which images, and how large. A folder holds <domain>_train.txt lists, parquet, an .npz, .bin, idx or folders."""
 
     dataset: ImageSetName = "own"
     """A known data set, which sets `hub`, the columns, `test_split` and `stored_size` where they are left out; or your
     own."""
     label_column: str = ""
     """Column of class labels, in parquet files and on the hub; of your own data `label`."""
-    test_split: str | None = None
-    """Name of the test split; empty to hold out `test_share` of the training split; of your own data `test`."""
     image_size: int = 224
     """Pixels on a side that the backbone gets."""
     stored_size: int | None = None
@@ -60,7 +60,7 @@ class ImageOptions(SourceOptions):
 
     def resolved(self) -> "ImageOptions":
         """Return the options with those of the known data set wherever one was left out."""
-        known = dict(IMAGE_SETS[self.dataset].options) if self.dataset in IMAGE_SETS else {}
+        known = {"test_split": "test", **IMAGE_SETS[self.dataset].options} if self.dataset in IMAGE_SETS else {}
         if self.normalise == "backbone":
             known = {name: value for name, value in known.items() if name not in ("mean", "std")}
         if known and "hub" not in known and not self.hub:
@@ -142,7 +142,29 @@ def _list_folder(options: ImageOptions, folder: Path) -> Listed:
         return list_parquet(options, folder, image_content)
     if arrays := sorted(folder.glob("*.npz")):
         return list_arrays(arrays[0])
+    if binaries := list_binaries(folder):
+        return binaries
     refuse_pickles(folder)
     if annotations := sorted([*folder.glob(f"val/{ANNOTATIONS}"), *folder.glob(f"*/val/{ANNOTATIONS}")]):
         return list_tiny_imagenet(annotations[0].parent.parent)
-    return list_class_folders(folder)
+    return list_class_folders(folder, options)
+
+
+def image_content(features: Features, source: str) -> Content:
+    """The first column of images."""
+    for name, feature in features.items():
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
+            return Content((name,), partial(_encoded, name), partial(_undecoded, name))
+    raise ValueError(f"'{source}' has no column of images; its columns are {sorted(features)}.")
+
+
+def _encoded(column: str, record: Mapping[str, Any], name: str) -> Encoded:
+    cell = record[column] or {}
+    encoded: bytes | None = cell.get("bytes")
+    if not encoded and not cell.get("path"):
+        raise ValueError(f"'{name}' is damaged: its column '{column}' holds no image. Fetch it again.")
+    return encoded or Path(cell["path"])
+
+
+def _undecoded(column: str, rows: datasets.Dataset) -> datasets.Dataset:
+    return rows.cast_column(column, datasets.Image(decode=False))

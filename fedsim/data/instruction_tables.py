@@ -1,26 +1,28 @@
-"""Reads instructions and answers from parquet and JSON-lines files, by the names of their columns."""
+"""Reads instructions and answers from parquet and JSON files and tables of the hub, by the names of their columns."""
 
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-VARIABLE = "FEDSIM_DATA"
-"""Environment variable that names a folder of data sets."""
+from fedsim.data.instruction_sets import SPLIT_BY_TASK, Place, files_of, find_instructions, is_task, read_task
+
 ROLES = ("instruction", "input", "answer", "task", "client", "split")
 SPLITS = {"train": False, "test": True}
+NO_TEXTS = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 
-class Columns(Protocol):
+class Columns(Place, Protocol):
     """Where the data are, and what their columns are called; see `instructions.Instructions`."""
 
-    path: Path
+    dataset: str
     tasks: tuple[str, ...]
     instruction_column: str
     input_column: str
@@ -50,19 +52,20 @@ def read_texts(options: Columns) -> Texts:
     Raises ValueError when the data are not there, damaged, lack a column or have no such sample.
     """
     columns = {role: name for role in ROLES if (name := getattr(options, f"{role}_column"))}
-    table = read_columns(files_of(options.path, options.tasks), columns)
-    texts = {role: table[role] if role in table else [""] * len(table["answer"]) for role in ROLES}
+    texts = read_columns(options, columns)
     kind = kinds(texts["task"], options.tasks)
-    split = texts["split"]
     has_answer = np.array([bool(answer.strip()) for answer in texts["answer"]], bool)
     is_kept = kind >= 0
-    if any(split):
-        is_kept &= np.array([name in SPLITS for name in split], bool)
+    if options.dataset in SPLIT_BY_TASK and "split" not in columns:
+        texts["split"] = [""] * len(kind)
+        is_kept &= is_first(list(zip(texts["task"], texts["instruction"], texts["input"], strict=True)))
+    if any(texts["split"]):
+        is_kept &= np.array([name in SPLITS for name in texts["split"]], bool)
     rows = np.flatnonzero(is_kept & has_answer)
     if not len(rows):
         raise ValueError(
-            f"'{options.path}' has no sample with an answer among its {len(kind)} (--data.tasks {options.tasks}); its "
-            f"kinds of task are {sorted(set(texts['task']))[:10]}."
+            f"'{options.path or options.hub}' has no sample with an answer among its {len(kind)} (--data.tasks "
+            f"{options.tasks}); its kinds of task are {sorted(set(texts['task']))[:10]}."
         )
     chosen = {role: [column[row] for row in rows] for role, column in texts.items()}
     return Texts(
@@ -77,35 +80,75 @@ def read_texts(options: Columns) -> Texts:
     )
 
 
-def files_of(path: Path, tasks: Sequence[str]) -> list[Path]:
-    """Return the files at a path, those named after a wanted kind of task where there are any."""
-    places = [path, Path(os.environ.get(VARIABLE) or ".") / path]
-    found = next((place for place in places if place.exists()), None)
-    if found is None:
-        raise ValueError(f"The data are not to be had: looked for '{path}' and '{places[1]}' (--data.path).")
-    files = [found] if found.is_file() else sorted([*found.rglob("*.parquet"), *found.rglob("*.jsonl")])
-    if not files:
-        raise ValueError(f"'{found}' has no parquet and no JSON-lines files (--data.path).")
-    return [file for file in files if tasks and file.stem.startswith(tuple(tasks))] or files
+def read_columns(options: Columns, columns: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return each role's column as texts, of all files or splits of the hub, one after another; "" without a column.
 
-
-def read_columns(files: Sequence[Path], columns: Mapping[str, str]) -> dict[str, list[str]]:
-    """Return each role's column as texts. Without a column of splits, files or folders named train or test give it."""
-    read: dict[str, list[str]] = {role: [] for role in (*columns, "split")}
-    for file in files:
+    Without a column of splits, files or folders named train or test give it.
+    """
+    found = find_instructions(options)
+    if isinstance(found, Path):
+        parts = [(f"{file}", split_of(file), partial(_read_file, file)) for file in files_of(found, options.tasks)]
+    else:
+        parts = [(f"{options.hub}/{name}", split_of(Path(name)), partial(_read_split, found[name])) for name in found]
+    read: dict[str, list[str]] = {role: [] for role in ROLES}
+    for name, split, read_part in parts:
         try:
-            table = pq.read_table(file) if file.suffix == ".parquet" else pyarrow.json.read_json(file)
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"'{file}' is damaged or of another format: {error}. Fetch it again.") from error
-        for role, name in columns.items():
-            if name not in table.column_names:
-                raise ValueError(
-                    f"'{file}' has no column '{name}' (--data.{role}-column); it has {table.column_names}."
-                )
-            read[role] += ["" if value is None else str(value) for value in table.column(name).to_pylist()]
-        if "split" not in columns:
-            read["split"] += [split_of(file)] * len(table)
+            part = read_part()
+            texts = part if isinstance(part, dict) else texts_of(part, name, columns, options.tasks)
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"'{name}' is damaged or neither parquet nor JSON lines nor a task of Natural Instructions: {error}. "
+                "Fetch it again, or give another --data.path."
+            ) from error
+        if lacking := columns.keys() - texts.keys():
+            role = min(lacking)
+            raise ValueError(
+                f"'{name}' is a task of Natural Instructions and names no {role} (--data.{role}-column '')."
+            )
+        for role in ROLES:
+            rest = split if role == "split" else ""
+            read[role] += texts[role] if role in texts else [rest] * len(texts["answer"])
     return read
+
+
+def _read_file(file: Path) -> pa.Table | dict[str, list[str]]:
+    if file.suffix == ".parquet":
+        return pq.read_table(file)
+    if file.suffix == ".json" and is_task(content := file.read_bytes()):
+        return read_task(file, content)
+    return pyarrow.json.read_json(file)
+
+
+def _read_split(split: datasets.Dataset) -> pa.Table:
+    return split.with_format("arrow")[:]
+
+
+def texts_of(table: pa.Table, name: str, columns: Mapping[str, str], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """Return each role's column as texts, of the rows of a wanted kind of task where there are any.
+
+    The others, of which there may be millions, never become texts. Raises ValueError when a column is not there or has
+    no texts; `name` is what the message calls the table.
+    """
+    for role, column in columns.items():
+        option = f"--data.{role}-column"
+        if (count := table.column_names.count(column)) != 1:
+            has = f"{count} columns" if count else "no column"
+            raise ValueError(f"'{name}' has {has} '{column}' ({option}); it has {table.column_names}.")
+        kind = table.column(column).type
+        # An input may be missing in all samples of a file: then there are instructions that need none.
+        if any(test(kind) for test in NO_TEXTS) or (pa.types.is_null(kind) and len(table) and role != "input"):
+            raise ValueError(
+                f"'{name}' has nothing but {kind} in its column '{column}', where texts belong ({option}); it has "
+                f"{table.column_names}."
+            )
+    if tasks and "task" in columns:
+        wanted = kinds(list(_texts(table.column(columns["task"]))), tasks) >= 0
+        table = table.filter(pa.array(wanted)) if wanted.any() else table
+    return {role: list(_texts(table.column(column))) for role, column in columns.items()}
+
+
+def _texts(column: pa.ChunkedArray) -> Iterator[str]:
+    return ("" if value is None else str(value) for value in column.to_pylist())
 
 
 def split_of(file: Path) -> str:
@@ -121,6 +164,12 @@ def kinds(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
         return np.array([numbers[name] for name in names], int)
     of_name = {name: next((k for k, start in enumerate(wanted) if name.startswith(start)), -1) for name in set(names)}
     return np.array([of_name[name] for name in names], int)
+
+
+def is_first(prompts: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """Mark each prompt's first occurrence, (S,)."""
+    first: dict[tuple[str, ...], int] = {}
+    return np.array([first.setdefault(prompt, row) == row for row, prompt in enumerate(prompts)], bool)
 
 
 def _sortable(name: str) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,35 +11,49 @@ import torch
 
 from fedsim.data.answers import Generation
 from fedsim.data.federated import FederatedData
+from fedsim.data.instruction_sets import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
 from fedsim.data.instruction_tables import Texts, read_texts
-from fedsim.data.partition import by_group, choose_unseen
+from fedsim.data.known import filled
+from fedsim.data.partition import choose_unseen, dirichlet
 from fedsim.data.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
+
+SIZES = "--data.clients-per-task, --data.min-train, --data.min-test"
+"""What to change where a kind of task does not go round."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Instructions:
     """Instructions and answers, who has them, and how they are put to the model."""
 
-    path: Path
-    """Parquet or JSON-lines file, or a folder of them, as such or inside $FEDSIM_DATA."""
-    instruction_column: str = "instruction"
-    """Column of the instructions."""
+    dataset: InstructionSetName = "own"
+    """A known data set, which sets `hub` and the columns where they are left out; or your own."""
+    path: Path | None = None
+    """File or folder of parquet, JSON lines or Natural Instructions' tasks, as such or inside $FEDSIM_DATA; default:
+    the set's name there, then the hub and its cache."""
+    hub: str = ""
+    """Name of the data set on the hub."""
+    instruction_column: str = ""
+    """Column of the instructions; of your own data `instruction`."""
     input_column: str = ""
     """Column of what an instruction is about; empty for none."""
-    answer_column: str = "output"
-    """Column of the answers."""
+    answer_column: str = ""
+    """Column of the answers; of your own data `output`."""
     task_column: str = ""
     """Column of the kind of task; empty for one kind."""
     client_column: str = ""
     """Column of the client; empty: every kind of task has clients of its own."""
     split_column: str = ""
-    """Column of `train` and `test`; empty: by the names of files and folders, else some are held out."""
+    """Column of `train` and `test`; empty: by the names of files, folders or splits, else some are held out."""
     tasks: tuple[str, ...] = ()
     """Keep only these kinds of task, by the beginning of their names; all if none is named."""
     clients_per_task: int = 2
     """Clients of each kind of task, where the data name none."""
     alpha: float = 10.0
     """Dirichlet concentration of the shares that the clients of one kind get of it."""
+    min_train: int = 4
+    """Least training samples of a client of one kind of task, before `train_per_client` and `proxy_samples`."""
+    min_test: int = 2
+    """Least test samples of a client of one kind of task, before `test_per_client`."""
     train_per_client: int | None = None
     """Keep at most so many training samples of a client."""
     test_per_client: int | None = None
@@ -71,12 +85,18 @@ class Instructions:
             problems.append(f"alpha is {self.alpha}; it must be positive and finite")
         if not 0 <= self.unseen_fraction < 1:
             problems.append(f"unseen_fraction is {self.unseen_fraction}; it must lie in [0, 1)")
-        if self.proxy_samples < 0:
-            problems.append(f"proxy_samples is {self.proxy_samples}; it must be 0 or more")
+        for name in ("min_train", "min_test", "proxy_samples"):
+            if (value := getattr(self, name)) < 0:
+                problems.append(f"{name} is {value}; it must be 0 or more")
         if not 0 < self.test_share < 1:
             problems.append(f"test_share is {self.test_share}; it must lie between 0 and 1")
         if problems:
             raise ValueError("; ".join(problems) + " (--data.*).")
+
+    def resolved(self) -> "Instructions":
+        """Return the options with those of the known data set wherever one was left out."""
+        known = INSTRUCTION_SETS[self.dataset].options if self.dataset in INSTRUCTION_SETS else {}
+        return replace(self, **filled(vars(self), known, LEFT_OUT))
 
 
 def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.random.Generator) -> FederatedData:
@@ -84,14 +104,12 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
 
     Raises ValueError when the data are not to be had, lack a column, or do not go round.
     """
+    options = options.resolved()
     texts = read_texts(options)
     is_test = texts.is_test if texts.is_test is not None else held_out(texts.task, options.test_share)
     pools = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
     if texts.client is None:
-        empty = np.zeros(len(texts.task), int)
-        splits = [(empty[pool], texts.task[pool]) for pool in pools]
-        *tables, groups = by_group(splits[0], splits[1], options.clients_per_task, options.alpha, rng)
-        train, test = ([pool[rows.numpy()] for rows in table] for pool, table in zip(pools, tables, strict=True))
+        train, test, groups = dealt(options, texts, pools, rng)
     else:
         names, client = np.unique(texts.client, return_inverse=True)
         train, test = ([pool[client[pool] == k] for k in range(len(names))] for pool in pools)
@@ -100,6 +118,33 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
     test = [sampled(rows, options.test_per_client, rng) for rows in test]
     unseen = choose_unseen(groups, options.unseen_fraction, rng)
     return federation(options, texts, tokenizer, train, test, unseen=unseen, groups=groups)
+
+
+def dealt(
+    options: Instructions, texts: Texts, pools: Sequence[np.ndarray], rng: np.random.Generator
+) -> tuple[list[np.ndarray], list[np.ndarray], tuple[int, ...]]:
+    """Give each kind of task its clients: their rows of the two pools, and each one's kind.
+
+    Raises ValueError when a kind has too few samples for them.
+    """
+    train, test, groups = [], [], []
+    for kind, name in enumerate(texts.task_names):
+        rows = [pool[texts.task[pool] == kind] for pool in pools]
+        if not all(map(len, rows)):
+            raise ValueError(
+                f"Kind of task '{name}' has {len(rows[0])} training and {len(rows[1])} test samples, and needs some "
+                "of both: leave it out (--data.tasks), or hold out another share (--data.test-share)."
+            )
+        labels = [np.zeros(len(part), int) for part in rows]
+        least = (options.min_train, options.min_test)
+        try:
+            split = dirichlet(labels[0], labels[1], options.clients_per_task, options.alpha, rng, *least, sizes=SIZES)
+        except ValueError as error:
+            raise ValueError(f"Kind of task '{name}': {error}") from error
+        for table, inside, part in zip((train, test), split, rows, strict=True):
+            table += [part[index.numpy()] for index in inside]
+        groups += [kind] * options.clients_per_task
+    return train, test, tuple(groups)
 
 
 def federation(

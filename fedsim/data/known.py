@@ -64,12 +64,17 @@ IMAGE_SETS = {
         NONE,
     ),
     "office-caltech10": Known(
-        {"group_column": "domain"},
+        {"group_column": "domain", "test_split": None},  # its authors give out none
         "4 domains",
         "Gong et al. 2012; folders amazon, caltech, dslr and webcam of ten classes",
         NONE,
     ),
-    "pacs": Known({"hub": "flwrlabs/pacs", "group_column": "domain"}, "4 domains", "Li et al. 2017", NONE),
+    "pacs": Known(
+        {"hub": "flwrlabs/pacs", "group_column": "domain", "test_split": None},  # the hub has none
+        "4 domains",
+        "Li et al. 2017",
+        NONE,
+    ),
     "tiny-imagenet": Known(
         {
             "hub": "zh-plus/tiny-imagenet",

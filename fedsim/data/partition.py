@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dealing import Split, check, deal_by_shares, draw_large_enough, n_classes
+from fedsim.data.dealing import SIZES, Split, check, deal_by_shares, draw_large_enough, n_classes
 
 
 def dirichlet(
@@ -22,12 +22,14 @@ def dirichlet(
     min_train: int = 4,
     min_test: int = 2,
     min_share: float = 0.0,
+    sizes: str = SIZES,
 ) -> Split:
     """Deal every class over the clients by proportions drawn from Dir(α), the same for train and test.
 
     A proportion below `min_share` is raised to it, and all are normalised again (ILoRA's floor is 0.001).
 
-    Draws again until every client has the minimum sizes; raises ValueError when a thousand draws did not give that.
+    Draws again until every client has the minimum sizes; raises ValueError, which advises to change the options
+    `sizes`, when a thousand draws did not give that.
     """
     check(n_clients, alpha)
     n_labels = n_classes(train_targets, test_targets)
@@ -37,7 +39,9 @@ def dirichlet(
         return shares / shares.sum(1, keepdims=True) if min_share else shares
 
     pools = (train_targets, test_targets)
-    return _deal(draw_large_enough(f"Dirichlet({alpha})", pools, n_clients, (min_train, min_test), draw), pools, rng)
+    least = (min_train, min_test)
+    shares = draw_large_enough(f"Dirichlet({alpha})", pools, n_clients, least, draw, sizes=sizes)
+    return _deal(shares, pools, rng)
 
 
 def pathological(
@@ -58,11 +62,11 @@ def pathological(
     """
     check(n_clients, 1.0 if alpha is None else alpha)
     present = np.unique(train_targets)
+    given = f"classes_per_client is {classes_per_client} (--data.classes-per-client)"
     if not 1 <= classes_per_client <= len(present):
-        given = f"classes_per_client is {classes_per_client}"
-        raise ValueError(f"{given}; it must lie in 1 … {len(present)} (--data.classes-per-client).")
-    if n_clients * classes_per_client < (count := len(present)):
-        raise ValueError(f"{n_clients} clients with {classes_per_client} classes each cannot hold {count} classes.")
+        raise ValueError(f"{given}; it must lie in 1 … {len(present)}.")
+    if n_clients * classes_per_client < len(present):
+        raise ValueError(f"{given}; {n_clients} clients (--data.n-clients) cannot hold {len(present)} classes so.")
 
     def draw() -> np.ndarray:
         shares, held = np.zeros((len(present), n_clients)), np.zeros(len(present), int)
@@ -145,20 +149,23 @@ def by_group(
     rng: np.random.Generator,
     min_train: int = 4,
     min_test: int = 2,
+    sizes: str = "--data.clients-per-domain, --data.min-train, --data.min-test",
 ) -> tuple[list[Tensor], list[Tensor], tuple[int, ...]]:
     """Give every natural group (domain) its own clients and split inside it by Dir(α) over labels.
 
     `train` and `test` are (targets, group numbers) of the two pools. Returns the tables and each client's group.
-    Raises ValueError when a group lacks training or test samples.
+    Raises ValueError when a group lacks training or test samples, or has too few for its clients: then it advises to
+    change the options `sizes`.
     """
     tables: Split = ([], [])
     groups: list[int] = []
     for group in range(n_classes(train[1], test[1])):
         rows = [np.flatnonzero(pool[1] == group) for pool in (train, test)]
         if not all(map(len, rows)):
-            sizes = f"{len(rows[0])} training and {len(rows[1])} test samples"
-            raise ValueError(f"Group {group} has {sizes}; every group needs some of both (--data.group-column).")
-        split = dirichlet(train[0][rows[0]], test[0][rows[1]], clients_per_group, alpha, rng, min_train, min_test)
+            found = f"{len(rows[0])} training and {len(rows[1])} test samples"
+            raise ValueError(f"Group {group} has {found}; every group needs some of both (--data.group-column).")
+        pools = train[0][rows[0]], test[0][rows[1]]
+        split = dirichlet(*pools, clients_per_group, alpha, rng, min_train, min_test, sizes=sizes)
         for table, inside, pool_rows in zip(tables, split, rows, strict=True):
             table += [torch.from_numpy(pool_rows)[index] for index in inside]
         groups += [group] * clients_per_group

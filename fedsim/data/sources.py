@@ -1,9 +1,11 @@
 """Where a labelled data set is looked for (a folder, the folder of data sets, the hub), and what of it is kept."""
 
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 
@@ -12,6 +14,10 @@ from fedsim.data.task import ClassificationF1, Task
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
+SAME = (("train", "training"), ("test", "testing"), ("validation", "valid", "val", "dev"))
+"""Words for one split in the names of files and folders."""
+SHARD = re.compile(r"-(\d+)-of-(\d+)")
+"""How the names of a split's files end where there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +32,9 @@ class SourceOptions:
     """The hub's configuration of it; in a folder, a word that the paths of its files have."""
     train_split: str = "train"
     """Name of the training split, on the hub and in the names of files."""
-    test_split: str = "test"
-    """Name of the test split; empty to hold out `test_share` of the training split."""
+    test_split: str | None = None
+    """Name of the test split; empty to hold out `test_share` of the training split; default: a known data set's own,
+    else `test` where there is one."""
     label_column: str = "label"
     """Column of class labels, in parquet files and on the hub."""
     group_column: str = ""
@@ -107,6 +114,62 @@ def _listed(
             why = str(error).partition("\n")[0]
             tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({why})")
     raise ValueError(f"The {what} are not to be had: {'; '.join(tried)}. {_command(options)}")
+
+
+def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: Callable[[str], str]) -> dict[str, Any]:
+    """Return what is found of the training split and, unless it is to be held out, of the test split, by their names.
+
+    A test split that nobody named is `test` where that is there. Raises ValueError where a split is not there, with
+    what `missing` says of it, or both are the same.
+    """
+    hold_out = "an empty --data.test-split '' holds out a share of the training samples"
+    train, test = options.train_split, "test" if options.test_split is None else options.test_split
+    of_train, of_test = look_up(train), test and look_up(test)
+    if not of_train:
+        raise ValueError(f"{missing(train)} (--data.train-split).")
+    if of_test and of_test != of_train:
+        return {train: of_train, test: of_test}
+    if options.test_split and of_test:
+        raise ValueError(f"'{train}' and '{test}' are one split (--data.train-split, --data.test-split); {hold_out}.")
+    if options.test_split:
+        raise ValueError(f"{missing(test)} (--data.test-split). Fetch it, or name another one; {hold_out}.")
+    return {train: of_train}
+
+
+def words_for(split: str) -> list[str]:
+    """Return the split's name and then the other words for it."""
+    return [split, *(word for words in SAME if split in words for word in words if word != split)]
+
+
+def files_of_split(paths: Sequence[Path], split: str) -> list[Path]:
+    """Return the files that have the split's name in theirs, or else another word for it."""
+    found = ([path for path in paths if has_word(Path(path.name), word)] for word in words_for(split))
+    return next(filter(None, found), [])
+
+
+def has_word(path: Path, word: str) -> bool:
+    """Whether the word is in the path: its parts begin neighbouring parts of the path's."""
+    parts, words = _parts(str(path)), _parts(word)
+    runs = (parts[k : k + len(words)] for k in range(len(parts) - len(words) + 1))
+    return any(all(map(str.startswith, run, words)) for run in runs)
+
+
+def _parts(text: str) -> list[str]:
+    """Split at what is no letter or digit, in lower case."""
+    return "".join(character if character.isalnum() else " " for character in text.lower()).split()
+
+
+def missing_shards(paths: Sequence[Path]) -> Iterator[Path]:
+    """Yield the files that the names of the others (train-00000-of-00002.parquet) say that there are."""
+    found: dict[tuple[Path, str, str], list[str]] = {}
+    for path in paths:
+        if match := SHARD.search(path.name):
+            found.setdefault((path.parent, path.name[: match.start()], match[2]), []).append(match[1])
+    for (folder, name, count), digits in found.items():
+        there, width = set(map(int, digits)), min(map(len, digits))
+        first = int(int(count) in there)  # some count from 1
+        for number in sorted(set(range(first, first + int(count))) - there):
+            yield folder / f"{name}-{number:0{width}}-of-{count}.parquet"
 
 
 def _command(options: SourceOptions) -> str:

@@ -1,26 +1,29 @@
 """Labelled texts as int32 tokens (S, T), tokenised once, ever, into a file that all workers map into memory.
 
 Pairs of texts (a question and a sentence) become one sequence, as the tokenizer joins them. A sequence is cut to
-`max_length` and padded; how many were cut is said by `describe`.
+`max_length` and padded; how many were cut is among the federation's notes, which the log has.
 """
 
 import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from fedsim.cache import made_once
 from fedsim.data.known import TEXT_SETS, filled
 from fedsim.data.labelled import Found, Labelled
-from fedsim.data.listing import Listed
-from fedsim.data.sources import SourceOptions, find
-from fedsim.data.tables import list_hub, list_own_files, list_parquet, text_content
-from fedsim.data.text_files import OWN_FILES
+from fedsim.data.listing import Item, Listed, Reader
+from fedsim.data.sources import SourceOptions, find, find_splits
+from fedsim.data.tables import Content, Features, FindContent, label_columns, list_hub, list_parquet, listed
+from fedsim.data.text_files import OWN_FILES, OwnFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -43,7 +46,7 @@ TaskName = Literal[
     "yahoo",
     "own",
 ]
-LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "test_split": "test", "f1": False}
+LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
 
@@ -57,14 +60,12 @@ class TextOptions(SourceOptions):
     """Columns of text, one or two."""
     label_column: str = ""
     """Column of class labels; of your own data `label`."""
-    test_split: str | None = None
-    """Name of the test split; empty to hold out `test_share` of the training split; of your own data `test`."""
     max_length: int = 64
     """Tokens of a sequence; longer ones are cut."""
 
     def resolved(self) -> "TextOptions":
         """Return the options with those of the task wherever one was left out."""
-        known = TEXT_SETS[self.task].options if self.task in TEXT_SETS else {}
+        known = {"test_split": "test", **TEXT_SETS[self.task].options} if self.task in TEXT_SETS else {}
         return replace(self, **filled(vars(self), known, LEFT_OUT))
 
     def problems(self) -> list[str]:
@@ -93,10 +94,11 @@ class FoundTexts(Found):
         path = made_once(
             f"tokens-{name}.int32",
             lambda path: self._tokenise_all(tokenizer, path),
-            lambda path: path.stat().st_size == count * length * 4,
+            lambda path: path.stat().st_size == (count * length + 1) * 4,
         )
-        tokens = torch.from_file(str(path), size=count * length, dtype=torch.int32).view(count, length)
-        return self._presented(tokens, tokenizer.pad_token_id)
+        numbers = torch.from_file(str(path), size=count * length + 1, dtype=torch.int32)
+        tokens = numbers[:-1].view(count, length)
+        return self._presented(tokens, tokenizer.pad_token_id, notes={"texts": count, "texts_cut": int(numbers[-1])})
 
     def unread(self, pad_token: int) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and one token repeated to the full length: all that counting takes."""
@@ -104,19 +106,19 @@ class FoundTexts(Found):
         tokens = torch.full((sum(self.sizes), self.options.max_length), word, dtype=torch.int32)
         return self._presented(tokens, pad_token)
 
-    def _presented(self, tokens: torch.Tensor, pad_token: int) -> tuple[Labelled, Labelled]:
-        return self.labelled(tokens, pad_token=pad_token, **self.options.scoring(self.n_classes))
+    def _presented(self, tokens: torch.Tensor, pad_token: int, **notes: Any) -> tuple[Labelled, Labelled]:
+        return self.labelled(tokens, pad_token=pad_token, **notes, **self.options.scoring(self.n_classes))
 
     def _tokenise_all(self, tokenizer: "PreTrainedTokenizerFast", path: Path) -> None:
-        """A thousand texts at a time, so that memory stays flat."""
-        texts = (text for _, text in self.read())
+        """A thousand texts at a time, so that memory stays flat; the file's last number is how many were cut."""
+        texts, n_cut = (text for _, text in self.read()), 0
         with path.open("wb") as file:
             while chunk := list(islice(texts, 1000)):
                 parts = [list(part) for part in zip(*chunk, strict=True)]
-                ids = tokenizer(
-                    *parts, truncation=True, max_length=self.options.max_length, padding="max_length"
-                ).input_ids
-                file.write(np.asarray(ids, np.int32).tobytes())
+                found = tokenizer(*parts, truncation=True, max_length=self.options.max_length, padding="max_length")
+                file.write(np.asarray(found.input_ids, np.int32).tobytes())
+                n_cut += sum(bool(encoding.overflowing) for encoding in found.encodings)
+            file.write(np.int32(n_cut).tobytes())
 
 
 def find_texts(options: TextOptions) -> FoundTexts:
@@ -128,9 +130,49 @@ def find_texts(options: TextOptions) -> FoundTexts:
         if any(folder.rglob("*.parquet")):
             return list_parquet(options, folder, content)
         if options.task in OWN_FILES:
-            return list_own_files(options, OWN_FILES[options.task], folder, content)
+            return _list_own_files(options, OWN_FILES[options.task], folder, content)
         raise ValueError(f"'{folder}' holds no parquet files (--data.path).")
 
-    listed = find(options, "texts", list_folder, partial(list_hub, options, content))
-    assert listed.test is not None
-    return FoundTexts(listed.train, listed.test, listed.class_names, listed.group_names, options)
+    found = find(options, "texts", list_folder, partial(list_hub, options, content))
+    assert found.test is not None
+    return FoundTexts(found.train, found.test, found.class_names, found.group_names, options)
+
+
+def text_content(columns: Sequence[str], features: Features, source: str) -> Content:
+    """These columns of text; an empty entry is an empty text."""
+    if absent := [name for name in columns if name not in features]:
+        raise ValueError(f"'{source}' has no columns {absent} (--data.text-columns); it has {sorted(features)}.")
+    return Content(tuple(columns), lambda record, _: tuple(str(record[name] or "") for name in columns))
+
+
+def _list_own_files(options: SourceOptions, files: OwnFiles, folder: Path, find_content: FindContent) -> Listed:
+    """List a data set from the files that its authors give out, which are read whole; raises ValueError as they do."""
+
+    def missing(split: str) -> str:
+        return f"'{folder}' has no split '{split}' in its authors' files: it has {', '.join(files.files)}"
+
+    splits = find_splits(options, files.files.get, missing)
+    read = {split: files.read(folder, split) for split in splits}
+    tables = {split: table for split, (table, _) in read.items()}
+    table, names = read[options.train_split]
+    kinds = (datasets.Value("string"), datasets.ClassLabel(names=list(names)))
+    features = {field.name: kinds[pa.types.is_integer(field.type)] for field in table.schema}
+    content = find_content(features, str(folder))
+    label_columns(options, features, str(folder))
+    readers = {split: _table_reader(table, content, f"{folder}/{split}") for split, table in tables.items()}
+    return listed(options, str(folder), features, tables, readers, {s: _identity(t) for s, t in tables.items()})
+
+
+def _table_reader(table: pa.Table, content: Content, name: str) -> Reader:
+    def read(rows: np.ndarray) -> Iterator[tuple[str, Item]]:
+        for row, record in zip(rows, table.select(content.columns).take(pa.array(rows)).to_pylist(), strict=True):
+            yield f"{name}, row {row}", content.item(record, f"{name}, row {row}")
+
+    return read
+
+
+def _identity(table: pa.Table) -> str:
+    digest = hashlib.sha256(",".join(table.column_names).encode())
+    for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b):
+        digest.update(buffer)
+    return digest.hexdigest()

@@ -8,9 +8,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from miniatures import write_parquet
 
+from fedsim.data.images import ImageOptions, find_images, load_images
 from fedsim.data.labelled import Labelled
-from fedsim.data.partition import pathological
+from fedsim.data.partition import by_group, pathological
 from fedsim.data.protocols import (
     DomainClients,
     Domains,
@@ -136,8 +138,21 @@ def test_all_clients_unseen_is_refused():
 
 
 def test_too_many_test_samples_asked_for_of_a_domain_are_refused():
-    with pytest.raises(ValueError, match=r"leaves each at least 4 and 100000: that takes .*--data.min-test"):
+    with pytest.raises(ValueError, match=r"leaves each at least 4 and 100000: that takes .*--data.min-test") as raised:
         domain_clients(Domains(min_test=100000), (labelled(400), labelled(200)), np.random.default_rng(0))
+    assert "--data.clients-per-domain" in str(raised.value)
+    assert "--data.n-clients" not in str(raised.value)
+
+
+def test_who_has_no_option_of_clients_by_domain_names_another():
+    pool = (np.zeros(8, int), np.zeros(8, int))
+    with pytest.raises(ValueError, match=r"for smaller ones \(--data.clients-per-task\)"):
+        by_group(pool, pool, 5, 1.0, np.random.default_rng(0), sizes="--data.clients-per-task")
+
+
+def test_classes_that_do_not_go_round_say_what_to_change():
+    found = quickly(Skew(partition="patho", n_clients=2, classes_per_client=3), labelled(400), labelled(200))
+    assert "(--data.classes-per-client); 2 clients (--data.n-clients) cannot hold 20 classes" in found
 
 
 def test_classes_dealt_to_many_clients_are_dealt_quickly_and_as_evenly_as_to_few():
@@ -214,3 +229,81 @@ def test_a_parquet_file_that_is_cut_short_is_named(tmp_path: Path, kept: float):
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(ValueError, match=r"train.parquet' is damaged or no parquet file"):
         find_texts(TextOptions(path=tmp_path))
+
+
+def write_words(folder: Path, **columns: list[str]) -> Path:
+    """Uncompressed, so that letters can be found in the file."""
+    for split in ("train", "test"):
+        table = pa.table({"text": ["first", "second"], "label": ["one", "two"]} | columns)
+        pq.write_table(table, folder / f"{split}.parquet", compression="none", use_dictionary=False)
+    return folder / "test.parquet"
+
+
+def test_letters_that_are_none_are_named_with_their_file_and_row(tmp_path: Path):
+    path = write_words(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"second", b"sec\xffnd"))
+    found = find_texts(TextOptions(path=tmp_path))
+    with pytest.raises(ValueError, match=r"test.parquet, row 1' is damaged .* Fetch it again\.") as raised:
+        list(found.read())
+    assert type(raised.value) is ValueError
+
+
+def test_letters_of_a_label_that_are_none_are_named_with_their_file(tmp_path: Path):
+    path = write_words(tmp_path)
+    path.write_bytes(path.read_bytes().replace(b"two", b"t\xffo"))
+    with pytest.raises(ValueError, match=r"test.parquet' is damaged .* Fetch it again\.") as raised:
+        find_texts(TextOptions(path=tmp_path))
+    assert type(raised.value) is ValueError
+
+
+def test_a_schema_with_a_flipped_byte_is_named_with_its_file(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet", [0, 1])
+    path = tmp_path / "train.parquet"
+    table = pq.read_table(path)
+    flipped = table.schema.metadata[b"huggingface"].replace(b"ClassLabel", b"ClassM!bel")
+    pq.write_table(table.replace_schema_metadata({"huggingface": flipped}), path)
+    with pytest.raises(ValueError, match=r"train.parquet' is damaged or of another version of `datasets`"):
+        find_images(ImageOptions(path=tmp_path))
+
+
+def test_a_text_column_of_another_name_in_one_file_is_said_with_it(tmp_path: Path):
+    write(tmp_path, [0, 1])
+    pq.write_table(pa.table({"sentence": ["a"], "label": [0]}), tmp_path / "test.parquet")
+    with pytest.raises(
+        ValueError, match=r"test.parquet' has no columns \['text'\], which '.*train.parquet' has; it has"
+    ):
+        find_texts(TextOptions(path=tmp_path))
+
+
+@pytest.mark.parametrize(("labels", "message"), [("stars", "no column 'label'"), ("label", "words in one split")])
+def test_labels_of_another_name_or_kind_in_one_file_are_refused(tmp_path: Path, labels: str, message: str):
+    write(tmp_path, [0, 1])
+    pq.write_table(pa.table({"text": ["a"], labels: ["x"]}), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=message):
+        find_texts(TextOptions(path=tmp_path))
+
+
+def test_an_image_column_of_another_name_or_kind_in_one_file_is_said_with_it(tmp_path: Path):
+    write_parquet(tmp_path / "train.parquet", [0, 1])
+    whole = pq.read_table(tmp_path / "train.parquet")
+    renamed = whole.replace_schema_metadata(None).rename_columns({"image": "img"})
+    pq.write_table(renamed, tmp_path / "test.parquet")
+    with pytest.raises(
+        ValueError, match=r"test.parquet' has no columns \['image'\], which .* it has \['img', 'label'\]"
+    ):
+        find_images(ImageOptions(path=tmp_path))
+    pq.write_table(pa.table({"image": ["a.png"], "label": [0]}), tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=r"test.parquet' has no column of images"):
+        find_images(ImageOptions(path=tmp_path))
+
+
+@pytest.mark.parametrize("cell", [None, {"bytes": None, "path": None}, {"bytes": b"", "path": ""}])
+@pytest.mark.usefixtures("own_cache")
+def test_a_cell_without_an_image_is_named_with_its_file_and_row(tmp_path: Path, cell: dict | None):
+    write_parquet(tmp_path / "train.parquet", [0, 1, 2])
+    table = pq.read_table(tmp_path / "train.parquet")
+    cells = [*table["image"].to_pylist()[:2], cell]
+    emptied = table.set_column(0, table.field("image"), pa.array(cells, table.field("image").type))
+    pq.write_table(emptied, tmp_path / "test.parquet")
+    with pytest.raises(ValueError, match=r"test.parquet, row 2' is damaged: .*'image' holds no image. Fetch it again"):
+        load_images(ImageOptions(path=tmp_path, image_size=8))

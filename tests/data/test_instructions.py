@@ -2,14 +2,17 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 
+from fedsim.data.instruction_sets import INSTRUCTION_SETS, InstructionSetName
 from fedsim.data.instructions import Instructions, instruction_clients
 from fedsim.data.prompts import ByteTokenizer
 from fedsim.data.toy_instructions import TASKS, ToyInstructions, toy_instructions
@@ -128,18 +131,21 @@ def test_lines_of_json_in_folders_of_splits_are_read_as_flan_has_them(tmp_path: 
 
 
 def test_what_is_missing_is_named(tmp_path: Path, by_client: Path):
-    with pytest.raises(ValueError, match=r"not to be had: looked for 'nowhere' .*\(--data.path\)"):
+    missing = r"not to be had: --data.path 'nowhere' is no file or folder; .*--data.path, or .*--data.dataset \(dolly, "
+    with pytest.raises(ValueError, match=missing):
         instruction_clients(Instructions(path=Path("nowhere")), BYTES, rng())
+    with pytest.raises(ValueError, match=r"--data.path is not given; .*--data.path, or .*--data.dataset"):
+        instruction_clients(Instructions(), BYTES, rng())
     with pytest.raises(ValueError, match=r"no column 'prompt' \(--data.instruction-column\); it has \['instruction'"):
         instruction_clients(Instructions(path=by_client, instruction_column="prompt"), BYTES, rng())
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="no parquet and no JSON-lines files"):
+    with pytest.raises(ValueError, match="no parquet, no JSON-lines and no JSON files"):
         instruction_clients(Instructions(path=tmp_path / "empty"), BYTES, rng())
     (tmp_path / "empty" / "half.parquet").write_bytes(by_client.read_bytes()[:300])
     with pytest.raises(ValueError, match=r"half.parquet' is damaged"):
         instruction_clients(Instructions(path=tmp_path / "empty"), BYTES, rng())
-    with pytest.raises(ValueError, match=r"beams is 0; .*max_length is 2; .*\(--data\.\*\)"):
-        Instructions(path=by_client, beams=0, max_length=2)
+    with pytest.raises(ValueError, match=r"beams is 0; .*max_length is 2; .*min_train is -1; .*\(--data\.\*\)"):
+        Instructions(path=by_client, beams=0, max_length=2, min_train=-1)
 
 
 def test_toy_instructions_need_nothing_and_no_client_tests_on_what_it_trained_on():
@@ -170,11 +176,8 @@ def test_natural_instructions_have_a_kind_of_task_for_each_of_their_hundred_clie
 
 @needs_data
 def test_dolly_has_eight_kinds_of_task():
-    options = Instructions(
-        path=Path("text/dolly"), input_column="context", answer_column="response", task_column="category",
-        train_per_client=8, test_per_client=2, clients_per_task=1,
-    )  # fmt: skip
-    data = instruction_clients(options, BYTES, rng())
+    few = {"train_per_client": 8, "test_per_client": 2, "clients_per_task": 1}
+    data = instruction_clients(Instructions(dataset="dolly", path=Path("text/dolly"), **few), BYTES, rng())
     assert data.n_clients == 8
     assert "closed_qa" in data.group_names
 
@@ -183,3 +186,190 @@ def test_a_share_is_held_out_too_where_there_are_training_files_only(tmp_path: P
     write(tmp_path / "train.parquet", instruction=["i"] * 40, output=["yes"] * 40)
     data = instruction_clients(Instructions(path=tmp_path, test_share=0.25), BYTES, rng())
     assert sum(map(len, data.test)) == 10
+
+
+# data sets by name
+
+
+NAMED = {"template": "plain", "clients_per_task": 1, "min_test": 1}
+
+
+def prompts_of(data, tables) -> list[str]:
+    return sorted(prompt for prompt, _ in texts_of(data, torch.cat(list(tables))))
+
+
+def no_hub(name: str) -> None:
+    raise AssertionError(f"{name} was looked for on the hub")
+
+
+def test_the_options_offer_exactly_the_known_sets():
+    assert set(InstructionSetName.__args__) == INSTRUCTION_SETS.keys() | {"own"}
+
+
+def test_what_is_given_is_kept_and_what_is_left_out_comes_from_the_set():
+    dolly = Instructions(dataset="dolly", input_column="instruction").resolved()
+    columns = (dolly.instruction_column, dolly.input_column, dolly.answer_column, dolly.task_column)
+    assert columns == ("instruction", "instruction", "response", "category")
+    assert (dolly.hub, dolly.path, dolly.client_column) == ("databricks/databricks-dolly-15k", None, "")
+    own = Instructions().resolved()
+    assert (own.instruction_column, own.input_column, own.answer_column, own.hub) == ("instruction", "", "output", "")
+
+
+def test_a_known_set_is_found_in_the_folder_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = ("instruction", "context", "response", "category")
+    lines = [dict(zip(names, (f"i{k}", "c", f"a{k}", "qa"), strict=True)) for k in range(20)]
+    file = tmp_path / "databricks-dolly-15k" / "databricks-dolly-15k.jsonl"
+    file.parent.mkdir()
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
+    monkeypatch.setattr(datasets, "load_dataset", no_hub)
+    data = instruction_clients(Instructions(dataset="dolly", **NAMED), BYTES, rng())
+    assert prompts_of(data, [*data.train, *data.test]) == sorted(f"i{k}\nc\n" for k in range(20))
+    assert data.group_names == ("qa",)
+
+
+def test_a_known_set_comes_from_the_hub_where_no_folder_has_it(monkeypatch: pytest.MonkeyPatch):
+    def split(name: str, count: int) -> datasets.Dataset:
+        tasks = ["common_gen:1.0"] * count + ["other"] * 3
+        rows = {"inputs": [f"{name} {k}" for k in range(count + 3)], "targets": ["t"] * (count + 3), "task": tasks}
+        return datasets.Dataset.from_dict(rows)
+
+    splits = datasets.DatasetDict({name: split(name, n) for name, n in (("train", 9), ("validation", 5), ("test", 4))})
+    asked = []
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: asked.append(name) or splits)
+    data = instruction_clients(Instructions(dataset="flan", tasks=("common_gen",), **NAMED), BYTES, rng())
+    assert asked == ["Muennighoff/flan"]
+    assert prompts_of(data, data.train) == [f"train {k}\n" for k in range(9)]
+    assert prompts_of(data, data.test) == [f"test {k}\n" for k in range(4)]
+
+
+@pytest.mark.parametrize("kind", [ConnectionError, datasets.exceptions.DatasetNotFoundError])
+def test_what_was_tried_and_the_command_that_gets_a_set_are_said(kind: type, monkeypatch: pytest.MonkeyPatch):
+    def refuse(name: str) -> None:
+        raise kind("no network\nhere")
+
+    monkeypatch.setenv("FEDSIM_DATA", "/nowhere")
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    tried = r"--data.path is not given; FEDSIM_DATA is '/nowhere', without 'flan'; .*\(no network\)\. .*"
+    with pytest.raises(
+        ValueError, match=tried + r"`hf download --repo-type dataset Muennighoff/flan --local-dir flan`"
+    ):
+        instruction_clients(Instructions(dataset="flan"), BYTES, rng())
+
+
+def test_natural_instructions_of_the_hub_hold_out_of_each_task_and_ask_each_question_once(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    def split(task: str) -> datasets.Dataset:
+        questions = [f"q{k}" for k in range(20) for _ in range(2)]
+        answers = [f"a{k}" for k in range(40)]
+        rows = {"task_name": [task] * 40, "definition": ["d"] * 40, "inputs": questions, "targets": answers}
+        return datasets.Dataset.from_dict(rows)
+
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    splits = datasets.DatasetDict(train=split("task1"), test=split("task2"))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
+    data = instruction_clients(Instructions(dataset="natural-instructions", **NAMED), BYTES, rng())
+    assert (data.group_names, data.groups) == (("task1", "task2"), (0, 1))
+    for train, test in zip(data.train, data.test, strict=True):
+        assert prompts_of(data, [train, test]) == sorted(f"d\nq{k}\n" for k in range(20))
+        assert {answer for _, answer in texts_of(data, torch.cat([train, test]))} == {f"a{2 * k}" for k in range(20)}
+        assert len(test) == 2
+
+
+# Natural Instructions' own files
+
+
+def write_task(file: Path, count: int = 20, **changes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    instances = [{"id": f"x-{k}", "input": f"q{k}", "output": [f"a{k}", "b"]} for k in range(count)]
+    task = {"Contributors": ["x"], "Definition": ["Do it."], "Positive Examples": [], "Instances": instances}
+    file.write_text(json.dumps(task | changes, indent=4))
+
+
+def test_natural_instructions_are_read_from_a_copy_of_their_repository(tmp_path: Path):
+    write_task(tmp_path / "tasks" / "task001_one.json")
+    write_task(tmp_path / "tasks" / "task002_two.json", Definition="Do that.")
+    (tmp_path / "doc").mkdir()
+    (tmp_path / "doc" / "reasonings.json").write_text("[1, 2]")
+    (tmp_path / "doc" / "results.jsonl").write_text('{"a": 1}\n')
+    for path in (tmp_path, tmp_path / "tasks"):
+        data = instruction_clients(Instructions(dataset="natural-instructions", path=path, **NAMED), BYTES, rng())
+        assert data.group_names == ("task001_one", "task002_two")
+        assert prompts_of(data, [data.train[0], data.test[0]]) == sorted(f"Do it.\nq{k}\n" for k in range(20))
+        assert {answer for _, answer in texts_of(data, data.train[1])} <= {f"a{k}" for k in range(20)}
+        assert texts_of(data, data.train[1])[0][0].startswith("Do that.\n")
+    alone = Instructions(path=tmp_path / "tasks" / "task001_one.json", **NAMED)
+    assert instruction_clients(alone, BYTES, rng()).group_names == ("task001_one",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"Definition": ["d"], "Instances": [{"input": "q", "out', r"is damaged or no task .*JSONDecodeError"),
+        (b'{"Definition": ["\xff"], "Instances": []}', r"is damaged or no task .*UnicodeDecodeError"),
+        ('{"Definition": ["d"], "Instances": [{"input": "q"}]}', r"is damaged or no task .*KeyError: 'output'"),
+        ('{"Definition": ["d"], "Instances": [{"input": 1, "output": []}]}', r"is damaged or no task .*1 is no text"),
+        ('{"Definition": [["d"]], "Instances": 3}', r"is damaged or no task .*--data.path"),
+        ('[{"instruction": "i"}]', r"is damaged or neither parquet .*--data.path"),
+        ('{\n"a": 1\n}', r"no column 'definition' \(--data.instruction-column\)"),
+    ],
+)
+def test_a_damaged_or_another_json_is_named(content: str | bytes, message: str, tmp_path: Path):
+    write_task(tmp_path / "task001_one.json")
+    file = tmp_path / "task002_two.json"
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    options = Instructions(dataset="natural-instructions", path=tmp_path)
+    with pytest.raises(ValueError, match=f"'{re.escape(str(file))}' .*{message}|'{re.escape(str(file))}' {message}"):
+        instruction_clients(options, BYTES, rng())
+
+
+def test_tasks_have_no_column_of_clients(tmp_path: Path):
+    write_task(tmp_path / "task001_one.json")
+    options = Instructions(dataset="natural-instructions", path=tmp_path, client_column="client")
+    with pytest.raises(ValueError, match=r"task001_one.json' is a task .*names no client \(--data.client-column ''\)"):
+        instruction_clients(options, BYTES, rng())
+
+
+# too few samples, and columns without texts
+
+
+def test_the_least_samples_of_a_client_may_be_lowered(tmp_path: Path):
+    path = write(tmp_path / "t.parquet", instruction=["i"] * 12, output=["yes"] * 12, kind=["a"] * 6 + ["b"] * 6)
+    options = {"path": path, "task_column": "kind", "test_share": 0.34}
+    advice = r"\(--data.clients-per-task, --data.min-train, --data.min-test\)"
+    with pytest.raises(ValueError, match=r"Kind of task 'a': .* at least 4 and 2.*" + advice):
+        instruction_clients(Instructions(**options), BYTES, rng())
+    data = instruction_clients(Instructions(min_train=1, min_test=0, **options), BYTES, rng())
+    assert data.groups == (0, 0, 1, 1)
+    with pytest.raises(ValueError, match=r"Kind of task 'a' has 6 training and 0 test samples.*--data.test-share"):
+        instruction_clients(Instructions(**options | {"test_share": 0.1}), BYTES, rng())
+
+
+UNREADABLE = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\2\0\0\0"), pa.py_buffer(b"\xff\xfe")])
+
+
+@pytest.mark.parametrize(
+    ("answers", "message"),
+    [
+        (UNREADABLE, r"t.parquet' is damaged .*invalid start byte"),
+        (pa.nulls(1), r"t.parquet' has nothing but null in its column 'output', .*\(--data.answer-column\)"),
+        (
+            pa.array([["yes"]]),
+            r"t.parquet' has nothing but list<.*> in its column 'output', .*\(--data.answer-column\)",
+        ),
+        (pa.array([{"text": "yes"}]), r"t.parquet' has nothing but struct<.*> in its column 'output', "),
+        (pa.array([b"yes"]), r"t.parquet' has nothing but binary in its column 'output', "),
+    ],
+)
+def test_a_column_that_has_no_texts_is_named_with_its_file(answers: pa.Array, message: str, tmp_path: Path):
+    path = write(tmp_path / "t.parquet", instruction=["i"], output=answers)
+    with pytest.raises(ValueError, match=message):
+        instruction_clients(Instructions(path=path), BYTES, rng())
+
+
+def test_an_input_may_be_missing_in_a_whole_file(tmp_path: Path):
+    path = write(tmp_path / "t.parquet", instruction=["i"] * 20, about=pa.nulls(20), output=["yes"] * 20)
+    data = instruction_clients(Instructions(path=path, input_column="about", **NAMED), BYTES, rng())
+    assert prompts_of(data, data.test) == ["i\n"] * 2

@@ -13,6 +13,7 @@ from miniatures import COLOURS, colours, names, picture, table, write_parquet
 from transformers import BertTokenizerFast
 
 from fedsim.data.images import ImageOptions, ImageSetName, find_images, load_images
+from fedsim.data.instruction_sets import INSTRUCTION_SETS
 from fedsim.data.known import IMAGE_SETS, TEXT_SETS
 from fedsim.data.protocols import SkewedTexts, skewed_clients
 from fedsim.data.texts import TaskName, TextOptions, find_texts
@@ -28,9 +29,9 @@ def test_the_options_offer_exactly_the_known_sets():
     assert set(TaskName.__args__) == TEXT_SETS.keys() | {"own"}
 
 
-@pytest.mark.parametrize("name", IMAGE_SETS | TEXT_SETS)
+@pytest.mark.parametrize("name", IMAGE_SETS | TEXT_SETS | INSTRUCTION_SETS)
 def test_the_readme_lists_every_known_set_with_its_source_and_licence(name: str):
-    known = (IMAGE_SETS | TEXT_SETS)[name]
+    known = (IMAGE_SETS | TEXT_SETS | INSTRUCTION_SETS)[name]
     row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
     assert known.source.split(",")[0].split(";")[0] in row
     assert known.licence.split(";")[0] in row
@@ -111,6 +112,36 @@ def test_text_sets_are_read_in_the_layout_of_the_hub(
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
     found = find_texts(TextOptions(task=task))
     assert (found.n_classes, found.sizes) == (3, (6, 3))
+
+
+def test_20_newsgroups_have_the_same_names_and_numbers_from_the_hub_as_from_their_authors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    groups = ["alt.atheism", "comp.graphics", "sci.med"]
+    rows = [2, 0, 1, 2]
+    for split in ("train", "test"):
+        columns = {"text": ["x"] * 4, "label": rows, "label_text": [groups[k] for k in rows]}
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns), tmp_path / "hub" / f"{split}.parquet")
+        for name in groups:
+            (tmp_path / "own" / f"20news-bydate-{split}" / name).mkdir(parents=True)
+            (tmp_path / "own" / f"20news-bydate-{split}" / name / "1").write_text("x")
+    hub, own = (find_texts(TextOptions(task="20newsgroups", path=tmp_path / name)) for name in ("hub", "own"))
+    assert hub.class_names == own.class_names == tuple(groups)
+    assert hub.train.targets.tolist() == rows
+    splits = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name in ("train", "test")})
+    monkeypatch.delenv("FEDSIM_DATA", raising=False)
+    monkeypatch.setattr(datasets, "load_dataset", {"SetFit/20_newsgroups": splits}.__getitem__)
+    found = find_texts(TextOptions(task="20newsgroups"))
+    assert (found.class_names, found.train.targets.tolist()) == (tuple(groups), rows)
+
+
+@pytest.mark.parametrize("words", [["a", "a", "b"], ["a", None, "b"], [1, 2, 3]])
+def test_words_beside_numbers_that_do_not_name_each_are_left_alone(tmp_path: Path, words: list):
+    for split in ("train", "test"):
+        columns = {"text": ["x"] * 3, "label": [0, 1, 2], "label_text": words}
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    assert find_texts(TextOptions(path=tmp_path)).class_names == ("0", "1", "2")
 
 
 @needs_data

@@ -363,7 +363,7 @@ def test_a_pickle_is_refused_with_what_to_give_instead_and_never_loaded(tmp_path
 
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_bytes(pickle.dumps(Trap()))
-    with pytest.raises(ValueError, match=r"is a pickle, .* as parquet, as the hub has them \(--data.path\)"):
+    with pytest.raises(ValueError, match=r"is a pickle, .* or parquet, as the hub has them \(--data.path\)"):
         find_images(ImageOptions(dataset="cifar10", path=tmp_path))
     assert not (tmp_path / "was run").exists()
 

@@ -49,7 +49,7 @@ def test_texts_become_padded_tokens_in_the_order_of_the_files(tmp_path: Path, to
     assert train.inputs.tolist() == [[2, 5, 7, 3, 0, 0], [2, 6, 3, 0, 0, 0], [2, 6, 7, 3, 0, 0], [2, 5, 3, 0, 0, 0]]
     assert test.inputs.tolist() == [[2, 5, 5, 7, 3, 0], [2, 3, 0, 0, 0, 0]]
     assert (train.targets.tolist(), test.targets.tolist()) == ([1, 0, 0, 1], [1, 0])
-    assert train.presented == {"pad_token": 0}
+    assert train.presented == {"pad_token": 0, "notes": {"texts": 6, "texts_cut": 0}}
 
 
 def test_pairs_are_joined_and_cut_as_the_tokenizer_does(tmp_path: Path, tokenizer):
@@ -58,6 +58,16 @@ def test_pairs_are_joined_and_cut_as_the_tokenizer_does(tmp_path: Path, tokenize
     train, test = find_texts(TextOptions(path=tmp_path, task="qnli", max_length=8)).tokenise(tokenizer)
     assert test.inputs.tolist() == [[2, 8, 5, 3, 9, 9, 9, 3], [2, 8, 3, 6, 3, 0, 0, 0]]
     assert train.inputs.tolist() == [[2, 8, 3, 5, 3, 0, 0, 0]]
+
+
+def test_how_many_texts_were_cut_is_noted_also_when_they_are_read_again(tmp_path: Path, tokenizer):
+    write(tmp_path / "train.parquet", text=["good " * 5, "good " * 4, "bad", "bad film"] * 5, label=[0, 0, 1, 1] * 5)
+    write(tmp_path / "test.parquet", text=["bad " * 9, "good"] * 5, label=[1, 0] * 5)
+    options = SkewedTexts(path=tmp_path, n_clients=2, alpha=10.0, max_length=6)
+    for _ in range(2):
+        data = skewed_clients(options, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
+        assert data.notes == {"texts": 30, "texts_cut": 10}
+        assert data.inputs.shape == (30, 6)
 
 
 def test_texts_are_tokenised_once_ever_and_again_for_another_length(tmp_path: Path, tokenizer, monkeypatch):
