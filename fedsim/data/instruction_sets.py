@@ -1,15 +1,15 @@
 """Instruction data sets that fedsim knows by name, where instructions are looked for, and tasks in their own files."""
 
 import json
-import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import datasets
 
 from fedsim.data.known import Known
-from fedsim.data.sources import VARIABLE
+from fedsim.data.sources import Place, from_hub, looked_up
 
 InstructionSetName = Literal["dolly", "flan", "natural-instructions", "own"]
 INSTRUCTION_SETS = {
@@ -56,44 +56,14 @@ SPLIT_BY_TASK = ("natural-instructions",)
 question once for each of its answers, so that it would be trained on and tested."""
 
 
-class Place(Protocol):
-    """Where instructions are; see `instructions.Instructions`."""
-
-    path: Path | None
-    hub: str
-
-
 def find_instructions(options: Place) -> "Path | datasets.DatasetDict":
     """Return the file or folder at a path, as such or inside $FEDSIM_DATA, else what the hub or its cache has.
 
     Raises ValueError when there is none, with what was tried and the command that gets it.
     """
-    path, variable = options.path, os.environ.get(VARIABLE)
-    name = path or Path(options.hub.rpartition("/")[2].lower())
-    if path and path.exists():
-        return path
-    if variable and name != Path() and (Path(variable) / name).exists():
-        return Path(variable) / name
-    tried = [f"--data.path '{path}' is no file or folder" if path else "--data.path is not given"]
-    tried.append(f"{VARIABLE} is '{variable}', without '{name}'" if variable else f"{VARIABLE} is not set")
-    if options.hub and not path:
-        try:
-            return datasets.load_dataset(options.hub)
-        except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-            cache, why = datasets.config.HF_DATASETS_CACHE, str(error).partition("\n")[0]
-            tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({why})")
-    raise ValueError(f"The instructions are not to be had: {'; '.join(tried)}. {_command(options)}")
-
-
-def _command(options: Place) -> str:
-    if not options.hub:
-        known = ", ".join(INSTRUCTION_SETS)
-        return f"Give their file or folder with --data.path, or a known set's name with --data.dataset ({known})."
-    folder = options.hub.rpartition("/")[2].lower()
-    return (
-        f"Get them, on a machine with network, by `hf download --repo-type dataset {options.hub} --local-dir {folder}` "
-        f"and pass --data.path {folder}."
-    )
+    on_hub = partial(from_hub, options.hub)
+    found: Path | datasets.DatasetDict = looked_up(options, "instructions", Path, on_hub, Path.exists)
+    return found
 
 
 def files_of(found: Path, tasks: Sequence[str]) -> list[Path]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import datasets
 
@@ -14,6 +14,7 @@ from fedsim.data.task import ClassificationF1, Task
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
+Made = TypeVar("Made")
 SAME = (("train", "training"), ("test", "testing"), ("validation", "valid", "val", "dev"))
 """Words for one split in the names of files and folders."""
 SHARD = re.compile(r"-(\d+)-of-(\d+)")
@@ -82,7 +83,7 @@ def find(
     Nothing is read but labels, and nothing written but what `datasets` keeps of a download. Raises ValueError when the
     data are not to be had (with what was tried and the command that gets them) or too few.
     """
-    whole = _listed(options, what, list_folder, list_hub)
+    whole = looked_up(options, what, list_folder, list_hub)
     kept = keep_first_classes(
         keep_top_classes(keep_groups(whole, options.group), options.top_classes), options.first_classes
     )
@@ -95,25 +96,50 @@ def find(
     return replace(split, train=train, test=test)
 
 
-def _listed(
-    options: SourceOptions, what: str, list_folder: Callable[[Path], Listed], list_hub: Callable[[], Listed]
-) -> Listed:
+class Place(Protocol):
+    """Where a data set is; see `SourceOptions`."""
+
+    path: Path | None
+    hub: str
+
+
+def looked_up(
+    options: Place,
+    what: str,
+    at_path: Callable[[Path], Made],
+    on_hub: Callable[[], Made],
+    is_there: Callable[[Path], bool] = Path.is_dir,
+) -> Made:
+    """Return what is made of a data set's path, as such or inside $FEDSIM_DATA, else of the hub or its cache.
+
+    `on_hub` raises OSError where it is not to be had. Raises ValueError when there is none, with what was tried and the
+    command that gets it.
+    """
     name = options.path or Path(options.hub.rpartition("/")[2].lower())
-    tried = [f"--data.path '{options.path}' is no folder" if options.path else "--data.path is not given"]
+    kind = "folder" if is_there == Path.is_dir else "file or folder"
+    tried = [f"--data.path '{options.path}' is no {kind}" if options.path else "--data.path is not given"]
     variable = os.environ.get(VARIABLE)
-    if options.path and options.path.is_dir():
-        return list_folder(options.path)
-    if variable and name != Path() and (Path(variable) / name).is_dir():
-        return list_folder(Path(variable) / name)
-    tried.append(f"{VARIABLE} is '{variable}', without a folder '{name}'" if variable else f"{VARIABLE} is not set")
+    if options.path and is_there(options.path):
+        return at_path(options.path)
+    if variable and name != Path() and is_there(Path(variable) / name):
+        return at_path(Path(variable) / name)
+    tried.append(f"{VARIABLE} is '{variable}', without '{name}'" if variable else f"{VARIABLE} is not set")
     if options.hub and not options.path:
         try:
-            return list_hub()
+            return on_hub()
         except OSError as error:
             cache = datasets.config.HF_DATASETS_CACHE
             why = str(error).partition("\n")[0]
             tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({why})")
     raise ValueError(f"The {what} are not to be had: {'; '.join(tried)}. {_command(options)}")
+
+
+def from_hub(name: str, *subset: str) -> datasets.DatasetDict:
+    """Return a data set of the hub or its cache; raises OSError when it cannot be had."""
+    try:
+        return datasets.load_dataset(name, *subset)
+    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        raise OSError(str(error)) from error
 
 
 def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: Callable[[str], str]) -> dict[str, Any]:
@@ -172,9 +198,9 @@ def missing_shards(paths: Sequence[Path]) -> Iterator[Path]:
             yield folder / f"{name}-{number:0{width}}-of-{count}.parquet"
 
 
-def _command(options: SourceOptions) -> str:
+def _command(options: Place) -> str:
     if not options.hub:
-        return "Give their folder with --data.path, or their name on the hub with --data.hub."
+        return "Give their --data.path, or a name: a known one (--data.dataset, --data.task) or the hub's (--data.hub)."
     folder = options.hub.rpartition("/")[2].lower()
     return (
         f"Get them, on a machine with network, by `hf download --repo-type dataset {options.hub} --local-dir {folder}` "

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fedsim.data.listing import Item, Listed, Listing, Reader, identity_of
-from fedsim.data.sources import SourceOptions, files_of_split, find_splits, has_word, missing_shards
+from fedsim.data.sources import SourceOptions, files_of_split, find_splits, from_hub, has_word, missing_shards
 
 Features = Mapping[str, Any]
 """A table's columns and their kinds, as `datasets` has them."""
@@ -39,10 +39,7 @@ FindContent = Callable[[Features, str], Content]
 def list_hub(options: SourceOptions, find_content: FindContent) -> Listed:
     """List a data set of the hub, which `datasets` downloads or finds in its cache; raises OSError when it cannot."""
     name = options.hub
-    try:
-        of_hub = datasets.load_dataset(name, *([options.subset] if options.subset else []))
-    except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise OSError(str(error)) from error
+    of_hub = from_hub(name, *([options.subset] if options.subset else []))
 
     def missing(split: str) -> str:
         return f"The data set '{name}' has the splits {sorted(of_hub)} and no split '{split}'"
