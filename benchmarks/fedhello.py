@@ -3,9 +3,9 @@
     fabric run benchmarks/fedhello.py --accelerator cpu --devices 2 --seeds 0 1 2
 
 Fifty classes of CIFAR-100 over twenty clients, IID and with 20 or 10 classes a client; ten clients a round, each some
-three steps of 12 images; a hundred training images are the server's. Budgets are equal: clients train 6, 9 or 12 of 12 layers
-of LoRA rank 8, or all layers at rank 4, 6 or 8. Data and ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are read.
-Rewrites the section of RESULTS.md.
+three steps of 12 images; a hundred training images are the server's. Budgets are equal: clients train 6, 9 or 12 of 12
+layers of LoRA rank 8, or all layers at rank 4, 6 or 8. Data and ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are
+read. Rewrites the section of RESULTS.md.
 """
 
 from dataclasses import dataclass, replace
