@@ -54,7 +54,16 @@ def test_what_is_given_is_kept_and_what_is_left_out_comes_from_the_set():
 def test_images_are_normalised_as_their_data_set_is_where_that_is_asked_for():
     assert ImageOptions(dataset="cifar10", normalise="dataset").resolved().mean == (0.4914, 0.4822, 0.4465)
     with pytest.raises(ValueError, match="normalise is dataset"):
-        ImageOptions(dataset="pacs", normalise="dataset")
+        ImageOptions(dataset="domainnet", normalise="dataset")
+
+
+@pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
+def test_pacs_is_normalised_by_its_own_mean_and_deviation():
+    options = ImageOptions(dataset="pacs", path=Path("pacs_1680_128px"), image_size=32, normalise="dataset")
+    resolved = options.resolved()
+    pixels = load_images(options)[0].inputs.float() / 255
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx(resolved.mean, abs=0.01)
+    assert pixels.transpose(0, 1).flatten(1).std(1).tolist() == pytest.approx(resolved.std, abs=0.03)
 
 
 def test_office_caltech_is_read_from_its_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
