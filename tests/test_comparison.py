@@ -129,6 +129,7 @@ def test_a_number_that_one_seed_lacks_leaves_its_place_empty(compared):
     assert row[4:] == ["", str(results["local"][1].summary["global.p10"])]
 
 
+@pytest.mark.slow
 def test_only_what_is_missing_is_run_again(compared, tmp_path, monkeypatch):
     out = tmp_path / "run"
     fedsim.compare(METHODS, federation, out=out, seeds=(0, 3), reference="fedit", **common())
@@ -190,6 +191,7 @@ GRIDS = {
 }
 
 
+@pytest.mark.slow
 def test_the_best_trial_on_validation_rows_is_what_runs(tmp_path):
     found = fedsim.compare(GRIDS, federation, out=tmp_path / "run", seeds=(1, 2), **common(rounds=2))
     report = json.loads((tmp_path / "run" / "tuning.json").read_text())

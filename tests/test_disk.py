@@ -11,6 +11,7 @@ import pytest
 import fedsim
 from fedsim import run_folder
 from fedsim.disk import DiskFull, FolderInUse, only_writer, writing
+from fedsim.report import figures
 from fedsim.run_folder import load_checkpoint
 
 
@@ -159,9 +160,10 @@ def test_a_full_disk_is_named_where_not_even_the_folder_could_be_made(tmp_path):
 
 def test_figures_are_whole_or_not_there(tiny_run, tmp_path, monkeypatch):
     """A cell of a comparison whose figures could not be drawn is not finished."""
+    monkeypatch.setenv("FEDSIM_FIGURES", "1")
     method = fedsim.FedRA(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2)))
     with monkeypatch.context() as patch:
-        patch.setattr("fedsim.report.figures.draw_allocations", lambda events: 1 / 0)
+        patch.setitem(figures.DRAWN, "allocations", lambda events: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tiny_run(method=method)
     out = next(tmp_path.glob("*/recipe.json")).parent

@@ -41,6 +41,7 @@ def polite_clients(tokenizer) -> fedsim.FederatedData:
     return federation(Instructions(path=".", template="plain", max_new_tokens=14), texts, tokenizer, train, test)
 
 
+@pytest.mark.slow
 @needs_data
 def test_a_small_llama_learns_a_shared_instruction_task_and_its_rouge_rises(tiny_run):
     data = polite_clients(causal_tokenizer("stories260k", "<s>"))

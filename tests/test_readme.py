@@ -4,12 +4,14 @@ import re
 import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 from runs import environment
 
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_library_script_runs_as_printed(tmp_path):
     (script,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(script.splitlines()) <= 40

@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
-COMPARISONS = ("compare_cifar100.py", "hilora_allocated.py")
+LONG = ("compare_cifar100.py", "hilora_allocated.py", "hilora_domainnet.py", "hilora_cifar100.py")
 FEW = ("--rounds", "2", "--local.epochs", "1", "--threads", "1", "--cohort-size", "3")
 
 
@@ -56,7 +56,7 @@ def test_it_shows_its_help(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow) if name in COMPARISONS else name for name in RECIPES]
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RECIPES]
 )
 def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_path):
     import fedsim

@@ -1,7 +1,7 @@
 """Pictures of a run's data and of what its events call for, saved in its folder as SVG and PDF."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 
 VARIABLE = "FEDSIM_FIGURES"
-"""Environment variable; 0 for no picture of the split, which takes a second where runs are many and short."""
+"""Environment variable; 0 for no pictures, which take a second each where runs are many and short."""
+DRAWN = {"tree": draw_tree, "allocations": draw_allocations, "fisher": draw_fisher}
+"""Figures by name, of a run's events; each is None where these do not call for it."""
 
 
 def record_split(folder: RunFolder, data: FederatedData) -> None:
@@ -32,14 +34,15 @@ def record_split(folder: RunFolder, data: FederatedData) -> None:
 
 
 def draw_figures(folder: RunFolder) -> None:
-    """Save every figure for which the events of a run folder hold what it takes."""
-    for name, figure in figures_of(folder.read_events()).items():
-        _save(figure, folder, name)
+    """Save every figure for which the events of a run folder hold what it takes, where pictures are wanted."""
+    if os.environ.get(VARIABLE, "1") != "0":
+        for name, figure in figures_of(folder.read_events()).items():
+            _save(figure, folder, name)
 
 
-def figures_of(events: Sequence[Mapping[str, Any]]) -> "dict[str, Figure]":
-    """Return by name every figure for which events hold what it takes."""
-    drawn = {"tree": draw_tree(events), "allocations": draw_allocations(events), "fisher": draw_fisher(events)}
+def figures_of(events: Sequence[Mapping[str, Any]], there: Collection[str] = ()) -> "dict[str, Figure]":
+    """Return by name every figure for which events hold what it takes, but for those that are there."""
+    drawn = {name: draw(events) for name, draw in DRAWN.items() if name not in there}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

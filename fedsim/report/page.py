@@ -110,12 +110,11 @@ def _one(run: Run, files: Files) -> Iterator[str]:
 
 
 def run_figures(run: Run) -> list[Picture]:
-    """Return the figures that the run itself left in its folder, and those that it has not come to draw yet."""
+    """Return the figures that the run itself left in its folder, and those that it has not drawn, or not yet."""
     found = {path.stem: read_picture(path, f"run-{path.stem}") for path in sorted(run.path.glob("*.svg"))}
-    left = {} if run.finished else figures_of(run.events)
-    for name, figure in left.items():
+    for name, figure in figures_of(run.events, found.keys()).items():
         title = name.capitalize()
-        found[name] = found.get(name) or picture(figure, f"run-{name}", title, f"{title} of this run so far", True)
+        found[name] = picture(figure, f"run-{name}", title, f"{title} of this run", True)
     return [figure for figure in found.values() if figure]
 
 

@@ -64,7 +64,8 @@ class Halves:
         return Plan(population=population, allocations=[frozenset({0, client % 2}) for client in range(6)])
 
 
-def test_a_run_with_allocations_leaves_their_picture(tiny_run):
+def test_a_run_with_allocations_leaves_their_picture(tiny_run, monkeypatch):
+    monkeypatch.setenv("FEDSIM_FIGURES", "1")
     run, plain = tiny_run("halves", method=Halves()), tiny_run("plain")
     found = re.findall(r"<text[^>]*>([^<]*)</text>", (run.folder / "allocations.svg").read_text())
     assert {"1 layers", "2 layers", "layer", "round"} <= set(found)

@@ -39,7 +39,8 @@ def events(n: int = 6, depths: int = 4, **settings) -> list[dict]:
     return [{"round": 0}, tree, *lambdas]
 
 
-def test_a_run_with_a_tree_leaves_its_picture_as_svg_and_pdf_and_no_other_run_does(tiny_run):
+def test_a_run_with_a_tree_leaves_its_picture_as_svg_and_pdf_and_no_other_run_does(tiny_run, monkeypatch):
+    monkeypatch.setenv("FEDSIM_FIGURES", "1")
     method = fedsim.FedTreeLoRA(lora_rank=2, warmup_rounds=1, tree=TreeCuts(clusters=2))
     common = {"data": tiny_data(7), "backbone": TinyAttention(), "rounds": 2}
     first, again, plain = tiny_run("a", method=method, **common), tiny_run("b", method=method, **common), tiny_run("c")
@@ -80,7 +81,8 @@ def test_the_panels_show_the_cuts_the_groups_and_lambda():
     ("n", "depths", "settings"),
     [(2, 1, {}), (12, 3, {"clusters": 1}), (12, 3, {"clusters": 12}), (70, 30, {"clusters": 3, "one_tree": False})],
 )
-def test_every_kind_of_tree_can_be_drawn(tmp_path, n, depths, settings):
+def test_every_kind_of_tree_can_be_drawn(tmp_path, monkeypatch, n, depths, settings):
+    monkeypatch.setenv("FEDSIM_FIGURES", "1")
     folder = RunFolder(tmp_path)
     for event in events(n, depths, **settings):
         folder.log_event(event.pop("round"), event)
