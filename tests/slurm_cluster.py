@@ -45,6 +45,8 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=1,sched_interval=2
 GresTypes=gpu
 KillWait=10
+# What ended is forgotten after five minutes if nothing is said; a test may ask later.
+MinJobAge=7200
 ReturnToService=2
 SlurmdParameters=config_overrides
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=4 Gres=gpu:3 State=UNKNOWN
