@@ -27,7 +27,8 @@ from fedsim.workload import Workload
 class Aggregator:
     """The server's half of a round. Every worker has one; only worker 0's holds a bank.
 
-    `block_size` is the number of clients that the engine trains together, `clock` that of simulated devices.
+    `block_size` is the number of clients that the engine trains together, `n_blocks` how many blocks there are at least
+    where there are clients enough, so that no worker waits while few are at work; `clock` that of simulated devices.
     `workload` says what a plan asks of each client, and `billed` what of it is counted.
     """
 
@@ -40,10 +41,12 @@ class Aggregator:
         workers: Workers,
         local: LocalTraining,
         block_size: int = 1,
+        n_blocks: int = 1,
         clock: Clock | None = None,
     ):
         self.method, self.population, self.initial = method, population, dict(initial)
-        self.workers, self.local, self.block_size, self.clock = workers, local, block_size, clock
+        self.workers, self.local, self.clock = workers, local, clock
+        self.block_size, self.n_blocks = block_size, n_blocks
         self.workload = Workload(method, population, layout, initial, local)
         self.billed = self.workload
 
@@ -96,7 +99,7 @@ class Aggregator:
             loads = {client: self.workload.load(plan, client, epochs) for client in clients}
         else:
             loads = {client: Load((-test_sizes[client],), test_sizes[client]) for client in clients}
-        hands, utilisation = deal(*form_blocks(loads, self.block_size), self.workers.count)
+        hands, utilisation = deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
         groups = {slot: plan.groups(slot).tolist() for slot in self.workload.slots(plan)}
         mine = [
             [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]

@@ -15,15 +15,17 @@ class Load(NamedTuple):
     cost: float = 1.0
 
 
-def form_blocks(loads: Mapping[int, Load], block_size: int) -> tuple[list[list[int]], list[float]]:
+def form_blocks(loads: Mapping[int, Load], block_size: int, least: int = 1) -> tuple[list[list[int]], list[float]]:
     """Return clients in blocks of at most `block_size`, neighbours in the order of their keys, and what blocks cost.
+
+    There are at least `least` blocks, or as many as clients.
 
     A key is the lowest depth that a client trains, then its amount, most first: a block's backward pass stops at the
     lowest of all, so that every sample costs what one of its first client does. Blocks have equally many clients, but
     an edge between two moves where that makes the dearer one cheaper. They depend on the cohort and on nothing else.
     """
     order = sorted(loads, key=lambda client: (loads[client].key, client))
-    n_blocks = -(-len(order) // block_size)
+    n_blocks = min(len(order), max(least, -(-len(order) // block_size)))
     edges = [len(order) * index // n_blocks for index in range(n_blocks + 1)] if order else [0]
     samples = [0.0, *accumulate(loads[client].samples for client in order)]
 

@@ -125,7 +125,8 @@ def prepare_engine(
 def prepare_server(what: Setting, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
     """Return the server's half of the setting's rounds."""
     parts = what.method, what.population, what.layout, initial
-    return Aggregator(*parts, workers, what.local, block_size, what.clock)
+    n_blocks = -(-what.n_cohort // block_size)
+    return Aggregator(*parts, workers, what.local, block_size, n_blocks, what.clock)
 
 
 def machine(fabric: Fabric) -> dict[str, Any]:

@@ -56,6 +56,15 @@ def test_blocks_of_equal_clients_are_even_and_hold_neighbours_in_the_order_of_th
     assert form_blocks(loads, 1)[0] == [[1], [5], [3], [2], [6], [4], [0]]
 
 
+def test_few_clients_make_as_many_blocks_as_are_asked_for_or_as_there_are_clients():
+    loads = {client: Load((0,), 5) for client in range(5)}
+    assert form_blocks(loads, 9, 2)[0] == [[0, 1], [2, 3, 4]]
+    assert form_blocks({0: loads[0], 1: loads[1]}, 9, 2)[0] == [[0], [1]]
+    assert form_blocks({0: loads[0]}, 9, 2)[0] == [[0]]
+    assert form_blocks({}, 9, 2) == ([], [])
+    assert form_blocks(loads, 1, 2)[0] == [[0], [1], [2], [3], [4]]
+
+
 def test_an_edge_moves_where_the_dearer_block_gets_cheaper_but_no_block_gets_too_large():
     loads = {client: Load((-samples,), samples) for client, samples in enumerate([50, 30, 10, 10, 10, 10, 10, 10])}
     assert form_blocks(loads, 7) == ([[0, 1], [2, 3, 4, 5, 6, 7]], [80, 60])
