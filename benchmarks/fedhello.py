@@ -37,7 +37,7 @@ IMAGES = SkewedClients(
     alpha=1.0,
     unseen_fraction=0.0,
     proxy_samples=100,
-    test_samples=400,
+    test_samples=240,
 )
 SETTINGS = {
     "IID": replace(IMAGES, partition="iid"),
@@ -58,7 +58,7 @@ class Options:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each decides split, proxy set, cohorts, initial adapters and data order."""
-    rounds: int = 10
+    rounds: int = 8
     """Rounds of each method."""
     out: Path = Path("runs/fedhello")
     """Where the runs are kept."""
@@ -72,7 +72,7 @@ def gates(setting: str) -> list[Gate]:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 5, "local": LOCAL}
+    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 4, "local": LOCAL}
     for setting, images in SETTINGS.items():
         out, more = options.out / setting.split()[0].lower(), {"seeds": options.seeds, "reference": "fed-hello"}
         runs = compared(image_task(images), METHODS, out, **more, **common)

@@ -3,7 +3,7 @@
     fabric run benchmarks/hilora.py --accelerator cpu --devices 2 --seeds 0 1 2
 
 Twenty classes of CIFAR-100 (four super-classes) over twelve clients by GL-Dir(0.3), SC-Dir(3) and Patho(4 of 20), and
-PACS with three clients a domain; two clients are unseen. Thirty-six training images a client, six rounds. Data and
+PACS with three clients a domain; two clients are unseen. Twenty-seven training images a client, six rounds. Data and
 ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are read. Rewrites the section of RESULTS.md.
 """
 
@@ -42,8 +42,8 @@ SKEW = SkewedClients(
     group=("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores"),
     top_classes=20,
     n_clients=12,
-    train_samples=440,
-    test_samples=240,
+    train_samples=324,
+    test_samples=144,
 )
 SETTINGS: dict[str, SkewedClients | DomainClients] = {
     "CIFAR-100, GL-Dir(0.3)": replace(SKEW, partition="gl-dir"),
@@ -54,8 +54,8 @@ SETTINGS: dict[str, SkewedClients | DomainClients] = {
         dataset="pacs",
         path=Path("pacs_1680_128px"),
         clients_per_domain=3,
-        train_samples=440,
-        test_samples=240,
+        train_samples=324,
+        test_samples=144,
     ),
 }
 PUBLISHED: dict[str, dict[str, str]] = {

@@ -48,8 +48,8 @@ TEXTS = SkewedTexts(
     n_clients=3,
     alpha=0.8,
     unseen_fraction=0.0,
-    train_samples=300,
-    test_samples=180,
+    train_samples=240,
+    test_samples=150,
     max_length=32,
 )
 IMAGES = SkewedClients(
@@ -58,8 +58,8 @@ IMAGES = SkewedClients(
     n_clients=3,
     alpha=0.3,
     unseen_fraction=0.0,
-    train_samples=480,
-    test_samples=240,
+    train_samples=390,
+    test_samples=180,
 )
 
 
