@@ -110,12 +110,13 @@ def _one(run: Run, files: Files) -> Iterator[str]:
 
 
 def run_figures(run: Run) -> list[Picture]:
-    """Return the figures that the run itself left in its folder, and those that it has not drawn, or not yet."""
-    found = {path.stem: read_picture(path, f"run-{path.stem}") for path in sorted(run.path.glob("*.svg"))}
+    """Return the figures that the run left in its folder, and those that it has not drawn, not yet, or not whole."""
+    left = {path.stem: read_picture(path, f"run-{path.stem}") for path in sorted(run.path.glob("*.svg"))}
+    found = {name: figure for name, figure in left.items() if figure}
     for name, figure in figures_of(run.events, found.keys()).items():
         title = name.capitalize()
         found[name] = picture(figure, f"run-{name}", title, f"{title} of this run", True)
-    return [figure for figure in found.values() if figure]
+    return list(found.values())
 
 
 def _section(title: str, parts: Sequence[Picture | Sheet], files: Files) -> str:

@@ -249,7 +249,7 @@ def test_a_run_that_is_still_going_is_reported_on_up_to_its_last_whole_line(runs
         (fedsim.FedRA(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2))), "allocations"),
     ],
 )
-def test_a_run_that_still_goes_on_has_the_figures_that_it_has_not_come_to_draw(tmp_path, method, name):
+def test_figures_that_a_run_has_not_come_to_draw_or_to_draw_whole_are_drawn_for_the_page(tmp_path, method, name):
     folder = simulate(tmp_path / "whole", method=method, rounds=3).folder
     drawn = len(Page(write_report([folder], tmp_path / "whole.html")).all("figure"))
     (folder / "result.json").unlink()
@@ -257,6 +257,9 @@ def test_a_run_that_still_goes_on_has_the_figures_that_it_has_not_come_to_draw(t
     assert f"{name.capitalize()} of this run" in found.html
     assert len(found.all("figure")) == drawn
     assert not (folder / f"{name}.svg").exists(), "the folder is the run's"
+    (folder / f"{name}.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><path ')
+    found = Page(write_report([folder], tmp_path / "torn.html"))
+    assert f"{name.capitalize()} of this run" in found.html, "what is not whole is drawn anew"
 
 
 def test_clusters_stand_against_the_names_of_natural_groups(runs, tmp_path):
