@@ -14,6 +14,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.instruction_sets import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
 from fedsim.data.instruction_tables import Texts, read_texts
 from fedsim.data.known import filled
+from fedsim.data.listing import evenly_marked
 from fedsim.data.partition import choose_unseen, dirichlet
 from fedsim.data.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
 
@@ -106,7 +107,7 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
     """
     options = options.resolved()
     texts = read_texts(options)
-    is_test = texts.is_test if texts.is_test is not None else held_out(texts.task, options.test_share)
+    is_test = texts.is_test if texts.is_test is not None else evenly_marked(texts.task, options.test_share)
     pools = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
     if texts.client is None:
         train, test, groups = dealt(options, texts, pools, rng)
@@ -173,15 +174,6 @@ def federation(
         notes=tokens.notes | {"samples_without_answer": texts.n_without_answer},
         **clients,
     )
-
-
-def held_out(task: np.ndarray, share: float) -> np.ndarray:
-    """Mark every (1/share)-th sample of each kind of task, (S,)."""
-    is_test = np.zeros(len(task), bool)
-    for kind in np.unique(task):
-        rows = np.flatnonzero(task == kind)
-        is_test[rows] = np.diff(np.floor(np.arange(len(rows) + 1) * share + 1e-9)) > 0
-    return is_test
 
 
 def sampled(rows: np.ndarray, most: int | None, rng: np.random.Generator) -> np.ndarray:

@@ -70,7 +70,7 @@ def with_test(listed: Listed, share: float) -> Listed:
         return listed
     train = listed.train
     cells = train.targets if train.groups is None else train.targets + train.groups * len(listed.class_names)
-    is_test = _spread(cells, np.array(share))
+    is_test = evenly_marked(cells, share)
     return replace(listed, train=train.take(np.flatnonzero(~is_test)), test=train.take(np.flatnonzero(is_test)))
 
 
@@ -79,11 +79,11 @@ def keep_some(split: Listing, count: int | None) -> Listing:
     if count is None or count >= len(split.targets):
         return split
     sizes = np.unique(split.targets, return_counts=True)[1]
-    return split.take(np.flatnonzero(_spread(split.targets, counts_by_shares(sizes, count, sizes) / sizes)))
+    return split.take(np.flatnonzero(evenly_marked(split.targets, counts_by_shares(sizes, count, sizes) / sizes)))
 
 
-def _spread(cells: np.ndarray, shares: np.ndarray) -> np.ndarray:
-    """Mark of each cell's samples its share, evenly spaced; the cells in ascending order, or one share for all."""
+def evenly_marked(cells: np.ndarray, shares: np.ndarray | float) -> np.ndarray:
+    """Mark of each cell's samples its share, evenly spaced, (S,); shares by ascending cell, or one for all."""
     marked, of_cell = np.zeros(len(cells), bool), np.unique(cells)
     for cell, share in zip(of_cell, np.broadcast_to(shares, len(of_cell)), strict=True):
         rows = np.flatnonzero(cells == cell)
