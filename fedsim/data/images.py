@@ -4,7 +4,7 @@ Finding comes before decoding, so that missing data, a wrong column or missing w
 Splitting over clients is not done here (see protocols.py).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,7 @@ from fedsim.data.image_sources import (
 from fedsim.data.known import IMAGE_SETS, filled
 from fedsim.data.labelled import Found, Labelled
 from fedsim.data.listing import Encoded, Listed
-from fedsim.data.sources import SourceOptions, find
+from fedsim.data.sources import SourceOptions, check_splits, find
 from fedsim.data.tables import Content, Features, list_hub, list_parquet
 from fedsim.data.transforms import ImageTransform
 
@@ -136,18 +136,26 @@ def find_images(options: ImageOptions) -> FoundImages:
 
 def _list_folder(options: ImageOptions, folder: Path) -> Listed:
     """DomainNet's lists if there are any, else parquet, an `.npz`, Tiny-ImageNet's own, or folders named by class."""
-    if lists := sorted(folder.glob("*_train.txt")):
-        return list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
-    if any(folder.rglob("*.parquet")):
+    lists = sorted(folder.glob("*_train.txt"))
+    if not lists and any(folder.rglob("*.parquet")):
         return list_parquet(options, folder, image_content)
-    if arrays := sorted(folder.glob("*.npz")):
-        return list_arrays(arrays[0])
-    if binaries := list_binaries(folder):
-        return binaries
+    if listed := _list_whole(folder, lists):
+        check_splits(options, folder, "test")
+        return listed
     refuse_pickles(folder)
     if annotations := sorted([*folder.glob(f"val/{ANNOTATIONS}"), *folder.glob(f"*/val/{ANNOTATIONS}")]):
+        check_splits(options, folder, "validation")
         return list_tiny_imagenet(annotations[0].parent.parent)
     return list_class_folders(folder, options)
+
+
+def _list_whole(folder: Path, lists: Sequence[Path]) -> Listed | None:
+    """What a folder holds whose files are made for training and testing under names of their own, else None."""
+    if lists:
+        return list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
+    if arrays := sorted(folder.glob("*.npz")):
+        return list_arrays(arrays[0])
+    return list_binaries(folder)
 
 
 def image_content(features: Features, source: str) -> Content:

@@ -135,9 +135,17 @@ def looked_up(
 
 
 def from_hub(name: str, *subset: str) -> datasets.DatasetDict:
-    """Return a data set of the hub or its cache; raises OSError when it cannot be had."""
+    """Return a data set of the hub or its cache; raises OSError when it cannot be had.
+
+    Of one that a program would make, which is never run, the hub's own conversion to parquet is taken.
+    """
     try:
-        return datasets.load_dataset(name, *subset)
+        try:
+            return datasets.load_dataset(name, *subset)
+        except RuntimeError as error:
+            if "scripts" not in str(error):
+                raise
+            return datasets.load_dataset(name, *subset, revision="refs/convert/parquet")
     except (ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         raise OSError(str(error)) from error
 
@@ -160,6 +168,16 @@ def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: 
     if options.test_split:
         raise ValueError(f"{missing(test)} (--data.test-split). Fetch it, or name another one; {hold_out}.")
     return {train: of_train}
+
+
+def check_splits(options: SourceOptions, folder: Path, test: str) -> None:
+    """Raise ValueError where other splits are asked for than the two, train and `test`, that a folder's layout has."""
+    asked = (options.train_split, test if options.test_split is None else options.test_split)
+    if asked[0] not in words_for("train") or asked[1] not in words_for(test):
+        raise ValueError(
+            f"'{folder}' is laid out with the splits 'train' and '{test}' and no others; asked for were '{asked[0]}' "
+            f"and '{asked[1]}' (--data.train-split, --data.test-split)."
+        )
 
 
 def words_for(split: str) -> list[str]:

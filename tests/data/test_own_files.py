@@ -304,6 +304,24 @@ def test_cifar_100_has_its_super_classes_in_parquet(tmp_path: Path):
     assert (found.n_classes, found.train.groups.tolist()) == (3, [0, 0, 1])
 
 
+@pytest.mark.parametrize(
+    ("write", "test", "asked"),
+    [
+        (IMAGES["domainnet"][0], "test", {"train_split": "all"}),
+        (IMAGES["domainnet"][0], "test", {"test_split": ""}),
+        (write_npz, "test", {"test_split": "val"}),
+        (write_tiny_imagenet, "validation", {"train_split": "val"}),
+        (write_tiny_imagenet, "validation", {"test_split": "test"}),
+    ],
+)
+def test_splits_that_a_layout_does_not_have_are_refused(tmp_path: Path, write, test: str, asked: dict[str, str]):
+    write(tmp_path)
+    assert find_images(ImageOptions(path=tmp_path, train_split="training", test_split=test)).sizes
+    message = rf"with the splits 'train' and '{test}' and no others; asked for were .*'{next(iter(asked.values()))}'"
+    with pytest.raises(ValueError, match=message):
+        find_images(ImageOptions(path=tmp_path, **asked))
+
+
 def test_tiny_imagenet_may_lie_in_a_folder_of_its_own_name(tmp_path: Path):
     write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
     assert find_images(ImageOptions(dataset="tiny-imagenet", path=tmp_path)).sizes == (6, 3)

@@ -143,6 +143,18 @@ def test_a_named_test_split_that_the_hub_does_not_have_is_refused(monkeypatch: p
     assert find_images(ImageOptions(hub="someone/images", test_split="validation")).sizes == (15, 1)
 
 
+def test_a_set_that_a_program_would_make_is_read_from_the_hubs_parquet(monkeypatch: pytest.MonkeyPatch):
+    splits = datasets.DatasetDict(train=table([0, 1, 2] * 5), test=table([0]))
+
+    def load(*names: str, revision: str = "main") -> datasets.DatasetDict:
+        if revision != "refs/convert/parquet":
+            raise RuntimeError("Dataset scripts are no longer supported, but found images.py")
+        return splits
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    assert find_images(ImageOptions(hub="someone/images")).sizes == (15, 1)
+
+
 # folders by class
 
 
