@@ -120,6 +120,18 @@ def test_states_are_adapters_gradients_and_two_moments():
     assert sgd.backbone == 4 * sum(weight.numel() for weight in NET.parameters())
 
 
+def test_a_backbone_is_measured_once_for_the_same_sites_and_inputs():
+    passes = []
+    hook = NET.register_forward_hook(lambda *_: passes.append(1))
+    try:
+        assert profile(NET, LAYOUT.sites, IMAGES) == profile(NET, LAYOUT.sites, torch.zeros_like(IMAGES)) == PROFILE
+        assert not passes
+        assert profile(NET, LAYOUT.sites[:2], IMAGES[:1]) != PROFILE
+        assert passes == [1]
+    finally:
+        hook.remove()
+
+
 def test_the_last_k_depths_cost_more_the_more_there_are():
     memory = [cost.memory / MIB for cost in by_layers(PROFILE, LAYOUT, fedsim.LocalTraining(batch_size=BATCH))]
     assert len(memory) == 13
