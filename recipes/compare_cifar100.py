@@ -14,7 +14,7 @@ import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
 from fedsim.experiments import ImageExperiment, run_image_experiment
 
-IMAGES = SkewedClients(hub="uoft-cs/cifar100", label_column="fine_label", group_column="coarse_label", stored_size=32)
+IMAGES = SkewedClients(dataset="cifar100")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 GRIDS = {"hilora": {"local.learning_rate": (1e-3, 3e-3), "gamma_c": (0.1, 0.01)}}
 """Four trials of each method: of HiLoRA two rates with two γ_c, of the others four rates."""

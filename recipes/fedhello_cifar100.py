@@ -17,8 +17,8 @@ from fedsim.models.backbones import TimmModel
 from fedsim.parts.fisher import FisherAllocation
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12))
-CIFAR = {"hub": "uoft-cs/cifar100", "label_column": "fine_label", "stored_size": 32, "partition": "patho"}
-IMAGES = SkewedClients(**CIFAR, alpha=1.0, min_share=0.02, unseen_fraction=0.0, proxy_samples=100, crop=0.28)
+SPLIT = {"partition": "patho", "alpha": 1.0, "min_share": 0.02, "unseen_fraction": 0.0, "proxy_samples": 100}
+IMAGES = SkewedClients(dataset="cifar100", **SPLIT, crop=0.28)
 LOCAL = fedsim.LocalTraining(batch_size=128, learning_rate=1e-2, weight_decay=0.01, dropout=0.1)
 HABITS = FisherAllocation(measures="fisher_logit", score="frobenius", ordered=False, lasting=1)
 RELEASED = {

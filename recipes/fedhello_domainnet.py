@@ -15,7 +15,7 @@ from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.models.backbones import TimmModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12, assign="cycle"))
-IMAGES = DomainClients(hub="wltjr1007/DomainNet", first_classes=121, unseen_fraction=0.0, proxy_samples=121)
+IMAGES = DomainClients(dataset="domainnet", first_classes=121, unseen_fraction=0.0, proxy_samples=121)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.parts.allocation import at_depths, pattern_set
 from fedsim.parts.concatenation import concatenated
 
-IMAGES = SkewedClients(hub="uoft-cs/cifar100", label_column="fine_label", stored_size=32)
+IMAGES = SkewedClients(dataset="cifar100")
 SOME = fedsim.Capabilities(out_of=12, assign="cycle")
 
 

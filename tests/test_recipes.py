@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 from conftest import ROOT
@@ -29,6 +30,15 @@ def recipe_type(module):
         if isinstance(value, type) and issubclass(value, fedsim.RunOptions) and value.__module__ == module.__name__
     ]
     return found
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_another_set_of_images_may_be_named(name):
+    """Options that belong to a known set come with its name, lest another name leaves them as they are."""
+    recipe = recipe_type(load(name))()
+    if hasattr(recipe.data, "stored_size"):
+        other = replace(recipe.data, dataset="mnist").resolved()
+        assert (other.hub, other.label_column, other.stored_size) == ("ylecun/mnist", "label", 28)
 
 
 @pytest.mark.parametrize("name", RECIPES)
