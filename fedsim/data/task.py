@@ -119,9 +119,10 @@ class ClassificationF1(Classification):
         return 2 + len(COUNTS) * self.n_classes
 
     def score(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
-        """As in `Classification`, then what each class counts."""
+        """As in `Classification`, then what each class counts; logits that are no numbers predict nothing."""
         logits = model(inputs).float()
         truth, predicted = (F.one_hot(labels, self.n_classes).float() for labels in (targets, logits.argmax(-1)))
+        predicted *= logits.isfinite().all(-1, keepdim=True)
         hits = truth * predicted
         losses = F.cross_entropy(logits, targets, reduction="none")
         return torch.cat([torch.stack([hits.sum(-1), losses], dim=-1), hits, truth, predicted], dim=-1)

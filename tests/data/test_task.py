@@ -58,6 +58,19 @@ def test_a_clients_macro_f1_is_scikit_learns_over_the_classes_that_occur(rows: t
     assert set(ClassificationF1(4).columns) < set(summary)
 
 
+@pytest.mark.parametrize("task", [Classification(), ClassificationF1(4)])
+def test_logits_that_are_no_numbers_are_wrong_and_predict_no_class(task: Classification):
+    """The argmax of NaN is class 0."""
+    logits, targets = torch.full((3, 4), torch.nan), torch.zeros(3, dtype=torch.long)
+    logits[1, :3] = logits[2] = 0.0
+    logits[2, 0] = 1.0
+    totals = task.score(lambda x: x, logits, targets).nan_to_num().sum(0).tolist()
+    summary = task.summary(totals, 3)
+    assert summary["accuracy"] == pytest.approx(1 / 3)
+    assert summary.get("macro_f1", 0.5) == pytest.approx(0.5)
+    assert summary.get("predictions.0", 1) == 1
+
+
 def test_pooled_f1_is_that_of_all_samples_together_in_whatever_order_and_not_the_mean_of_clients():
     clients = [f1_of(rows) for rows in (torch.arange(3), torch.arange(3, 12), torch.arange(12, 20))]
     task, predicted = ClassificationF1(4), LOGITS.argmax(-1)
