@@ -153,7 +153,9 @@ def _list_whole(folder: Path, lists: Sequence[Path]) -> Listed | None:
     """What a folder holds whose files are made for training and testing under names of their own, else None."""
     if lists:
         return list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
-    if arrays := sorted(folder.glob("*.npz")):
+    if len(arrays := sorted(folder.glob("*.npz"))) > 1:
+        raise ValueError(f"'{folder}' has several .npz files, {[path.name for path in arrays[:5]]}; leave one there.")
+    if arrays:
         return list_arrays(arrays[0])
     return list_binaries(folder)
 

@@ -1,6 +1,6 @@
 """Reads instructions and answers from parquet and JSON files and tables of the hub, by the names of their columns."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,8 @@ from fedsim.data.instruction_sets import SPLIT_BY_TASK, Place, files_of, find_in
 
 ROLES = ("instruction", "input", "answer", "task", "client", "split")
 SPLITS = {"train": False, "test": True}
+WHOLE = ("task", "client", "split")
+"""Roles whose columns have no empty entries."""
 NO_TEXTS = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 
@@ -126,8 +128,9 @@ def _read_split(split: datasets.Dataset) -> pa.Table:
 def texts_of(table: pa.Table, name: str, columns: Mapping[str, str], tasks: Sequence[str]) -> dict[str, list[str]]:
     """Return each role's column as texts, of the rows of a wanted kind of task where there are any.
 
-    The others, of which there may be millions, never become texts. Raises ValueError when a column is not there or has
-    no texts; `name` is what the message calls the table.
+    The others, of which there may be millions, never become texts: where no kind is wanted, one row of each is left, to
+    say which there are. Raises ValueError when a column is not there, has no texts, or lacks a sample's task, client or
+    split; `name` is what the message calls the table.
     """
     for role, column in columns.items():
         option = f"--data.{role}-column"
@@ -141,9 +144,12 @@ def texts_of(table: pa.Table, name: str, columns: Mapping[str, str], tasks: Sequ
                 f"'{name}' has nothing but {kind} in its column '{column}', where texts belong ({option}); it has "
                 f"{table.column_names}."
             )
+        if role in WHOLE and table.column(column).null_count:
+            raise ValueError(f"'{name}' has empty entries in its column '{column}' ({option}).")
     if tasks and "task" in columns:
-        wanted = kinds(list(_texts(table.column(columns["task"]))), tasks) >= 0
-        table = table.filter(pa.array(wanted)) if wanted.any() else table
+        names = list(_texts(table.column(columns["task"])))
+        wanted = kinds(names, tasks) >= 0
+        table = table.filter(pa.array(wanted if wanted.any() else is_first(names)))
     return {role: list(_texts(table.column(column))) for role, column in columns.items()}
 
 
@@ -166,10 +172,10 @@ def kinds(names: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     return np.array([of_name[name] for name in names], int)
 
 
-def is_first(prompts: Sequence[tuple[str, ...]]) -> np.ndarray:
-    """Mark each prompt's first occurrence, (S,)."""
-    first: dict[tuple[str, ...], int] = {}
-    return np.array([first.setdefault(prompt, row) == row for row, prompt in enumerate(prompts)], bool)
+def is_first(values: Sequence[Hashable]) -> np.ndarray:
+    """Mark each value's first occurrence, (S,)."""
+    first: dict[Hashable, int] = {}
+    return np.array([first.setdefault(value, row) == row for row, value in enumerate(values)], bool)
 
 
 def _sortable(name: str) -> str:

@@ -60,7 +60,7 @@ class Instructions:
     test_per_client: int | None = None
     """Keep at most so many test samples of a client."""
     test_share: float = 0.1
-    """Share held out for testing where the data have no test split."""
+    """Share of each client's samples, or of each kind of task's, held out where the data have no test split."""
     unseen_fraction: float = 0.0
     """Share of the clients that do not take part in training."""
     proxy_samples: int = 0
@@ -107,7 +107,8 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
     """
     options = options.resolved()
     texts = read_texts(options)
-    is_test = texts.is_test if texts.is_test is not None else evenly_marked(texts.task, options.test_share)
+    owners = texts.task if texts.client is None else np.unique(texts.client, return_inverse=True)[1]
+    is_test = texts.is_test if texts.is_test is not None else evenly_marked(owners, options.test_share)
     pools = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
     if texts.client is None:
         train, test, groups = dealt(options, texts, pools, rng)

@@ -34,8 +34,8 @@ class SourceOptions:
     train_split: str = "train"
     """Name of the training split, on the hub and in the names of files."""
     test_split: str | None = None
-    """Name of the test split; empty to hold out `test_share` of the training split; default: a known data set's own,
-    else `test` where there is one."""
+    """Name of the test split; empty to hold out `test_share` of the training split (but where files are laid out with
+    both); default: a known data set's own, else `test` where there is one."""
     label_column: str = "label"
     """Column of class labels, in parquet files and on the hub."""
     group_column: str = ""
@@ -51,7 +51,8 @@ class SourceOptions:
     test_samples: int | None = None
     """Keep about so many test samples, the same share of each class; default all."""
     test_share: float = 0.2
-    """Share of each class held out for testing where the data set has no test split of its own."""
+    """Share held out for testing where the data set has no test split of its own: of each class of each group, so of
+    one with fewer than 1/share samples none."""
     f1: bool | None = None
     """Tell macro F1 beside accuracy, by client and over all test samples together; default: of LEDGAR."""
 
@@ -154,7 +155,7 @@ def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: 
     """Return what is found of the training split and, unless it is to be held out, of the test split, by their names.
 
     A test split that nobody named is `test` where that is there. Raises ValueError where a split is not there, with
-    what `missing` says of it, or both are the same.
+    what `missing` says of it, or both are the same or have files in common.
     """
     hold_out = "an empty --data.test-split '' holds out a share of the training samples"
     train, test = options.train_split, "test" if options.test_split is None else options.test_split
@@ -162,6 +163,11 @@ def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: 
     if not of_train:
         raise ValueError(f"{missing(train)} (--data.train-split).")
     if of_test and of_test != of_train:
+        if isinstance(of_train, list) and (shared := [str(path) for path in of_train if path in of_test]):
+            raise ValueError(
+                f"By their names {shared[:5]} belong to both splits, '{train}' and '{test}'; call each by words that "
+                "only its files have (--data.train-split, --data.test-split)."
+            )
         return {train: of_train, test: of_test}
     if options.test_split and of_test:
         raise ValueError(f"'{train}' and '{test}' are one split (--data.train-split, --data.test-split); {hold_out}.")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fedsim.data.instruction_sets import INSTRUCTION_SETS, InstructionSetName
+from fedsim.data.instruction_tables import texts_of as texts_of_table
 from fedsim.data.instructions import Instructions, instruction_clients
 from fedsim.data.prompts import ByteTokenizer
 from fedsim.data.toy_instructions import TASKS, ToyInstructions, toy_instructions
@@ -113,6 +114,30 @@ def test_without_clients_each_kind_of_task_has_some_and_a_share_is_held_out(tmp_
         assert sum(len(data.test[k]) for k in clients) == 10
     rows = torch.cat([*data.train, *data.test])
     assert sorted(rows.tolist()) == list(range(n))
+
+
+def test_where_clients_are_known_a_share_of_each_ones_samples_is_held_out(tmp_path: Path):
+    """Ten clients take turns: every tenth sample of the one kind of task would be one client's."""
+    n = 200
+    columns = {"instruction": [f"i{row}" for row in range(n)], "output": ["yes"] * n}
+    path = write(tmp_path / "t.parquet", **columns, who=[f"c{row % 10}" for row in range(n)])
+    data = instruction_clients(Instructions(path=path, client_column="who", template="plain"), BYTES, rng())
+    assert [(len(train), len(test)) for train, test in zip(data.train, data.test, strict=True)] == [(18, 2)] * 10
+
+
+@pytest.mark.parametrize(("column", "name"), [("client", "client"), ("kind", "task"), ("split", "split")])
+def test_a_sample_without_client_task_or_split_is_refused(tmp_path: Path, by_client: Path, column: str, name: str):
+    table = pq.read_table(by_client).to_pydict()
+    table[column][3] = None
+    with pytest.raises(ValueError, match=rf"has empty entries in its column '{column}' \(--data.{name}-column\)"):
+        instruction_clients(Instructions(path=write(tmp_path / "n.parquet", **table), **OWN), BYTES, rng())
+
+
+def test_of_a_file_without_a_wanted_kind_one_sample_of_each_is_read():
+    table = pa.table({"output": ["x"] * 6, "kind": ["b", "a", "b", "a", "b", "c"]})
+    columns = {"answer": "output", "task": "kind"}
+    assert texts_of_table(table, "t", columns, ("other",))["task"] == ["b", "a", "c"]
+    assert texts_of_table(table, "t", columns, ("b",))["task"] == ["b", "b", "b"]
 
 
 def test_lines_of_json_in_folders_of_splits_are_read_as_flan_has_them(tmp_path: Path):

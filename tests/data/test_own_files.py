@@ -304,6 +304,14 @@ def test_cifar_100_has_its_super_classes_in_parquet(tmp_path: Path):
     assert (found.n_classes, found.train.groups.tolist()) == (3, [0, 0, 1])
 
 
+def test_of_several_npz_none_is_chosen(tmp_path: Path):
+    write_npz(tmp_path)
+    (tmp_path / "mnist.npz").rename(tmp_path / "other.npz")
+    write_npz(tmp_path)
+    with pytest.raises(ValueError, match=r"several .npz files, \['mnist.npz', 'other.npz'\]; leave one there"):
+        find_images(ImageOptions(path=tmp_path))
+
+
 @pytest.mark.parametrize(
     ("write", "test", "asked"),
     [

@@ -120,6 +120,14 @@ def test_your_own_test_file_is_taken_and_another_word_for_a_split_is_understood(
     assert find_texts(TextOptions(path=tmp_path, train_split="test")).sizes == (8, 2), "what is trained on is no test"
 
 
+def test_a_file_that_belongs_to_both_splits_by_its_name_is_refused(tmp_path: Path):
+    write_texts(tmp_path, "train_clean.parquet", "train_other.parquet")
+    message = r"\['.*train_other.parquet'\] belong to both splits, 'train' and 'train_other'"
+    with pytest.raises(ValueError, match=message):
+        find_texts(TextOptions(path=tmp_path, test_split="train_other"))
+    assert find_texts(TextOptions(path=tmp_path, train_split="train_clean", test_split="train_other")).sizes == (10, 10)
+
+
 def test_one_split_for_both_is_refused(tmp_path: Path):
     write_texts(tmp_path, "dev.parquet")
     with pytest.raises(ValueError, match=rf"'dev' and 'val' are one split \(--data.train-split, .*{HOLD_OUT}"):
