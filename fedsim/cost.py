@@ -90,8 +90,9 @@ def print_costs(
     console.print(
         f"Runs: {len(seeds)} seed(s) × {len(costs)} method(s), and {sum(tuned.values())} trials of a grid. In all "
         f"about {in_all:.2g} hours of {fabric.world_size} worker(s) on {device}: {1 / each:.0f} samples a second each "
-        "in a local step measured here, evaluated samples at half the price, without the server's work and reading "
-        "of data. Bytes: from a rehearsal of the server. Nothing was trained or written.",
+        f"in a local step of {next(iter(settings))} measured here, evaluated samples at half the price, every trial as "
+        "its method's first, without the server's work and reading of data. Bytes: from a rehearsal of the server. "
+        "Nothing was trained or written.",
         highlight=False,
     )
 

@@ -35,9 +35,9 @@ def export_adapter(
 ) -> Path:
     """Write a client's, a cluster's or (by default) the shared model of the run in the folder `run`; return `to`.
 
-    `setting` is what the run was given: the arguments of `fedsim.simulate` without out, resume and threads. The folder
-    holds a PEFT adapter, or with `merged` the backbone's own weights, and a model card. Raises ValueError when there is
-    no such model, when no LoRA can express it, or when `to` is not empty.
+    `setting` is what the run was given: the arguments of `fedsim.simulate` without out, resume, recipe, threads and
+    timeout. The folder holds a PEFT adapter, or with `merged` the backbone's own weights, and a model card. Raises
+    ValueError when there is no such model, when no LoRA can express it, or when `to` is not empty.
     """
     return export(Setting(**setting), Path(run), Path(to), client=client, cluster=cluster, merged=merged)
 

@@ -1,7 +1,7 @@
 """The parts of a run once more (data, backbone, method), without training: its script goes as far as `simulate`.
 
-A run folder brings no code. What is run is the script that started the run, where it lies, and never one that lies in
-the run folder itself.
+A run folder brings no code. What is run is the script that started the run, where it lies, and not one that lies in
+the run folder itself, but where the user names it.
 """
 
 import runpy

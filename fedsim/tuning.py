@@ -62,6 +62,7 @@ def with_validation(data: FederatedData, share: float, seed: int) -> FederatedDa
     """Return data in which seen clients test on `share` of their own training rows and train on the others.
 
     No test row is left in it, and unseen clients have no rows at all. A client with a single row keeps it for training.
+    Raises ValueError where no client has two.
     """
     if not 0 < share < 1:
         raise ValueError(f"validation_share is {share}; it must lie between 0 and 1.")
@@ -76,6 +77,10 @@ def with_validation(data: FederatedData, share: float, seed: int) -> FederatedDa
         order = torch.randperm(len(rows), generator=generator(seed, "validation", client=client))
         test.append(rows[order[:held].sort().values])
         train.append(rows[order[held:].sort().values])
+    if not any(len(rows) for client, rows in enumerate(test) if client != data.proxy):
+        raise ValueError(
+            "No client that takes part has two training samples, so nothing can be tuned on validation rows."
+        )
     return dataclasses.replace(data, train=train, test=test)
 
 

@@ -250,8 +250,11 @@ def test_validation_rows_are_a_clients_own_training_rows_and_no_test_row_is_left
         assert train | test == set(data.train[client].tolist())
         assert not train & test
         assert len(test) == round(0.25 * data.train_size(client))
-    single = replace(data, train=[rows[:1] for rows in data.train])
-    assert [len(rows) for rows in with_validation(single, 0.2, 0).test] == [0] * data.n_clients
+    first = next(client for client in range(data.n_clients) if client not in data.unseen)
+    one = replace(data, train=[rows[: 1 + (client == first)] for client, rows in enumerate(data.train)])
+    assert [len(rows) for rows in with_validation(one, 0.2, 0).test] == [k == first for k in range(data.n_clients)]
+    with pytest.raises(ValueError, match="No client that takes part has two training samples"):
+        with_validation(replace(data, train=[rows[:1] for rows in data.train]), 0.2, 0)
 
 
 # costs

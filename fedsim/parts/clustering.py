@@ -119,7 +119,7 @@ def spectral_clusters(affinity: Tensor, k_min: int, k_max: int, seed: int = 0) -
     if n < 3 or not 1 <= k_min <= k_max:
         raise ValueError(
             f"Cannot choose between {k_min} and {k_max} clusters of {n} clients; "
-            "the range must lie in 1 … clients − 1 (--method.k-min, --method.k-max)."
+            "the range must lie in 1 … clients − 1 (--method.clustering.k-min, --method.clustering.k-max)."
         )
     eigenvalues = normalised_laplacian_spectrum(affinity)
     gaps = eigenvalues[k_min : k_max + 1] - eigenvalues[k_min - 1 : k_max]

@@ -77,7 +77,7 @@ def discoveries(result: Result) -> list[str]:
     if "unseen.routing_agreement" in summary:
         lines.append(f"seen clients routed to their own cluster: {summary['unseen.routing_agreement']:.0%}")
     best = [
-        f"{name} {summary[f'{name}.best.mean']:.3f} (round {summary[f'{name}.best.round']:.0f})"
+        f"{name} {summary[f'{name}.best.mean']:.3f} (round {summary[f'{name}.best.round'] + 1:.0f})"
         for name in ("global", "personal")
         if f"{name}.best.mean" in summary
     ]
