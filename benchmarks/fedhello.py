@@ -2,7 +2,7 @@
 
     fabric run benchmarks/fedhello.py --accelerator cpu --devices 2 --seeds 0 1 2
 
-Fifty classes of CIFAR-100 over twenty clients, IID and with 20 or 10 classes a client; ten clients a round, each some
+Thirty classes of CIFAR-100 over twenty clients, IID and with 20 or 10 classes a client; ten clients a round, each some
 three steps of 12 images; a hundred training images are the server's. Budgets are equal: clients train 6, 9 or 12 of 12
 layers of LoRA rank 8, or all layers at rank 4, 6 or 8. Data and ViT-Tiny are taken from $FEDSIM_DATA. Finished runs are
 read. Rewrites the section of RESULTS.md.
@@ -29,15 +29,15 @@ METHODS: dict[str, fedsim.Method] = {
     "exclusive": fedsim.Exclusive(lora_rank=8),
     "straggler": fedsim.Straggler(lora_rank=8),
 }
-LOCAL = fedsim.LocalTraining(epochs=1, share=0.12, batch_size=12, learning_rate=1e-2)
+LOCAL = fedsim.LocalTraining(epochs=1, share=0.3, batch_size=12, learning_rate=1e-2)
 IMAGES = SkewedClients(
     **CIFAR,  # type: ignore[arg-type]
-    first_classes=50,
+    first_classes=30,
     n_clients=20,
     alpha=1.0,
     unseen_fraction=0.0,
     proxy_samples=100,
-    test_samples=240,
+    test_samples=200,
 )
 SETTINGS = {
     "IID": replace(IMAGES, partition="iid"),
