@@ -115,6 +115,7 @@ def test_resume_of_no_run_folder_is_refused(parse, tmp_path):
         parse("--resume", tmp_path)
 
 
+@pytest.mark.slow
 def test_several_workers_print_one_message_before_the_launcher_speaks():
     done = run(fabric(2, QUICKSTART, "--sed", 1))
     assert done.returncode != 0

@@ -66,6 +66,7 @@ def test_a_folder_without_a_manifest_or_with_a_wrong_one_is_refused(folder: Path
     assert main([]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
 def test_the_real_folder_is_whole_from_the_command_line():
     done = subprocess.run([sys.executable, "-m", "fedsim.data.check", DATA], capture_output=True, text=True)

@@ -295,7 +295,7 @@ def products(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return others | {key: rows[key] @ rows[key.replace("/B|", "/A|")] for key in pairs}
 
 
-@pytest.mark.parametrize("cohort_size", [None, 3])
+@pytest.mark.parametrize("cohort_size", [None, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_whole_run_ends_alike_whichever_engine_runs_it(tiny_run, name, cohort_size):
     states, results = [], []
