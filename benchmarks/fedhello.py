@@ -22,7 +22,7 @@ from fedsim.parts.fisher import FisherAllocation
 RANKS = fedsim.LoraRanks(values=(4, 6, 8), assign="blocks")
 """As many parameters as 6, 9 or 12 of 12 layers of rank 8, for the same clients."""
 METHODS: dict[str, fedsim.Method] = {
-    "fed-hello": fedsim.FedHeLLo(lora_rank=8, fim=FisherAllocation(warmup_rounds=3, period=3)),
+    "fed-hello": fedsim.FedHeLLo(lora_rank=8, fim=FisherAllocation(warmup_rounds=2, period=2)),
     "fedra": fedsim.FedRA(lora_rank=8),
     "hetlora": fedsim.HetLoRA(ranks=RANKS, lora_alpha=None),
     "flexlora": fedsim.FlexLoRA(ranks=RANKS, lora_alpha=None),
@@ -58,7 +58,7 @@ class Options:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     """Seeds; each decides split, proxy set, cohorts, initial adapters and data order."""
-    rounds: int = 8
+    rounds: int = 6
     """Rounds of each method."""
     out: Path = Path("runs/fedhello")
     """Where the runs are kept."""
@@ -72,7 +72,7 @@ def gates(setting: str) -> list[Gate]:
 
 def main(options: Options) -> None:
     """Run, print and write."""
-    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 4, "local": LOCAL}
+    sections, common = {}, {"rounds": options.rounds, "cohort_size": 10, "evaluate_every": 3, "local": LOCAL}
     for setting, images in SETTINGS.items():
         out, more = options.out / setting.split()[0].lower(), {"seeds": options.seeds, "reference": "fed-hello"}
         runs = compared(image_task(images), METHODS, out, **more, **common)
