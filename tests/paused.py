@@ -1,6 +1,7 @@
 """A recipe whose rounds last as long as a file says, so that a signal finds it at work on any machine.
 
-The file is $PAUSE; it holds seconds to wait wherever a round is planned, and the first round that waits.
+The file is $PAUSE; it holds seconds to wait wherever a round is planned, and the first round that waits. A file of its
+name and `.reached` says that one waits.
 """
 
 import os
@@ -20,7 +21,8 @@ def pause(round_index: int) -> None:
     """Wait as the file says; it may be gone by now."""
     path = Path(os.environ.get("PAUSE", ""))
     seconds, first = path.read_text().split() if path.is_file() else (0, 0)
-    if round_index >= int(first):
+    if round_index >= int(first) and float(seconds):
+        path.with_name(f"{path.name}.reached").touch()
         time.sleep(float(seconds))
 
 
