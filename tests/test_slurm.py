@@ -57,7 +57,7 @@ def jobs(slurm, tmp_path_factory):
     """The three jobs by name: number, run folder, the batch script's log, the file that slows it."""
     folder, submitted = tmp_path_factory.mktemp("jobs"), {}
     for name, pause, options in (
-        ("short", "10 2", OPTIONS),
+        ("short", "3 2", OPTIONS),
         ("endless", "1000 3", OPTIONS),
         ("mistaken", "0 0", (*OPTIONS, "--cohort-size", 99)),
     ):
