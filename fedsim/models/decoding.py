@@ -6,6 +6,7 @@ its first new token; the attention mask hides it and the positions count on with
 its prompt alone would get.
 """
 
+from inspect import signature
 from typing import Any
 
 import torch
@@ -80,6 +81,8 @@ class Reader:
 
     def __init__(self, model: nn.Module, room: int):
         self.model, self.room, self.cache = model, room, None
+        # transformers 5.24 renamed the argument and the output; a model of an own class may still have the old name.
+        self.cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
 
     def read_prompts(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits (B, V) of what follows each prompt."""
@@ -114,8 +117,8 @@ class Reader:
             input_ids=tokens,
             position_ids=positions,
             attention_mask=is_token,
-            past_key_values=self.cache,
             use_cache=True,
+            **{self.cache_name: self.cache},
         )
-        self.cache = answer.past_key_values
+        self.cache = answer[self.cache_name]
         return answer.logits

@@ -5,8 +5,9 @@ from itertools import product
 import pytest
 import torch
 from language_models import STOP, prompts_of, tiny_gpt2, tiny_llama
+from transformers.utils import ModelOutput
 
-from fedsim.models.decoding import beam_search, generate
+from fedsim.models.decoding import Reader, beam_search, generate
 
 MODELS = {"LLaMA": tiny_llama, "GPT-2": tiny_gpt2}
 LENGTHS = [5, 1, 9, 3, 9, 2]
@@ -92,3 +93,30 @@ def test_beams_find_a_likelier_answer_than_greed_does():
             odds = [mean_odds(model, prompts[row, :length], answers[row]) for answers in (greedy, beams)]
             gains.append(odds[1] - odds[0])
     assert sum(gains) / len(gains) > 0.02  # measured: 0.04 a token
+
+
+class RenamedCache(torch.nn.Module):
+    """A model whose `forward` has the other name of the cache: "cache" since transformers 5.24, once the other."""
+
+    def __init__(self, model, name: str):
+        super().__init__()
+        self.model, self.own = model, Reader(model, 1).cache_name
+        names = {
+            "cache": lambda cache=None, **inputs: self.answer("cache", cache, inputs),
+            "past_key_values": lambda past_key_values=None, **inputs: self.answer(
+                "past_key_values", past_key_values, inputs
+            ),
+        }
+        self.forward = names[name]
+
+    def answer(self, name, cache, inputs):
+        given = self.model(**{self.own: cache}, **inputs)
+        return ModelOutput({"logits": given.logits, name: given[self.own]})
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_a_model_gets_its_cache_under_the_name_that_its_forward_takes(name):
+    model, (prompts, lengths) = tiny_llama(), prompts_of(LENGTHS)
+    renamed = RenamedCache(model, name)
+    assert Reader(renamed, 1).cache_name == name
+    assert torch.equal(generate(renamed, prompts, lengths, 6, STOP), generate(model, prompts, lengths, 6, STOP))
