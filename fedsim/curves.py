@@ -30,7 +30,8 @@ def check_wandb(mode: Wandb | None) -> None:
     if mode not in ("offline", "online"):
         raise ValueError(f"wandb is '{mode}'; it must be offline or online (--wandb).")
     if importlib.util.find_spec("wandb") is None:
-        raise ValueError(f"wandb is '{mode}' and the package is not installed (pip install 'fedsim[wandb]') (--wandb).")
+        hint = "run `pip install -e '.[wandb]'` in fedsim's checkout"
+        raise ValueError(f"wandb is '{mode}' and the package is not installed; {hint} (--wandb).")
     if mode == "online":
         import wandb
 

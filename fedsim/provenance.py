@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 PACKAGES = (
-    "fedsim",
+    "fedsim-lora",
     "torch",
     "lightning",
     "timm",

@@ -35,3 +35,19 @@ def test_every_make_target_of_the_readme_exists():
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([a-z-]+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+
+
+def test_every_installation_hint_installs_from_the_checkout_and_not_a_namesake_from_the_index():
+    texts = [
+        *ROOT.glob("*.md"),
+        *(
+            path
+            for top in ("fedsim", "recipes", "benchmarks", "slurm")
+            for path in (ROOT / top).rglob("*")
+            if path.suffix in (".py", ".md", ".sbatch")
+        ),
+    ]
+    hints = [(path.name, hint) for path in texts for hint in re.findall(r"pip install ([^`\n]*)", path.read_text())]
+    assert ("curves.py", "-e '.[wandb]'") in hints
+    assert [hint for hint in hints if re.search(r"\bfedsim\b", hint[1])] == []
+    assert 'name = "fedsim-lora"' in (ROOT / "pyproject.toml").read_text()
