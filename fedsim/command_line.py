@@ -57,7 +57,7 @@ class RunOptions:
     on_nan: OnNan = "stop"
     """Where a client's loss or update is no longer finite: stop the run, or skip that update and count it."""
     threads: int | None = None
-    """CPU threads of a worker; default cores ÷ workers, at most $OMP_NUM_THREADS."""
+    """CPU threads of a worker, which change bits; default 1 (CPU), cores ÷ workers (GPU)."""
     timeout: float = TIMEOUT
     """Seconds for which workers wait for each other; then the run ends and names who did not come."""
 

@@ -30,7 +30,7 @@ def seconds_per_sample(what: Setting, threads: int | None = None) -> tuple[float
     The step is that of a block of clients; on a CPU that of one client with few samples, if that already takes long.
     """
     fabric = launch()
-    set_threads(threads)
+    set_threads(threads, fabric.device)
     few = replace(what.local, batch_size=min(what.local.batch_size, PROBE_SAMPLES), dropout=0.0)
     seconds = float("inf")
     if fabric.device.type == "cpu":

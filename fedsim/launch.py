@@ -32,11 +32,12 @@ def launch() -> Fabric:
     return fabric
 
 
-def set_threads(threads: int | None) -> None:
-    """Use this many CPU threads; by default the machine's cores shared among its workers, at most $OMP_NUM_THREADS.
+def set_threads(threads: int | None, device: torch.device) -> None:
+    """Use this many CPU threads; by default one on a CPU, on a GPU the machine's cores shared among its workers.
 
-    With two threads per process on two shared cores, the same work takes many times as long.
+    A CPU's sums are rounded by the number of threads, so a default that depended on the number of workers would let
+    bits depend on it too.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    torch.set_num_threads(threads or min(share, int(os.environ.get("OMP_NUM_THREADS") or share)))
+    torch.set_num_threads(threads or (1 if device.type == "cpu" else share))

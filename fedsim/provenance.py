@@ -49,6 +49,7 @@ def fingerprint(tensors: Iterable[Tensor], sampled: int = 64) -> str:
     for tensor in tensors:
         digest.update(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         if tensor.numel() and not tensor.is_meta:
-            places = torch.linspace(0, tensor.numel() - 1, min(sampled, tensor.numel())).long()
+            # In float64: float32 rounds the last place of more than 2**24 elements to one that does not exist.
+            places = torch.linspace(0, tensor.numel() - 1, min(sampled, tensor.numel()), dtype=torch.float64).long()
             digest.update(tensor.detach().flatten()[places.to(tensor.device)].cpu().double().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -65,7 +65,7 @@ def simulate(
         return None
     start, tensors = beginning(what, out, recipe, resume)
     fabric = launch()
-    set_threads(threads)
+    set_threads(threads, fabric.device)
     workers = Workers.from_environment(timeout)
     kept = int(tensors.get(BLOCK_SIZE, 0))
     start, kept = map(int, workers.broadcast(f"{start} {kept}".encode()).split())  # other machines may lack the folder
