@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from inspect import isclass
 from typing import Any, Literal
 
 import torch
@@ -77,6 +78,13 @@ class Setting:
         check_precision()
         check_policy(self.on_nan)
         check_wandb(self.wandb)
+        if isclass(self.method) or not callable(getattr(self.method, "plan", None)):
+            raise ValueError(f"method is {self.method!r}; it must be an object, such as fedsim.methods.HiLoRA().")
+        if not isinstance(self.rounds, int) or not isinstance(self.evaluate_every, int):
+            given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
+            raise ValueError(f"{given}; both must be whole numbers (--rounds).")
+        if self.engine not in ("batched", "sequential"):
+            raise ValueError(f"engine is '{self.engine}'; it must be batched or sequential (--engine).")
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")
