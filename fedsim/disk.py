@@ -82,7 +82,8 @@ def write_atomically(path: Path, payload: bytes) -> None:
     """Write a file whole or not at all."""
     partial = path.with_name(f".{path.name}.partial")
     try:
-        with writing(path), partial.open("wb") as file:
+        partial.unlink(missing_ok=True)  # a leftover, or a link that somebody put there
+        with writing(path), partial.open("xb") as file:
             file.write(payload)
             file.flush()
             os.fsync(file.fileno())

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from fedsim.disk import write_atomically
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -48,22 +50,25 @@ class Picture:
     words: str
     is_wide: bool = False
     pdf: bytes | None = None
+    is_foreign: bool = False
+    """Read from a run folder, which somebody else may have made: shown as an image, in which nothing runs or loads."""
 
     def html(self, files: str = "") -> str:
         """Return a <figure>; `files` is where its files lie, as the page sees it."""
         links = [f'<a href="{escape(files)}/{self.name}.{kind}">{kind.upper()}</a>' for kind in ("pdf", "svg")]
         kept = f' <span class="files">{" · ".join(links)}</span>' if files and self.pdf else ""
         kind = "wide" if self.is_wide else "narrow"
+        drawn = image(self.svg, self.words) if self.is_foreign else inlined(self.svg, self.name, self.words)
         return (
-            f'<figure class="{kind}"><div class="scroll">{inlined(self.svg, self.name, self.words)}</div>'
+            f'<figure class="{kind}"><div class="scroll">{drawn}</div>'
             f"<figcaption>{escape(self.title)}{kept}</figcaption></figure>"
         )
 
     def save(self, folder: Path) -> None:
         """Write the PDF and the SVG, for a paper."""
         if self.pdf is not None:
-            (folder / f"{self.name}.pdf").write_bytes(self.pdf)
-            (folder / f"{self.name}.svg").write_text(self.svg)
+            write_atomically(folder / f"{self.name}.pdf", self.pdf)  # a rename: no link there is written through
+            write_atomically(folder / f"{self.name}.svg", self.svg.encode())
 
 
 def drawing() -> AbstractContextManager[None]:
@@ -90,6 +95,15 @@ def picture(figure: "Figure", name: str, title: str, words: str, is_wide: bool =
     return Picture(svg.getvalue().decode(), name, title, words, is_wide, pdf.getvalue())
 
 
+def image(svg: str, words: str) -> str:
+    """Return an SVG as an image: browsers neither run nor load nor follow anything inside."""
+    from base64 import b64encode
+
+    return (
+        f'<img class="paper" alt="{escape(words)}" src="data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}">'
+    )
+
+
 def inlined(svg: str, name: str, words: str) -> str:
     """Return an SVG as part of a page: ids of its own, colours of the page, nothing that runs or loads.
 
@@ -98,10 +112,7 @@ def inlined(svg: str, name: str, words: str) -> str:
     root = svg[svg.find("<svg") :]
     root = re.sub(r"<metadata>.*?</metadata>", "", root, flags=re.DOTALL)
     if ACTIVE.search(root) or LOADS.search(root):
-        from base64 import b64encode
-
-        code = b64encode(svg.encode()).decode()
-        return f'<img class="paper" alt="{escape(words)}" src="data:image/svg+xml;base64,{code}">'
+        return image(svg, words)
     prefix = re.sub(r"\W", "-", name)
     root = re.sub(r'\bid="', f'id="{prefix}-', root)
     root = re.sub(r'href="#', f'href="#{prefix}-', root)
@@ -127,6 +138,8 @@ def legend(axes: "Axes", columns: int = 2) -> None:
 
 def read_picture(path: Path, name: str) -> Picture | None:
     """Return a figure that a run left as a file; None when it is no SVG."""
+    if not is_own_file(path):
+        return None
     svg = path.read_text(errors="replace")
     try:
         ElementTree.fromstring(svg)
@@ -134,4 +147,10 @@ def read_picture(path: Path, name: str) -> Picture | None:
         return None
     title = path.stem.replace("_", " ").replace("-", " ").capitalize()
     pdf = path.with_suffix(".pdf")
-    return Picture(svg, name, title, f"{title} of this run", True, pdf.read_bytes() if pdf.exists() else None)
+    printed = pdf.read_bytes() if is_own_file(pdf) else None
+    return Picture(svg, name, title, f"{title} of this run", True, printed, is_foreign=True)
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether a path is a file itself and not a link to one, a pipe or a device."""
+    return path.is_file() and not path.is_symlink()

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import time
+from base64 import b64encode
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import fedsim
 from fedsim.devices import DeviceProfiles
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.report.__main__ import main
-from fedsim.report.drawing import inlined
+from fedsim.report.drawing import Picture, inlined, read_picture
 from fedsim.report.page import write_report
 from fedsim.report.reading import find_runs, read_run
 from fedsim.report.several import rows_of
@@ -344,7 +345,7 @@ def test_the_figures_that_a_run_left_are_embedded(runs, tmp_path):
     (folder / "allocation.svg").write_text(svg)
     (folder / "torn.svg").write_text(svg[:30])
     found = Page(write_report([folder], folder / "report.html"))
-    assert "run-allocation-p" in found.html
+    assert f'src="data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}"' in found.html
     assert "Allocation of this run" in found.html
     assert "Torn" not in found.html
 
@@ -439,3 +440,21 @@ class TestInChromium:
         (tmp_path / "page.html").write_text(html.replace("</body>", f"{script}</body>"))
         width, available = re.search(r"<title>(\d+) of (\d+)", browse(tmp_path / "page.html", 500)[0]).groups()
         assert int(width) <= int(available) <= 500
+
+
+def test_a_picture_that_a_run_left_is_an_image_and_a_link_is_no_picture(tmp_path):
+    (tmp_path / "own.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg"><set attributeName="x"/></svg>')
+    (tmp_path / "link.svg").symlink_to(tmp_path / "own.svg")
+    shown = read_picture(tmp_path / "own.svg", "own").html()
+    assert "<svg" not in shown
+    assert 'src="data:image/svg+xml;base64,' in shown
+    assert read_picture(tmp_path / "link.svg", "link") is None
+
+
+def test_a_saved_picture_replaces_a_link_and_never_writes_through_it(tmp_path):
+    (tmp_path / "precious").write_text("kept")
+    for name in ("p.svg", "p.pdf", ".p.svg.partial", ".p.pdf.partial"):
+        (tmp_path / name).symlink_to(tmp_path / "precious")
+    Picture("<svg/>", "p", "Title", "words", pdf=b"pdf").save(tmp_path)
+    assert (tmp_path / "precious").read_text() == "kept"
+    assert (tmp_path / "p.svg").read_text() == "<svg/>"
