@@ -66,7 +66,10 @@ def test_weights_and_biases_gets_the_curves_without_a_network_and_goes_on_under_
 def test_what_is_asked_for_and_not_there_is_one_message_before_anything_is_written(tiny_run, tmp_path, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(curves.importlib.util, "find_spec", lambda name: None if name == "wandb" else find(name))
-    with pytest.raises(ValueError, match=r"wandb is 'offline' and the package is not installed .* \(--wandb\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"wandb is 'offline' and the package is not installed; run .* in fedsim's checkout \(--wandb\)",
+    ):
         tiny_run(wandb="offline")
     with pytest.raises(ValueError, match="wandb is 'on'; it must be offline or online"):
         tiny_run(wandb="on")
