@@ -17,7 +17,6 @@ from fedsim.devices import DeviceProfiles
 from fedsim.faults import Fault, OnNan
 from fedsim.interruption import Stopped, resume_command
 from fedsim.launch import launch
-from fedsim.replay import replayed_folder
 from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
 from fedsim.workers import TIMEOUT, check_timeout
 
@@ -124,9 +123,7 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
 
 
 def parse(recipe_type: type[Recipe]) -> Recipe:
-    """Return the recipe that the command line asks for, or that of the run whose parts are asked for again."""
-    if replayed := replayed_folder():
-        return dataclasses.replace(from_dict(recipe_type(), read_recipe(replayed)), out=replayed)
+    """Return the recipe that the command line asks for."""
     folder = _resume_folder(sys.argv[1:])
     default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
     try:

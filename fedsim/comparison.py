@@ -19,7 +19,6 @@ from fedsim.interruption import listening
 from fedsim.launch import launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
-from fedsim.replay import offer
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
 from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
@@ -53,8 +52,7 @@ def compare(
     check_names(methods, seeds, reference)
     table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common))
     recipe = dict(recipe or table.describe())
-    if table.is_replayed(recipe):
-        return None
+    table.check()
     if Workers.is_first_or_alone():
         check_same_recipe(table.out, recipe) if resume else check_is_new(table.out)
         for folder in table.folders() if resume else ():
@@ -137,21 +135,18 @@ class Cells:
         fields = {name: value for name, value in self.common.items() if name not in ("threads", "timeout", "local")}
         return Setting(method=trial.method, local=trial.local, data=data, seed=seed, **fields)
 
-    def is_replayed(self, recipe: Mapping[str, Any]) -> bool:
-        """Check everything before anything starts; say whether the parts of a run are only asked for again.
+    def check(self) -> None:
+        """Check everything before anything starts.
 
         Raises ValueError where a method, a seed's data and the common arguments do not fit together.
         """
-        is_replayed = False
         for seed in self.seeds:
             federation = self.data(seed)
-            for name, of_method in self.trials.items():
+            for of_method in self.trials.values():
                 for trial in of_method:
-                    what = self._setting(trial, federation, seed)
-                    is_replayed |= offer(what, cell_recipe(recipe, name, trial, seed))
+                    self._setting(trial, federation, seed)
         if self.is_tuned:
             with_validation(self.data(self.seeds[0]), self.validation_share, self.seeds[0])
-        return is_replayed
 
     def tune(self, recipe: Mapping[str, Any]) -> dict[str, Trial]:
         """Run every trial on validation rows of the first seed; return each method's best, the earlier of equals."""

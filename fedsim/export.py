@@ -4,7 +4,7 @@
     python -m fedsim.export runs/first --cluster 2 --to cluster-2 --merged
     python -m fedsim.export runs/first --to shared
 
-The run's script is run again as far as its parts (backbone, data, method); nothing is trained.
+All is read from the run folder; no script is run and nothing is trained.
 """
 
 import sys
@@ -15,8 +15,7 @@ from typing import Annotated
 import tyro
 
 from fedsim.command_line import fail
-from fedsim.exporting import check_has_checkpoint, export
-from fedsim.replay import setting_of
+from fedsim.exporting import export_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +34,8 @@ class Options:
     """The tiers that all clients have in common (the default)."""
     merged: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Write the backbone's own weights with the adapters merged into them, instead of a PEFT adapter."""
-    script: Path | None = None
-    """The script that started the run, where it has moved since."""
+    backbone: Path | None = None
+    """With --merged: a safetensors file with the plain backbone's weights, where they cannot be built again."""
 
 
 def main() -> None:
@@ -45,9 +44,8 @@ def main() -> None:
     try:
         if options.shared and (options.client is not None or options.cluster is not None):
             raise ValueError("--global and --client or --cluster name two models; choose one.")
-        check_has_checkpoint(options.run)
-        what = setting_of(options.run, options.script)
-        export(what, options.run, options.to, client=options.client, cluster=options.cluster, merged=options.merged)
+        fields = ("client", "cluster", "merged", "backbone")
+        export_adapter(options.run, options.to, **{name: getattr(options, name) for name in fields})
         print(f"wrote {options.to}", file=sys.stderr)
     except ValueError as error:
         fail(str(error))

@@ -1,26 +1,34 @@
-"""A model of a recorded run as files: a client's, a cluster's or the shared one, as an adapter or merged weights."""
+"""A model of a recorded run as files: a client's, a cluster's or the shared one, as an adapter or merged weights.
+
+All is read from the run folder; no script is run. Merged weights need the backbone, which is built again by the loader
+that the run names, or read from a file, and has to have the weights that the run had.
+"""
 
 import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import MIX_TIER, RANK_AXIS
 from fedsim.adapters.peft_folder import PeftAdapter, as_safetensors, write_adapter
-from fedsim.adapters.single import concatenated, head_changes, single_adapter
+from fedsim.adapters.single import LowRankChange, concatenated, head_changes, single_adapter
 from fedsim.aggregator import Aggregator
-from fedsim.models.adapted import linear_at, merged_weights, started_from, whole_heads
+from fedsim.disk import write_atomically
+from fedsim.local_training import LocalTraining
+from fedsim.models.adapted import changed_heads, library_state, with_changes
+from fedsim.models.origin import rebuilt, weights_digest
 from fedsim.parts.sharing import is_private
+from fedsim.recorded_model import RecordedModel, read_model
 from fedsim.recorder import restore_state
 from fedsim.report.card import Exported, model_card
 from fedsim.round import Assignment, ServerState
 from fedsim.run_folder import load_checkpoint, read_recipe
-from fedsim.setting import Setting
 from fedsim.workers import Workers
 
 
@@ -31,68 +39,79 @@ def export_adapter(
     client: int | None = None,
     cluster: int | None = None,
     merged: bool = False,
-    **setting: Any,
+    backbone: Path | str | None = None,
 ) -> Path:
     """Write a client's, a cluster's or (by default) the shared model of the run in the folder `run`; return `to`.
 
-    `setting` is what the run was given: the arguments of `fedsim.simulate` without out, resume, recipe, threads and
-    timeout. The folder holds a PEFT adapter, or with `merged` the backbone's own weights, and a model card. Raises
-    ValueError when there is no such model, when no LoRA can express it, or when `to` is not empty.
+    The folder holds a PEFT adapter, or with `merged` the backbone's own weights, and a model card. `backbone` is a
+    safetensors file with the weights of the plain backbone, where no loader of fedsim can build it again. Raises
+    ValueError when there is no such model, when no LoRA can express it, when the backbone has other weights than the
+    run's, or when `to` is not empty.
     """
-    return export(Setting(**setting), Path(run), Path(to), client=client, cluster=cluster, merged=merged)
-
-
-def export(
-    what: Setting, run: Path, to: Path, *, client: int | None = None, cluster: int | None = None, merged: bool = False
-) -> Path:
-    """Do what `export_adapter` does for a setting that is checked already."""
+    run, to = Path(run), Path(to)
     if client is not None and cluster is not None:
         raise ValueError("--client and --cluster name two models; choose one.")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise ValueError(f"'{to}' is there already and not an empty folder (--to).")
-    server, state = restored(what, run)
-    if client is not None:
-        name, members = f"client {client}", [client]
-        held, notes = held_by_client(what, server, state, client)
-        is_whole = True
-    else:
-        name, members = "the shared model", list(what.population.seen)
-        if cluster is not None:
-            name, members = f"cluster {cluster}", members_of(state, cluster, what.population.seen)
-        held, notes = held_together(what, server, state, name, members)
-        is_whole = not notes
-    adapter = as_adapter(what, held)
-    base = base_model(what.backbone)
-    _write(what.backbone, adapter, to, base, merged)
+    if backbone is not None and not merged:
+        raise ValueError("--backbone is for --merged; an adapter needs no backbone.")
+    model, server, state = restored(run)
+    name, members, held, notes = _chosen(model, server, state, client, cluster)
+    adapter = as_adapter(model, held)
+    weights = merged_weights(model, adapter, Path(backbone) if backbone else None) if merged else None
+    is_whole = client is not None or not notes
     exported = Exported(
-        name=name,
-        method=type(what.method).__name__,
-        base_model=base,
-        members=members,
-        samples=what.population.samples,
-        n_seen=len(what.population.seen),
-        n_clients=what.population.n_participants,
-        n_classes=what.data.n_classes,
-        round_index=state.round_index,
-        metric=what.data.task.metrics[0],
-        is_merged=merged,
-        notes=notes,
-        is_whole=is_whole,
+        name=name, members=members, round_index=state.round_index, is_merged=merged, notes=notes, is_whole=is_whole
     )
     command = _command(run, to, {"client": client, "cluster": cluster}, merged)
-    (to / "README.md").write_text(model_card(exported, run, to, command))
+    card = model_card(exported, model, run, to, command)
+    to.mkdir(parents=True, exist_ok=True)
+    if weights is None:
+        write_adapter(to, with_start(model, adapter), model.origin.base)
+    else:
+        write_atomically(to / "model.safetensors", as_safetensors(weights))
+    write_atomically(to / "README.md", card.encode())
     return to
 
 
-def _write(backbone: nn.Module, adapter: PeftAdapter, to: Path, base: str, merged: bool) -> None:
-    weights = merged_weights(backbone, adapter) if merged else None  # which is refused before there is a folder
-    to.mkdir(parents=True, exist_ok=True)
-    if weights is None:
-        write_adapter(to, with_start(backbone, adapter), base)
-        return
-    (to / "model.safetensors").write_bytes(as_safetensors(weights))
-    if save := getattr(getattr(backbone, "config", None), "save_pretrained", None):
-        save(to)
+def _chosen(
+    model: RecordedModel, server: Aggregator, state: ServerState, client: int | None, cluster: int | None
+) -> tuple[str, list[int], Assignment, list[str]]:
+    """What to call a model, whose it is, what they hold, and what a card should say about it."""
+    if client is not None:
+        return f"client {client}", [client], *held_by_client(model, server, state, client)
+    name, members = "the shared model", list(model.population.seen)
+    if cluster is not None:
+        name, members = f"cluster {cluster}", members_of(state, cluster, model.population.seen)
+    return name, members, *held_together(model, server, state, name, members)
+
+
+def merged_weights(model: RecordedModel, adapter: PeftAdapter, file: Path | None) -> dict[str, Tensor]:
+    """Return the backbone's own state dict with an adapter merged into it, as the backbone's library names it.
+
+    `file` holds the plain backbone's weights; without it the run's loader builds them. Raises ValueError when they are
+    not those of the run: all but the classifier's, which the run folder holds.
+    """
+    if file is None:
+        state, whence = library_state(rebuilt(model.origin)), f"that {model.origin.loader} builds now"
+    else:
+        state, whence = _read(file), f"in '{file}'"
+    missing = [f"{module}.weight" for module in model.outputs if f"{module}.weight" not in state]
+    if missing:
+        raise ValueError(f"The weights {whence} lack '{missing[0]}', so they are not this run's (--backbone).")
+    started = with_changes(state, model.start, model.transposed)
+    if weights_digest(started, tuple(model.heads)) != model.sha256:
+        raise ValueError(
+            f"The weights {whence} are not those that the run had; give the right file by --backbone FILE."
+        )
+    return with_changes(started, adapter.changes, model.transposed) | adapter.whole
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"'{file}' cannot be read as safetensors: {error} (--backbone).") from None
 
 
 def _command(run: Path, to: Path, chosen: Mapping[str, int | None], merged: bool) -> str:
@@ -110,23 +129,25 @@ def check_has_checkpoint(run: Path) -> None:
         raise ValueError(f"The run '{run}' has no checkpoint{several}.")
 
 
-def restored(what: Setting, run: Path) -> tuple[Aggregator, ServerState]:
-    """Return the server of a recorded run and the state of its newest checkpoint."""
+def restored(run: Path) -> tuple[RecordedModel, Aggregator, ServerState]:
+    """Return the model of a recorded run, its server and the state of its newest checkpoint."""
     check_has_checkpoint(run)
     round_index, tensors = load_checkpoint(run)
-    initial = what.initial_slots()
-    server = Aggregator(what.method, what.population, what.layout, initial, Workers(), what.local)
-    return server, restore_state(what.state(round_index, initial), tensors)
+    model = read_model(run, tensors)
+    server = Aggregator(model.method, model.population, model.layout, model.initial, Workers(), LocalTraining())
+    return model, server, restore_state(model.state(round_index), tensors)
 
 
-def held_by_client(what: Setting, server: Aggregator, state: ServerState, client: int) -> tuple[Assignment, list[str]]:
+def held_by_client(
+    model: RecordedModel, server: Aggregator, state: ServerState, client: int
+) -> tuple[Assignment, list[str]]:
     """Return what a client is handed, at its own LoRA rank, and what a card should say about it."""
-    if not 0 <= client < what.population.n_participants:
-        raise ValueError(f"client is {client}; it must lie in 0 … {what.population.n_participants - 1} (--client).")
+    if not 0 <= client < model.population.n_participants:
+        raise ValueError(f"client is {client}; it must lie in 0 … {model.population.n_participants - 1} (--client).")
     hand = server.hand_out(state, [client], part="evaluates")
-    if client in what.population.unseen and hand.plan.probe is not None:
+    if client in model.population.unseen and model.is_probed:
         raise ValueError(
-            f"Client {client} took no part in training. {type(what.method).__name__} places such clients by a probe of "
+            f"Client {client} took no part in training. {model.method.name} places such clients by a probe of "
             "their own, which is not kept; export a cluster's model by --cluster instead."
         )
     note = "Evaluations are of the largest LoRA rank; this model has the client's own."
@@ -134,7 +155,7 @@ def held_by_client(what: Setting, server: Aggregator, state: ServerState, client
 
 
 def held_together(
-    what: Setting, server: Aggregator, state: ServerState, name: str, members: list[int]
+    model: RecordedModel, server: Aggregator, state: ServerState, name: str, members: list[int]
 ) -> tuple[Assignment, list[str]]:
     """Return what these clients all hold, at the largest LoRA rank: the tiers of which they have one and the same copy.
 
@@ -148,7 +169,7 @@ def held_together(
     tiers = {slot.tier for slot in tensors if slot.factor in RANK_AXIS}
     if not tiers:
         raise ValueError(f"There is no such model as {name}: no adapter is the same for its clients; choose --client.")
-    mixing = what.layout.mixing
+    mixing = model.layout.mixing
     if mixing and MIX_TIER in own and len(tiers & set(mixing.tiers)) > 1:
         raise ValueError(f"There is no such model as {name}: every client weighs its tiers by itself; choose --client.")
     notes = [f"Left out, being of narrower groups: {', '.join(sorted(own))}."] if own else []
@@ -171,25 +192,16 @@ def members_of(state: ServerState, cluster: int, seen: tuple[int, ...]) -> list[
     return members
 
 
-def as_adapter(what: Setting, held: Assignment) -> PeftAdapter:
+def as_adapter(model: RecordedModel, held: Assignment) -> PeftAdapter:
     """Return the one LoRA of each map that does what the tiers do, and the classifier as a whole."""
-    sites = what.layout.sites
-    outputs = {site.module: linear_at(what.backbone, site.module).out_features for site in sites}
-    changes = single_adapter(sites, outputs, held.tensors, held.scales, what.layout.mixing)
-    return PeftAdapter(changes, whole_heads(what.backbone, sites, head_changes(sites, held.tensors)))
+    sites = model.layout.sites
+    changes = single_adapter(sites, model.outputs, held.tensors, held.scales, model.layout.mixing)
+    return PeftAdapter(changes, changed_heads(model.heads, head_changes(sites, held.tensors)))
 
 
-def with_start(backbone: nn.Module, adapter: PeftAdapter) -> PeftAdapter:
+def with_start(model: RecordedModel, adapter: PeftAdapter) -> PeftAdapter:
     """Return the adapter on the backbone as it was before another one was merged into it at the start."""
-    both = [*started_from(backbone).items(), *adapter.changes.items()]
+    both: list[tuple[str, LowRankChange]] = [*model.start.items(), *adapter.changes.items()]
     modules = dict.fromkeys(module for module, _ in both)
     changes = {module: concatenated(change for name, change in both if name == module) for module in modules}
     return adapter._replace(changes=changes)
-
-
-def base_model(backbone: nn.Module) -> str:
-    """Return where a backbone comes from, as timm or transformers call it, else its class."""
-    config: Any = getattr(backbone, "config", None)
-    card: Any = getattr(backbone, "pretrained_cfg", None) or {}
-    names = (getattr(config, "_name_or_path", ""), card.get("hf_hub_id"), card.get("architecture"))
-    return next((str(name) for name in names if name), type(backbone).__name__)

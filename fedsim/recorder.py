@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -51,8 +52,9 @@ class Recorder:
         evaluated: Sequence[ClientUpdate],
         log: Mapping[str, Any],
         costs: Sequence[ClientCost] = (),
+        holders: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        """Record the round that led to the state `after`: tables first, then the checkpoint that makes them count."""
+        """Record the round before `after`: tables, then the checkpoint; `holders` say who holds what in it."""
         round_index, aside = after.round_index - 1, log.get("set_aside", ())
         metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
         metrics |= {"set_aside": sum(update.client in aside for update in updates)}
@@ -79,7 +81,8 @@ class Recorder:
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
         self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, round_index)
-        self.folder.save_checkpoint(after.round_index, state_tensors(after) | {BLOCK_SIZE: self.block_size})
+        beside = {BLOCK_SIZE: self.block_size, **holders}
+        self.folder.save_checkpoint(after.round_index, state_tensors(after) | beside)
 
     def clients_done(
         self, round_index: int, stage: str, updates: Sequence[ClientUpdate], evaluations: Mapping[str, str]

@@ -23,10 +23,10 @@ from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import Hand, sample_cohort
 from fedsim.interruption import listening, stop_if_asked
 from fedsim.launch import launch, set_threads
+from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
 from fedsim.recorder import BLOCK_SIZE, Recorder, restore_state
-from fedsim.replay import offer
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.resources import allocation_log
@@ -61,8 +61,6 @@ def simulate(
     check_timeout(timeout)
     what, out = Setting(**setting), Path(out)
     recipe = dict(recipe or what.describe())
-    if offer(what, recipe):
-        return None
     start, tensors = beginning(what, out, recipe, resume)
     fabric = launch()
     set_threads(threads, fabric.device)
@@ -79,6 +77,7 @@ def simulate(
         if workers.is_first:
             state = restore_state(what.state(start, initial), tensors)
             folder = RunFolder.reopen(out, start, recipe) if resume else RunFolder.create(out, recipe, machine(fabric))
+            record_model(out, what, initial)
             recorder = Recorder(folder, what.population, engine.block_size, what.data.task, what.wandb)
         return Simulation(what, server, engine, progress, recorder).run(state)
 
@@ -174,7 +173,8 @@ class Simulation:
         if self.recorder:
             log = {**self.resources(hand.plan, hand.clients), **log, **event(aside), "utilisation": hand.utilisation}
             log |= {"resources": self.what.costs()} if state.round_index == 0 else {}
-            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs)
+            held = holders(server.method, replace(after, cohort=()), population, list(server.initial))
+            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs, held)
             self.progress.end_round(updates, evaluated)
         return after
 

@@ -23,9 +23,6 @@ HARMLESS = {
     ("np.load", "allow_pickle", False),
 }
 FORBIDDEN_OPTIONS = {"trust_remote_code", "allow_pickle", "weights_only", "shell"}
-EXCEPTIONS = {
-    ("fedsim/replay.py", "runpy.run_path"): "the user's own script, where it lies, and none from inside a run folder",
-}
 
 
 def dangers(tree: ast.AST) -> set[str]:
@@ -58,12 +55,7 @@ def dangers_of_call(node: ast.Call) -> set[str]:
 
 @pytest.mark.parametrize("name", FILES | RECIPES)
 def test_nothing_that_is_loaded_can_execute_code(name):
-    assert not [danger for danger in dangers(TREES[name]) if (name, danger) not in EXCEPTIONS]
-
-
-@pytest.mark.parametrize(("name", "danger"), EXCEPTIONS)
-def test_every_exception_is_still_needed(name, danger):
-    assert danger in dangers(TREES[name])
+    assert not dangers(TREES[name])
 
 
 @pytest.mark.parametrize(

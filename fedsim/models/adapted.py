@@ -1,6 +1,6 @@
 """A backbone whose own weights take adapters in: to start a federation from one, and to leave the program merged."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fedsim.adapters.layout import Site
 from fedsim.adapters.linear import TieredLinear
-from fedsim.adapters.peft_folder import PeftAdapter, read_adapter
+from fedsim.adapters.peft_folder import read_adapter
 from fedsim.adapters.single import HeadChange, LowRankChange
 
 STARTED_FROM = "started_from"
@@ -51,43 +51,57 @@ def linear_at(backbone: nn.Module, path: str) -> nn.Linear:
     return linear
 
 
-def whole_heads(backbone: nn.Module, sites: tuple[Site, ...], changes: Mapping[str, HeadChange]) -> dict[str, Tensor]:
-    """Return the classifier with a client's changes, `<module>.weight` and `.bias`, also where nothing changed.
+def heads_of(backbone: nn.Module, sites: tuple[Site, ...]) -> dict[str, Tensor]:
+    """Return the frozen classifier, `<module>.weight` and `.bias`.
 
     PEFT takes every module for the classifier whose path ends in its path, so those come along as they are.
     """
     tensors: dict[str, Tensor] = {}
-    heads = [site.module for site in sites if site.is_head]
-    alike = [path for path, _ in backbone.named_modules() if path.endswith(tuple(heads)) and not path.endswith(".base")]
+    heads = tuple(site.module for site in sites if site.is_head)
+    alike = [path for path, _ in backbone.named_modules() if path.endswith(heads) and not path.endswith(".base")]
     for path in alike if heads else ():
         inside = backbone.get_submodule(path).state_dict()
         tensors |= {f"{path}.{name.removeprefix('base.')}": tensor.clone() for name, tensor in inside.items()}
-    for path in heads:
-        if change := changes.get(path):
-            _add(tensors[f"{path}.weight"], change.weight)
-            if change.bias is not None:
-                _add(tensors[f"{path}.bias"], change.bias)
     return tensors
 
 
-def merged_weights(backbone: nn.Module, adapter: PeftAdapter) -> dict[str, Tensor]:
-    """Return the backbone's own state dict with an adapter merged into it, as the backbone's library names it.
+def changed_heads(heads: Mapping[str, Tensor], changes: Mapping[str, HeadChange]) -> dict[str, Tensor]:
+    """Return a classifier with a client's changes, also where nothing changed."""
+    tensors = {name: tensor.clone() for name, tensor in heads.items()}
+    for path, change in changes.items():
+        _add(tensors[f"{path}.weight"], change.weight)
+        if change.bias is not None:
+            _add(tensors[f"{path}.bias"], change.bias)
+    return tensors
+
+
+def library_state(backbone: nn.Module) -> dict[str, Tensor]:
+    """Return the backbone's state dict as its library names and stores it; views, not copies."""
+    state = _own_state(backbone)
+    return state | {f"{path}.weight": state[f"{path}.weight"].T for path in transposed(backbone)}
+
+
+def transposed(backbone: nn.Module) -> list[str]:
+    """Return the maps that transformers keeps the other way round, GPT-2's."""
+    named = backbone.named_modules()
+    return [path.removesuffix(".base") for path, module in named if getattr(module, "was_convolution", False)]
+
+
+def with_changes(
+    state: Mapping[str, Tensor], changes: Mapping[str, LowRankChange], turned: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """Return a copy of a library's state dict with changes added; `turned` are the maps kept the other way round.
 
     Tensors that share memory are copied. Raises ValueError for weights in few bits.
     """
-    state = {name: tensor.clone() for name, tensor in _own_state(backbone).items()}
-    for module, change in adapter.changes.items():
+    state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+    for module, change in changes.items():
         weight = state[f"{module}.weight"]
         if not weight.is_floating_point():
             raise ValueError(
                 f"The weight of '{module}' is kept in few bits, so nothing can be merged into it (--merged)."
             )
-        _add(weight, change.product())
-    state |= adapter.whole
-    for path, module in backbone.named_modules():
-        if getattr(module, "was_convolution", False):  # GPT-2's, which keep their weight the other way round
-            name = f"{path.removesuffix('.base')}.weight"
-            state[name] = state[name].T
+        _add(weight.T if module in turned else weight, change.product())
     return {name: tensor.contiguous() for name, tensor in state.items()}
 
 

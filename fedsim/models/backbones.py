@@ -13,6 +13,7 @@ import torch
 from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 
+from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE, guess_head, is_in_head
 from fedsim.randomness import derive_seed
 
@@ -38,6 +39,16 @@ class TimmModel:
     """PEFT adapter folder to start from; it is merged into the frozen backbone."""
 
 
+def _timm_base(name: str, image_size: int, weights: Path | None, pretrained: bool, **_: object) -> str | None:
+    """The hub's name of what was loaded: not for another file, random weights or resampled position embeddings."""
+    config = _timm_config(name)
+    is_resampled = config.fixed_input_size and image_size != config.input_size[-1]
+    if not pretrained or is_resampled:
+        return None
+    return str(weights) if weights is not None else f"timm/{config.architecture}.{config.tag}"
+
+
+@known(_timm_base)
 def timm_backbone(
     name: str, n_classes: int, image_size: int = 224, weights: Path | None = None, pretrained: bool = True
 ) -> nn.Module:
@@ -50,7 +61,7 @@ def timm_backbone(
     config = _timm_config(name)
     options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     if weights is not None and pretrained:
-        file = _find_weights(name, weights)
+        file = _find_weights(name, Path(weights))
         # With as many classes as the checkpoint has, timm loads strictly; else a missing tensor would pass unnoticed.
         n_stored = _classes_in(file, config.classifier)
         overlay = {"file": str(file), "num_classes": n_stored, "label_offset": 0}
@@ -71,6 +82,7 @@ def timm_statistics(name: str) -> dict[str, tuple[float, ...]]:
     return {"mean": tuple(config.mean), "std": tuple(config.std)}
 
 
+@known(lambda name, **_: str(name))
 def transformers_backbone(name: str | Path, n_classes: int, image_size: int | None = None) -> nn.Module:
     """Return transformers' image classifier from a folder or the hub, with a fresh classifier of n_classes outputs.
 

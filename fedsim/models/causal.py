@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from fedsim.models.backbones import check_none_is_absent, explained, inside_variable, quiet, seeded
+from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE
 
 REMEDY = "give that folder as --model.name {folder}"
@@ -33,6 +34,7 @@ class CausalModel:
     """PEFT adapter folder to start from; it is merged into the frozen backbone."""
 
 
+@known(lambda name, bits, pretrained: str(name) if pretrained or bits else None)
 def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrained: bool = True) -> nn.Module:
     """Return the model that turns tokens (B, T), padded on the right, into logits (B, T, V).
 
@@ -57,6 +59,7 @@ def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrai
     return without_convolutions(model).eval()
 
 
+@known(lambda **_: None)
 def random_llama(
     n_tokens: int, stop: int, width: int = 64, depth: int = 4, heads: int = 4, positions: int = 512
 ) -> nn.Module:

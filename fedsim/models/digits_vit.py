@@ -8,10 +8,12 @@ from pathlib import Path
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fedsim.cache import made_once
+from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.randomness import derive_seed, generator
 
@@ -50,8 +52,17 @@ def pretrained_digits_vit(
         _train(model, images, targets, on_epoch)
         save_file(model.state_dict(), path)
 
+    return digits_vit(made_once(f"digits-vit-{content.hexdigest()[:16]}.safetensors", train))
+
+
+@known(lambda weights: str(weights))
+def digits_vit(weights: Path | str) -> nn.Module:
+    """Return the ViT with the weights of a file; raises ValueError where they are not to be had or another model's."""
     model = _untrained()
-    model.load_state_dict(load_file(made_once(f"digits-vit-{content.hexdigest()[:16]}.safetensors", train)))
+    try:
+        model.load_state_dict(load_file(weights))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"The weights '{weights}' of the digits' ViT cannot be loaded: {error}.") from None
     return model.eval()
 
 

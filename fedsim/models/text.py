@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedsim.models.backbones import explained, inside_variable, seeded, transformers_classifier
+from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE
 
 
@@ -47,9 +48,7 @@ def text_backbone(options: TextModel, n_classes: int, tokenizer: Any) -> nn.Modu
     Attention mask and segments follow from the ids. Raises ValueError as `transformers_classifier` does, and when the
     tokenizer is another model's.
     """
-    from transformers import AutoModelForSequenceClassification
-
-    model = transformers_classifier(AutoModelForSequenceClassification, options.name, n_classes, options.pretrained)
+    model = text_classifier(options.name, n_classes, options.pretrained)
     if len(tokenizer) > model.config.vocab_size:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens, the model '{options.name}' {model.config.vocab_size} "
@@ -59,8 +58,23 @@ def text_backbone(options: TextModel, n_classes: int, tokenizer: Any) -> nn.Modu
     return _taking_tokens(model, tokenizer.pad_token_id, tokenizer.sep_token_id if has_segments else None)
 
 
+@known(lambda name, n_classes, pretrained: name if pretrained else None)
+def text_classifier(name: str, n_classes: int, pretrained: bool = True) -> nn.Module:
+    """Return transformers' own sequence classifier, with a fresh classifier of n_classes outputs."""
+    from transformers import AutoModelForSequenceClassification
+
+    model: nn.Module = transformers_classifier(AutoModelForSequenceClassification, name, n_classes, pretrained)
+    return model
+
+
 def embedded_text_backbone(n_classes: int, n_tokens: int, pad: int) -> nn.Module:
-    """Return a BERT of two layers, 32 wide, with random weights, always the same ones; for the embedded texts."""
+    """Return `embedded_text_classifier` from token ids (B, T); for the embedded texts."""
+    return _taking_tokens(embedded_text_classifier(n_classes, n_tokens, pad), pad, None)
+
+
+@known(lambda **_: None)
+def embedded_text_classifier(n_classes: int, n_tokens: int, pad: int) -> nn.Module:
+    """Return a BERT of two layers, 32 wide, with random weights, always the same ones."""
     from transformers import BertConfig, BertForSequenceClassification
 
     config = BertConfig(
@@ -74,7 +88,7 @@ def embedded_text_backbone(n_classes: int, n_tokens: int, pad: int) -> nn.Module
         pad_token_id=pad,
     )
     with seeded("embedded-text"):
-        return _taking_tokens(BertForSequenceClassification(config).eval(), pad, None)
+        return BertForSequenceClassification(config).eval()
 
 
 def _taking_tokens(model: nn.Module, pad: int, segment_end: int | None) -> nn.Module:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import shutil
 import sys
 from functools import cache, partial
 
@@ -17,13 +19,14 @@ from transformers import GPT2LMHeadModel
 import fedsim
 from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
 from fedsim.export import main as command_line
-from fedsim.exporting import _write, as_adapter, export, held_by_client, restored
-from fedsim.models.causal import without_convolutions
+from fedsim.exporting import export_adapter, held_by_client, held_together, restored
+from fedsim.models.adapted import library_state
+from fedsim.models.backbones import timm_backbone
+from fedsim.models.causal import causal_backbone
 from fedsim.models.client_module import ClientModule
-from fedsim.models.text import embedded_text_backbone
+from fedsim.models.text import embedded_text_backbone, embedded_text_classifier
 from fedsim.parts.objectives import cross_entropy
 from fedsim.randomness import numpy_generator
-from fedsim.replay import setting_of
 from fedsim.run_folder import digest_of
 from fedsim.setting import Setting
 
@@ -119,11 +122,11 @@ def test_peft_gives_the_logits_of_every_methods_client(run_of, tmp_path, kind, n
     run, what = run_of(kind, name), setting(kind, name)
     if name in TOKENWISE:
         with pytest.raises(ValueError, match="token by token"):
-            export(what, run, tmp_path / "adapter", client=CLIENT)
+            export_adapter(run, tmp_path / "adapter", client=CLIENT)
         assert not (tmp_path / "adapter").exists()
         return
-    export(what, run, tmp_path / "adapter", client=CLIENT)
-    held, _ = held_by_client(what, *restored(what, run), CLIENT)
+    export_adapter(run, tmp_path / "adapter", client=CLIENT)
+    held, _ = held_by_client(*restored(run), CLIENT)
     inside = logits_inside(kind, what, held)
     assert (inside - logits_of_backbone(kind)).abs().max() > 1e-4
     close(logits_outside(kind, tmp_path / "adapter"), inside)
@@ -133,18 +136,20 @@ def test_peft_gives_the_logits_of_every_methods_client(run_of, tmp_path, kind, n
 def test_merged_weights_load_into_the_plain_backbone(run_of, tmp_path, kind):
     _, plain, _, call = PARTS[kind]
     run, what = run_of(kind, "hilora"), setting(kind, "hilora")
-    export(what, run, tmp_path / "merged", client=CLIENT, merged=True)
+    save_file(library_state(plain()), tmp_path / "plain.safetensors")
+    file = {"backbone": tmp_path / "plain.safetensors"} if kind == "vit" else {}  # which no loader of fedsim has built
+    export_adapter(run, tmp_path / "merged", client=CLIENT, merged=True, **file)
     model = plain()
     model.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"))
-    held, _ = held_by_client(what, *restored(what, run), CLIENT)
+    held, _ = held_by_client(*restored(run), CLIENT)
     with torch.no_grad():
         close(call(model, inputs_of(kind)), logits_inside(kind, what, held))
 
 
 def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
     run, what = run_of("vit", "hilora"), setting("vit", "hilora")
-    export(what, run, tmp_path / "shared")
-    held, _ = held_by_client(what, *restored(what, run), CLIENT)
+    export_adapter(run, tmp_path / "shared")
+    held, _ = held_by_client(*restored(run), CLIENT)
     root = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier == "root"}
     inside = logits_inside("vit", what, dataclasses.replace(held, tensors=root))
     close(logits_outside("vit", tmp_path / "shared"), inside)
@@ -158,39 +163,40 @@ def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
 
 def test_a_clusters_model_is_the_tiers_that_its_clients_share(run_of, tmp_path):
     run, what = run_of("vit", "hilora"), setting("vit", "hilora")
-    server, state = restored(what, run)
+    model, server, state = restored(run)
     labels = {client: int(state.learnt["labels"][client]) for client in what.population.seen}
     cluster = labels[CLIENT]
-    export(what, run, tmp_path / "cluster", cluster=cluster)
-    held, _ = held_by_client(what, server, state, CLIENT)
+    export_adapter(run, tmp_path / "cluster", cluster=cluster)
+    held, _ = held_by_client(model, server, state, CLIENT)
     shared = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier in ("root", "cluster")}
     inside = logits_inside("vit", what, dataclasses.replace(held, tensors=shared))
     close(logits_outside("vit", tmp_path / "cluster"), inside)
     card = (tmp_path / "cluster" / "README.md").read_text()
     assert f"cluster {cluster}".lower() in card.lower()
     with pytest.raises(ValueError, match=r"cluster is 99; the clusters are [\d, ]+ \(--cluster\)"):
-        export(what, run, tmp_path / "none", cluster=99)
+        export_adapter(run, tmp_path / "none", cluster=99)
 
 
 def test_merged_weights_of_gpt2_load_into_transformers_own_model(tmp_path):
     """Whose maps keep their weights the other way round, in query, key and value side by side."""
+    tiny_gpt2(258).save_pretrained(tmp_path / "gpt2")
     data = toy_instructions(ToyInstructions(), numpy_generator(0, "data"))
-    model = without_convolutions(tiny_gpt2(258))
-    parts = {"method": fedsim.FedIT(lora_rank=2), "backbone": model, "data": data, "rounds": 1, "sites": "c_attn"}
-    parts |= {"local": fedsim.LocalTraining(batch_size=8, learning_rate=3e-2, share=0.1), "cohort_size": 2}
-    what = Setting(**parts)
-    initial = {slot: 0.3 * torch.randn(value.shape) for slot, value in what.initial_slots().items()}
-    held = fedsim.Assignment(0, 0, initial, frozenset(), dict.fromkeys(what.method.tiers, 1.0), 0, what.local)
-    (tmp_path / "merged").mkdir()
-    _write(what.backbone, as_adapter(what, held), tmp_path / "merged", "", True)
+    parts = {"method": fedsim.FedIT(lora_rank=2), "data": data, "rounds": 1, "sites": "c_attn", "cohort_size": 2}
+    parts |= {"local": fedsim.LocalTraining(batch_size=8, learning_rate=3e-2, share=0.1)}
+    fedsim.simulate(backbone=causal_backbone(tmp_path / "gpt2"), out=tmp_path / "run", threads=1, **parts)
+    export_adapter(tmp_path / "run", tmp_path / "merged", client=0, merged=True)
+    model, server, state = restored(tmp_path / "run")
+    held, _ = held_by_client(model, server, state, 0)
     tokens = torch.arange(3, 27).view(2, 12)
-    module = ClientModule(what.backbone, what.layout.sites)
+    module = ClientModule(causal_backbone(tmp_path / "gpt2"), model.layout.sites)
+    outside = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2").eval()
+    outside.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"))
     with torch.no_grad():
         before = module(tokens)
         module.install(held.tensors, held.scales, cross_entropy)
         inside = module(tokens)
-        assert (inside - before).abs().max() > 0.1
-        close(GPT2LMHeadModel.from_pretrained(tmp_path / "merged")(input_ids=tokens).logits, inside, atol=1e-4)
+        assert (inside - before).abs().max() > 1e-3
+        close(outside(input_ids=tokens).logits, inside, atol=1e-4)
 
 
 RECIPE = "recipes/hilora_cifar100.py"
@@ -227,24 +233,24 @@ def test_a_recipe_starts_from_an_adapter_on_the_command_line(tmp_path):
 
 
 def test_a_model_that_is_not_there_is_refused_in_one_message(run_of, tmp_path):
-    local = setting("vit", "local"), run_of("vit", "local")
+    local = run_of("vit", "local")
     with pytest.raises(ValueError, match="no adapter is the same for its clients"):
-        export(*local, tmp_path / "x")
+        export_adapter(local, tmp_path / "x")
     with pytest.raises(ValueError, match="found no clusters"):
-        export(*local, tmp_path / "x", cluster=0)
+        export_adapter(local, tmp_path / "x", cluster=0)
     with pytest.raises(ValueError, match=r"client is 6; it must lie in 0 … 5"):
-        export(*local, tmp_path / "x", client=6)
+        export_adapter(local, tmp_path / "x", client=6)
     assert not (tmp_path / "x").exists()
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "precious").touch()
     with pytest.raises(ValueError, match="not an empty folder"):
-        export(*local, tmp_path / "x", client=0)
+        export_adapter(local, tmp_path / "x", client=0)
 
 
 @pytest.mark.parametrize("kind", PARTS)
 def test_a_federation_starts_from_an_adapter_as_from_the_model_that_it_makes(run_of, tmp_path, kind):
     build, _, _, _ = PARTS[kind]
-    export(setting(kind, "hilora"), run_of(kind, "hilora"), tmp_path / "first", client=CLIENT)
+    export_adapter(run_of(kind, "hilora"), tmp_path / "first", client=CLIENT)
     started = fedsim.start_from_adapter(build(), tmp_path / "first")
     inputs = inputs_of(kind)
     with torch.no_grad():
@@ -253,8 +259,8 @@ def test_a_federation_starts_from_an_adapter_as_from_the_model_that_it_makes(run
     what = setting(kind, "fedit", backbone=started, rounds=1)
     fields = ("method", "backbone", "data", "rounds", "local")
     fedsim.simulate(out=tmp_path / "run", threads=1, **{field: getattr(what, field) for field in fields})
-    export(what, tmp_path / "run", tmp_path / "second", client=CLIENT)
-    held, _ = held_by_client(what, *restored(what, tmp_path / "run"), CLIENT)
+    export_adapter(tmp_path / "run", tmp_path / "second", client=CLIENT)
+    held, _ = held_by_client(*restored(tmp_path / "run"), CLIENT)
     module = ClientModule(started, what.layout.sites)
     module.install(held.tensors, held.scales, cross_entropy)
     with torch.no_grad():
@@ -263,7 +269,7 @@ def test_a_federation_starts_from_an_adapter_as_from_the_model_that_it_makes(run
 
 
 def test_an_adapter_folder_with_a_pickle_or_a_wrong_tensor_is_refused_by_name(run_of, tmp_path):
-    folder = export(setting("vit", "fedit"), run_of("vit", "fedit"), tmp_path / "adapter", client=CLIENT)
+    folder = export_adapter(run_of("vit", "fedit"), tmp_path / "adapter", client=CLIENT)
     weights, net = folder / "adapter_model.safetensors", backbone()
     before, whole = digest_of(net.state_dict()), weights.read_bytes()
     tensors = load_file(weights)
@@ -285,50 +291,91 @@ def test_an_adapter_folder_with_a_pickle_or_a_wrong_tensor_is_refused_by_name(ru
     assert digest_of(net.state_dict()) == before
 
 
-SCRIPT = """
-import fedsim, torch
-import conftest
-
-result = fedsim.simulate(
-    method=fedsim.FedIT(lora_rank=2), backbone=conftest.TinyAttention(), data=conftest.tiny_data(), rounds=2,
-    out={out!r}, threads=1, seed={seed},
-)
-print(result.digest)
-"""
-
-
-def test_the_command_finds_a_runs_parts_in_its_script_and_trains_nothing(tiny_run, tmp_path, monkeypatch, capsys):
-    run = tiny_run(rounds=2, local=fedsim.LocalTraining()).folder
-    script, moved = tmp_path / "script.py", tmp_path / "moved.py"
-    moved.write_text(SCRIPT.format(out=str(run), seed=0))
+def test_an_export_reads_the_run_folder_and_runs_no_script(tiny_run, tmp_path, monkeypatch, capsys):
+    run = tiny_run(rounds=2).folder
     recorded = json.loads((run / "recipe.json").read_text())
-    recorded["environment"] |= {"script": str(script), "arguments": []}
+    recorded["environment"] |= {"script": str(tmp_path / "evil.py"), "arguments": ["-s", "print('executed')"]}
+    (tmp_path / "evil.py").write_text("raise RuntimeError('executed')")
     (run / "recipe.json").write_text(json.dumps(recorded))
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    arguments = ["export", str(run), "--client", "1", "--to", str(tmp_path / "to")]
-    monkeypatch.setattr(sys, "argv", arguments)
+    arguments = ["export", str(run), "--client", "1", "--to"]
+    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path / "to")])
+    command_line()
+    assert load_file(tmp_path / "to" / "adapter_model.safetensors")["base_model.model.head.weight"].shape == (3, 12)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    card = (tmp_path / "to" / "README.md").read_text()
+    assert "TinyAttention that was given to the run" in card
+    assert json.loads((tmp_path / "to" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    monkeypatch.setattr(sys, "argv", [*arguments, str(tmp_path / "merged"), "--merged"])
     with pytest.raises(SystemExit) as stop:
         command_line()
     assert stop.value.code == 2
-    assert "is not there; say where it is by --script FILE" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", [*arguments, "--script", str(moved)])
-    command_line()
-    assert (to := tmp_path / "to" / "adapter_model.safetensors").exists()
-    assert load_file(to)["base_model.model.head.weight"].shape == (3, 12)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    script.write_text(SCRIPT.format(out=str(run), seed=1))
-    monkeypatch.setattr(sys, "argv", [*arguments[:-1], str(tmp_path / "other")])
-    with pytest.raises(SystemExit):  # the script goes on with None, as on a worker that is not the first
-        command_line()
-    assert "does not start the run" in capsys.readouterr().err
+    assert "give its weights by --backbone FILE" in capsys.readouterr().err
+    assert not (tmp_path / "merged").exists()
+
+
+def test_merged_weights_need_the_backbone_that_the_run_had(run_of, tmp_path):
+    run, weights = run_of("vit", "hilora"), tmp_path / "weights.safetensors"
+    state = backbone().state_dict()
+    save_file(state, weights)
+    with pytest.raises(ValueError, match="built by no loader of fedsim; give its weights by --backbone FILE"):
+        export_adapter(run, tmp_path / "to", client=CLIENT, merged=True)
+    export_adapter(run, tmp_path / "merged", client=CLIENT, merged=True, backbone=weights)
+    assert load_file(tmp_path / "merged" / "model.safetensors").keys() == state.keys()
+    save_file({name: tensor * 1.001 for name, tensor in state.items()}, weights)
+    for wrong, message in ((weights, "are not those that the run had"), (tmp_path / "none", "cannot be read")):
+        with pytest.raises(ValueError, match=message):
+            export_adapter(run, tmp_path / "other", client=CLIENT, merged=True, backbone=wrong)
+    with pytest.raises(ValueError, match="--backbone is for --merged"):
+        export_adapter(run, tmp_path / "other", client=CLIENT, backbone=weights)
     assert not (tmp_path / "other").exists()
 
 
-def test_a_script_inside_the_run_folder_is_not_run(tiny_run):
-    run = tiny_run(rounds=1).folder
-    (run / "evil.py").write_text("raise RuntimeError('executed')")
-    recorded = json.loads((run / "recipe.json").read_text())
-    recorded["environment"] |= {"script": str(run / "evil.py")}
-    (run / "recipe.json").write_text(json.dumps(recorded))
-    with pytest.raises(ValueError, match="does not name the script that started it"):
-        setting_of(run)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sites": []},
+        {"sites": [{"name": 3}]},
+        {"population": {"n_clients": 6}},
+        {"population": "nobody"},
+        {"method": None},
+        {"outputs": {}},
+        {"backbone": {"class": "x", "sha256": "", "origin": {"loader": "subprocess", "arguments": {}}}},
+        {"backbone": {"class": "x", "sha256": "", "origin": {"loader": "timm_backbone", "arguments": {"x=1;y": 2}}}},
+    ],
+    ids=["no sites", "odd sites", "few clients", "text", "no method", "no outputs", "odd loader", "odd option"],
+)
+def test_a_damaged_record_of_the_model_is_one_message(run_of, tmp_path, change):
+    run = shutil.copytree(run_of("vit", "fedit"), tmp_path / "run")
+    about = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(about | change))
+    with pytest.raises(ValueError, match=r"model\.json', the model\.safetensors beside it or the newest .* is damaged"):
+        export_adapter(run, tmp_path / "to", client=CLIENT)
+    assert not (tmp_path / "to").exists()
+
+
+def test_the_lines_on_the_card_build_the_backbone_and_load_the_adapter(tmp_path, monkeypatch):
+    data, local = texts(), LOCAL
+    for loader, inputs in (
+        (partial(timm_backbone, "vit_tiny_patch16_224", 3, 32, pretrained=False), torch.rand(72, 3, 32, 32)),
+        (partial(embedded_text_classifier, 3, 30, 0), data.inputs),
+    ):
+        run, name = tmp_path / f"run-{loader.func.__name__}", f"adapter-{loader.func.__name__}"
+        its = fedsim.from_tensors(inputs, data.targets, torch.arange(72) % 6)
+        its = dataclasses.replace(its, class_names=("a", "b", "c"), pad_token=data.pad_token)
+        call = (lambda model, x: model(x)) if inputs.is_floating_point() else bert_logits
+        module = loader() if inputs.is_floating_point() else bert()
+        parts = {"method": fedsim.FedIT(lora_rank=2), "backbone": module, "data": its, "rounds": 1, "local": local}
+        fedsim.simulate(out=run, threads=1, **parts)
+        export_adapter(run, tmp_path / name)
+        card = (tmp_path / name / "README.md").read_text()
+        assert "**Classes**: a, b, c" in card
+        (lines,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+        monkeypatch.chdir(tmp_path)
+        found: dict = {}
+        exec(lines, found)
+        held, _ = held_together(*restored(run), "", [0, 1])
+        module = ClientModule(module, restored(run)[0].layout.sites)
+        module.install(held.tensors, held.scales, cross_entropy)
+        with torch.no_grad():
+            close(call(found["model"], inputs[:9]), module(inputs[:9]))
