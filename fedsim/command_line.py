@@ -17,6 +17,7 @@ from fedsim.devices import DeviceProfiles
 from fedsim.faults import Fault, OnNan
 from fedsim.interruption import Stopped, resume_command
 from fedsim.launch import launch
+from fedsim.options import check_options
 from fedsim.run_folder import check_is_new, check_same_recipe, read_recipe
 from fedsim.workers import TIMEOUT, check_timeout
 
@@ -133,6 +134,7 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
         if error.code:
             _wait_for_first()
         raise
+    check_options(recipe)
     if folder is None:
         out = recipe.out or Path("runs") / f"{Path(sys.argv[0]).stem}-{_start_time()}"
         check_is_new(out)

@@ -6,7 +6,6 @@ Decided on worker 0, once everyone's updates are there, so that it does not depe
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import get_args
 
 from fedsim.faults import Fault, OnNan
 from fedsim.round import ClientError, ClientUpdate
@@ -17,12 +16,6 @@ SECOND_LOSS = "also.train_loss"
 
 class Diverged(ClientError, Fault):
     """A client's training loss, or a value in its update, is not finite."""
-
-
-def check_policy(on_nan: str) -> None:
-    """Raise ValueError for a policy that is not known."""
-    if on_nan not in get_args(OnNan):
-        raise ValueError(f"on_nan is '{on_nan}'; it must be one of {', '.join(get_args(OnNan))} (--on-nan).")
 
 
 def with_second(update: ClientUpdate, second: ClientUpdate) -> ClientUpdate:

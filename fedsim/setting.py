@@ -14,12 +14,12 @@ from fedsim.adapters.layout import Layout, Slot
 from fedsim.curves import Wandb, check_wandb
 from fedsim.data.federated import FederatedData
 from fedsim.devices import Clock, DeviceProfiles
-from fedsim.divergence import check_policy
 from fedsim.faults import OnNan
 from fedsim.federation import check_cohort_size, population_of
 from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
+from fedsim.options import check_options
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method, Plan
 from fedsim.profiling import profile
@@ -76,15 +76,13 @@ class Setting:
 
     def __post_init__(self) -> None:
         check_precision()
-        check_policy(self.on_nan)
-        check_wandb(self.wandb)
         if isclass(self.method) or not callable(getattr(self.method, "plan", None)):
             raise ValueError(f"method is {self.method!r}; it must be an object, such as fedsim.methods.HiLoRA().")
-        if not isinstance(self.rounds, int) or not isinstance(self.evaluate_every, int):
-            given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
-            raise ValueError(f"{given}; both must be whole numbers (--rounds).")
-        if self.engine not in ("batched", "sequential"):
-            raise ValueError(f"engine is '{self.engine}'; it must be batched or sequential (--engine).")
+        check_options(self)
+        check_wandb(self.wandb)
+        alpha = self.method.lora_alpha
+        if alpha is not None and not alpha > 0:
+            raise ValueError(f"lora_alpha is {alpha}; it must be positive, or None for α = R (--method.lora-alpha).")
         if self.rounds < 1 or self.evaluate_every < 1:
             given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
             raise ValueError(f"{given}; both must be 1 or more (--rounds).")

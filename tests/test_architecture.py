@@ -14,7 +14,8 @@ TREES = {name: ast.parse(path.read_text()) for name, path in (FILES | RECIPES | 
 
 MAY_IMPORT = {
     "adapters": set(),
-    "data": {"cache"},
+    "options": set(),
+    "data": {"cache", "options"},
     "randomness": set(),
     "cache": set(),
     "local_training": set(),
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "curves": {"run_folder"},
     "interruption": {"workers"},
     "launch": {"interruption"},
-    "command_line": {"devices", "run_folder", "faults", "interruption", "launch", "workers"},
+    "command_line": {"devices", "options", "run_folder", "faults", "interruption", "launch", "workers"},
     "round": {"adapters", "local_training"},
     "divergence": {"faults", "round"},
     "models": {"adapters", "cache", "local_training"},

@@ -71,7 +71,7 @@ def test_what_is_asked_for_and_not_there_is_one_message_before_anything_is_writt
         match=r"wandb is 'offline' and the package is not installed; run .* in fedsim's checkout \(--wandb\)",
     ):
         tiny_run(wandb="offline")
-    with pytest.raises(ValueError, match="wandb is 'on'; it must be offline or online"):
+    with pytest.raises(ValueError, match="wandb is 'on'; it must be offline, online or None"):
         tiny_run(wandb="on")
     assert not (tmp_path / "run").exists()
     assert check_wandb(None) is None

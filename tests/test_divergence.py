@@ -175,7 +175,7 @@ def test_an_answer_that_is_no_number_is_wrong():
 
 
 def test_a_policy_that_is_not_known_is_refused(tiny_run):
-    with pytest.raises(ValueError, match=r"on_nan is 'ignore'; it must be one of stop, skip \(--on-nan\)"):
+    with pytest.raises(ValueError, match=r"on_nan is 'ignore'; it must be stop or skip \(--on-nan\)"):
         tiny_run(on_nan="ignore")
 
 

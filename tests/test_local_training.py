@@ -27,7 +27,7 @@ def test_unsuitable_options_are_refused(options, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rounds": 1.5}, "rounds is 1.5 .* whole numbers"),
+        ({"rounds": 1.5}, r"rounds is 1.5; it must be a whole number \(--rounds\)"),
         ({"method": "fedit"}, "method is 'fedit'; it must be an object"),
         ({"method": FedIT}, "it must be an object"),
         ({"engine": "foo"}, "engine is 'foo'"),

@@ -6,9 +6,12 @@ It is checked when options are made: before a data set is looked for, decoded or
 import math
 from dataclasses import dataclass
 
+from fedsim.options import check_options
+
 AT_LEAST = {
     "n_clients": 1,
     "clients_per_domain": 1,
+    "clients_per_style": 1,
     "classes_per_client": 1,
     "train_per_client": 1,
     "test_per_client": 1,
@@ -29,6 +32,7 @@ class ClientOptions:
     """Training samples that the server keeps, in the proportions of their classes, before clients get the others."""
 
     def __post_init__(self) -> None:
+        check_options(self, "data")
         if problems := self.problems():
             raise ValueError("; ".join(problems) + " (--data.*).")
 

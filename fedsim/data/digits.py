@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor
 
+from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
 from fedsim.data.partition import by_group, choose_unseen
 from fedsim.data.proxy import set_aside, with_proxy
@@ -22,7 +23,7 @@ SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class DigitStyles:
+class DigitStyles(ClientOptions):
     """How the digits are split over clients."""
 
     clients_per_style: int = 4
@@ -33,10 +34,6 @@ class DigitStyles:
     """Mean number of test digits of a client."""
     alpha: float = 2.0
     """Dirichlet concentration over labels inside a style."""
-    unseen_fraction: float = 0.2
-    """Share of the clients that do not take part in training."""
-    proxy_samples: int = 0
-    """Training digits that the server keeps, in the proportions of their classes; its clients train without them."""
 
 
 def draw(digits: Tensor, style: str) -> Tensor:

@@ -17,6 +17,7 @@ from fedsim.data.known import filled
 from fedsim.data.listing import evenly_marked
 from fedsim.data.partition import choose_unseen, dirichlet
 from fedsim.data.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
+from fedsim.options import check_options
 
 SIZES = "--data.clients-per-task, --data.min-train, --data.min-test"
 """What to change where a kind of task does not go round."""
@@ -75,6 +76,7 @@ class Instructions:
     """Beams of the search for an answer; 1 for greedy."""
 
     def __post_init__(self) -> None:
+        check_options(self, "data")
         problems = []
         for name in ("clients_per_task", "train_per_client", "test_per_client", "max_new_tokens", "beams"):
             value = getattr(self, name)

@@ -11,6 +11,7 @@ import datasets
 
 from fedsim.data.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
 from fedsim.data.task import ClassificationF1, Task
+from fedsim.options import check_options
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -57,6 +58,7 @@ class SourceOptions:
     """Tell macro F1 beside accuracy, by client and over all test samples together; default: of LEDGAR."""
 
     def __post_init__(self) -> None:
+        check_options(self, "data")
         if problems := self.problems():
             raise ValueError("; ".join(problems) + " (--data.*).")
 

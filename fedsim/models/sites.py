@@ -24,6 +24,8 @@ def find_sites(backbone: nn.Module, pattern: str = QUERY_VALUE, head: str = "") 
     its `lm_head` stays frozen. Raises ValueError when the pattern is invalid or matches no `nn.Linear`, or the head is
     not there.
     """
+    if not isinstance(pattern, str):
+        raise ValueError(f"sites is {pattern!r}; it must be one regular expression, such as 'q_proj|v_proj'.")
     try:
         matcher = re.compile(pattern)
     except re.error as error:

@@ -1,0 +1,68 @@
+"""What all options have in common: words must be of their lists, whole numbers whole, and all numbers finite.
+
+The command line refuses most of it by itself; in Python nothing else would.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+CALLED = {int: "a whole number", float: "a finite number", NoneType: "None"}
+SEVERAL = (tuple, list, Sequence)
+
+
+def check_options(options: Any, name: str = "") -> None:
+    """Raise ValueError that names every field of a dataclass, and of those inside it, whose value cannot be.
+
+    A field's type decides: one of a Literal's words, a whole number for int, a finite number for float; tuples of such
+    by entry. Other types, and what is no dataclass, are not looked at. `name` is what comes before a field's own name.
+    """
+    if problems := list(_problems(options, name)):
+        raise ValueError("; ".join(problems) + ".")
+
+
+def _problems(options: Any, name: str) -> Iterator[str]:
+    if not dataclasses.is_dataclass(options) or isinstance(options, type):
+        return
+    try:
+        hints = get_type_hints(type(options), include_extras=True)
+    except NameError:  # of types that are known in a function only
+        return
+    for field in dataclasses.fields(options):
+        if field.init:
+            own = [entry.name for entry in getattr(hints[field.name], "__metadata__", ()) if hasattr(entry, "name")]
+            place = ".".join(filter(None, (name, *(own or [field.name]))))
+            value, kinds = getattr(options, field.name), list(_kinds(hints[field.name]))
+            entries = value if isinstance(value, tuple | list) else (value,)
+            if dataclasses.is_dataclass(value):
+                yield from _problems(value, place)
+            elif not all(any(_fits(entry, kind) for kind in kinds) for entry in entries):
+                option = place.replace("_", "-")
+                yield f"{place} is {value!r}; it must be {_in_words(kinds)} (--{option})"
+
+
+def _kinds(hint: Any) -> Iterator[Any]:
+    """What a value, or an entry of several, may be: Literals and types."""
+    if hasattr(hint, "__metadata__") or get_origin(hint) in (Union, UnionType, *SEVERAL):
+        inside = (hint.__origin__,) if hasattr(hint, "__metadata__") else get_args(hint)
+        yield from (kind for part in inside if part is not ... for kind in _kinds(part))
+    else:
+        yield hint
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if kind is int:
+        return isinstance(value, Integral)
+    if kind is float:
+        return isinstance(value, Real) and math.isfinite(value)
+    return value is None if kind is NoneType else True
+
+
+def _in_words(kinds: Sequence[Any]) -> str:
+    words = [str(word) for kind in kinds for word in (get_args(kind) or [CALLED.get(kind, kind)])]
+    return f"{', '.join(words[:-1])} or {words[-1]}" if len(words) > 1 else words[0]

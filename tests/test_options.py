@@ -1,0 +1,113 @@
+"""Options that only Python lets through: words outside their lists, numbers that are none."""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Annotated
+
+import pytest
+from conftest import TinyAttention, tiny_data
+from tyro.conf import arg
+
+import fedsim
+from fedsim.data.digits import DigitStyles
+from fedsim.data.instructions import Instructions
+from fedsim.data.protocols import SkewedClients, SkewedTexts
+from fedsim.options import check_options
+from fedsim.parts.directions import SubspaceClustering
+from fedsim.setting import Setting
+
+
+def setting(**changes):
+    return Setting(
+        **{"method": fedsim.FedIT(), "backbone": TinyAttention(), "data": tiny_data(), "rounds": 1} | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        (fedsim.FedIT(lora_alpha=math.nan), r"lora_alpha is nan; .* finite number or None \(--method.lora-alpha\)"),
+        (fedsim.FedIT(lora_alpha=0), r"lora_alpha is 0; it must be positive"),
+        (fedsim.FedIT(lora_alpha=-1.0), r"lora_alpha is -1.0; it must be positive"),
+        (fedsim.FedIT(lora_rank=2.5), r"method.lora_rank is 2.5; it must be a whole number"),
+        (fedsim.FedIT(head_policy="foo"), r"head_policy is 'foo'; it must be frozen, global, tier or local"),
+        (fedsim.HiLoRA(gamma_c=math.inf), r"gamma_c is inf; it must be a finite number \(--method.gamma-c\)"),
+        (fedsim.HiLoRA(clustering=SubspaceClustering(by="foo")), r"clustering.by is 'foo'; .* subspaces or updates"),
+        (fedsim.FedSALoRA(shared=("A", "C")), r"shared is \('A', 'C'\); it must be A or B \(--method.shared\)"),
+        (fedsim.FedDPA(variant="X"), "variant is 'X'; it must be F or T"),
+    ],
+)
+def test_what_no_method_can_be_is_refused(method, message):
+    with pytest.raises(ValueError, match=message):
+        setting(method=method)
+
+
+METHODS = [getattr(fedsim.methods, name) for name in fedsim.methods.__all__]
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_every_number_of_every_method_must_be_finite(kind):
+    names = [name for name, value in vars(kind()).items() if isinstance(value, float)]
+    for name in (*names, "lora_alpha"):
+        try:
+            method = replace(kind(), **{name: math.nan})
+        except ValueError:  # its own check came first
+            continue
+        with pytest.raises(ValueError, match=rf"method.{name} is nan"):
+            setting(method=method)
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_the_defaults_of_every_method_pass(kind):
+    check_options(kind(), "method")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: SkewedClients(partition="foo"),
+            r"data.partition is 'foo'; it must be gl-dir, .* \(--data.par",
+        ),
+        (lambda: SkewedClients(normalise="foo"), "data.normalise is 'foo'"),
+        (lambda: SkewedTexts(task="foo"), "data.task is 'foo'"),
+        (lambda: Instructions(template="foo"), "data.template is 'foo'"),
+        (lambda: SkewedClients(n_clients=2.5), "data.n_clients is 2.5; it must be a whole number"),
+        (lambda: DigitStyles(clients_per_style=0), "clients_per_style is 0; it must be 1 or more"),
+        (lambda: DigitStyles(alpha=math.nan), "data.alpha is nan; it must be a finite number"),
+        (lambda: DigitStyles(unseen_fraction=1.0), "unseen_fraction is 1.0"),
+    ],
+)
+def test_what_no_options_of_data_can_be_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"engine": "foo"}, r"engine is 'foo'; it must be batched or sequential \(--engine\)"),
+        ({"evaluate_every": 0.5}, "evaluate_every is 0.5; it must be a whole number"),
+        ({"cohort_size": "all"}, "cohort_size is 'all'; it must be a whole number or None"),
+        ({"sites": ["q_proj", "v_proj"]}, r"sites is \['q_proj', 'v_proj'\]; it must be one regular expression"),
+    ],
+)
+def test_what_no_setting_can_be_is_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        setting(**changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(fedsim.RunOptions):
+    """A recipe."""
+
+    method: Annotated[fedsim.FedIT, arg(name="one")] = field(default_factory=fedsim.FedIT)
+    """The method, under another name."""
+
+
+def test_a_recipe_is_checked_before_anything_is_loaded_and_an_option_is_called_as_it_is_typed(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--one.lora-alpha", "nan"])
+    with pytest.raises(SystemExit) as error:
+        fedsim.cli(Recipe, lambda recipe: pytest.fail("it has started"))
+    assert error.value.code == 2
+    assert "one.lora_alpha is nan; it must be a finite number or None (--one.lora-alpha)" in capsys.readouterr().err
