@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.data.federated import FederatedData
-from fedsim.disk import read_json, write_atomically
+from fedsim.disk import check_is_new, read_json, write_atomically
 from fedsim.interruption import listening
 from fedsim.launch import launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
-from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
+from fedsim.run_folder import RunFolder, check_same_recipe, load_checkpoint
 from fedsim.setting import Setting
 from fedsim.simulation import simulate
 from fedsim.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation

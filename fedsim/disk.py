@@ -38,6 +38,35 @@ class FolderInUse(Fault):
         )
 
 
+def check_is_new(folder: Path) -> None:
+    """Raise ValueError when the folder holds a run or other files, or cannot be written.
+
+    What a killed start may leave there, hidden files and what a job writes to `logs` do not count.
+    """
+    if folder == Path():
+        raise ValueError("out is the current folder, or empty; name a folder for the run, such as runs/first (--out).")
+    try:
+        (folder / "checkpoints" / ".round-000000.safetensors.partial").stat()  # the longest name that there will be
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ValueError(f"The run cannot be kept in '{str(folder)[:200]}': {why} (--out).") from None
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written to" if there.is_dir() else "is no folder"
+        raise ValueError(f"The run cannot be kept in '{folder}': '{there}' {why} (--out).")
+    if (folder / "recipe.json").exists():
+        raise ValueError(
+            f"The folder '{folder}' already holds a run. Continue it with --resume {folder}, or choose another --out."
+        )
+    names = sorted(path.name for path in folder.iterdir()) if there == folder else []
+    if others := [name for name in names if name not in ("checkpoints", "logs") and not name.startswith(".")]:
+        raise ValueError(
+            f"The folder '{folder}' holds other files, {others[:5]}; choose another one, or none yet (--out)."
+        )
+
+
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
     """Turn the error of whatever finds the disk full into one that names this file or folder."""
@@ -52,9 +81,12 @@ def writing(path: Path) -> Iterator[None]:
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold a folder for this process, however it may end; raises `FolderInUse` when another one holds it."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("a")
+    try:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            file = (folder / ".lock").open("a")
+    except OSError as error:  # what nobody could know without trying
+        raise Fault(f"The run folder '{folder}' cannot be made: {error.strerror} (--out).") from error
     with file:  # closing it gives the lock back, and so does the end of this process
         _lock(file, folder)
         yield

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from fedsim.adapters.wire import pack, unpack
-from fedsim.disk import FolderInUse, append, read_json, to_disk, write_atomically, writing
+from fedsim.disk import FolderInUse, append, check_is_new, read_json, to_disk, write_atomically, writing
 from fedsim.provenance import environment
 
 SEEDS = "seeds"
@@ -137,18 +136,6 @@ def _round_of(line: str) -> int:
         return int(json.loads(line)["round"])
     first = line.partition(",")[0]
     return -1 if first == "round" else int(first)
-
-
-def check_is_new(folder: Path) -> None:
-    """Raise ValueError when the folder already holds a run."""
-    if (folder / "recipe.json").exists():
-        raise ValueError(
-            f"The folder '{folder}' already holds a run. Continue it with --resume {folder}, or choose another --out."
-        )
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        why = "may not be written to" if there.is_dir() else "is no folder"
-        raise ValueError(f"The run cannot be kept in '{folder}': '{there}' {why} (--out).")
 
 
 def read_recipe(folder: Path) -> dict[str, Any]:

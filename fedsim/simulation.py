@@ -14,7 +14,7 @@ from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
 from fedsim.blocks import largest_size
 from fedsim.data.placement import placed
-from fedsim.disk import only_writer
+from fedsim.disk import check_is_new, only_writer
 from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
@@ -31,7 +31,7 @@ from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.resources import allocation_log
 from fedsim.round import ClientUpdate, ServerState
-from fedsim.run_folder import RunFolder, check_is_new, check_same_recipe, load_checkpoint
+from fedsim.run_folder import RunFolder, check_same_recipe, load_checkpoint
 from fedsim.setting import Setting
 from fedsim.workers import TIMEOUT, Workers, check_timeout
 

@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "curves": {"run_folder"},
     "interruption": {"workers"},
     "launch": {"interruption"},
-    "command_line": {"devices", "options", "run_folder", "faults", "interruption", "launch", "workers"},
+    "command_line": {"devices", "disk", "options", "run_folder", "faults", "interruption", "launch", "workers"},
     "round": {"adapters", "local_training"},
     "divergence": {"faults", "round"},
     "models": {"adapters", "cache", "local_training"},

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import fedsim
 from fedsim import run_folder
 from fedsim.disk import DiskFull, FolderInUse, only_writer, writing
+from fedsim.faults import Fault
 from fedsim.report import figures
 from fedsim.run_folder import load_checkpoint
 
@@ -150,6 +152,45 @@ def test_a_place_that_can_hold_no_folder_is_refused_before_anything_starts(tiny_
     with pytest.raises(ValueError, match=r"may not be written to \(--out\)"):
         tiny_run(out=tmp_path / "new")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("", r"out is the current folder, or empty; name a folder for the run, such as runs/first \(--out\)"),
+        (".", "out is the current folder"),
+        ("a" * 300, r"cannot be kept in 'aaa.*': File name too long \(--out\)"),
+        ("a/" * 2100, "File name too long"),
+        ("others", r"'others' holds other files, \['mine.txt'\]; choose another one, or none yet \(--out\)"),
+        ("a\0b", "null byte"),
+    ],
+)
+def test_a_folder_that_is_none_of_the_runs_own_is_refused_and_nothing_is_written(
+    tiny_run, tmp_path, monkeypatch, out, message
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "others").mkdir()
+    (tmp_path / "others" / "mine.txt").write_text("kept")
+    with pytest.raises(ValueError, match=message):
+        tiny_run(out=out)
+    assert [path.name for path in tmp_path.rglob("*")] == ["others", "mine.txt"]
+
+
+def test_a_folder_with_what_a_killed_start_and_its_job_left_is_taken(tiny_run, tmp_path):
+    for name in ("checkpoints", "logs"):
+        (tmp_path / "run" / name).mkdir(parents=True)
+    (tmp_path / "run" / ".lock").touch()
+    (tmp_path / "run" / ".recipe.json.partial").write_text("{")
+    assert tiny_run(rounds=1).folder == tmp_path / "run"
+
+
+def test_a_folder_that_cannot_be_made_after_all_is_one_message(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "mkdir", lambda *given, **options: os.mkdir("/proc/nothing"))
+    with (
+        pytest.raises(Fault, match=r"The run folder '.*new' cannot be made: .* \(--out\)"),
+        only_writer(tmp_path / "new"),
+    ):
+        pass
 
 
 def test_a_full_disk_is_named_where_not_even_the_folder_could_be_made(tmp_path):
