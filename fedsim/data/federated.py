@@ -7,11 +7,16 @@ backbone takes (`batch`) is one operation on the device for as many clients as o
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fedsim.data.task import Classification, Task
+
+Samples = Tensor | np.ndarray | Sequence[Any]
+"""Something for every sample."""
 
 
 def as_float(inputs: Tensor) -> Tensor:
@@ -138,26 +143,46 @@ class FederatedData:
 
 
 def from_tensors(
-    inputs: Tensor,
-    targets: Tensor,
-    client_of_sample: Tensor,
+    inputs: Samples,
+    targets: Samples,
+    client_of_sample: Samples,
     *,
     test_fraction: float = 0.25,
     unseen: Sequence[int] = (),
 ) -> FederatedData:
     """Split your own tensors: sample s belongs to client `client_of_sample[s]`; every client keeps a share for testing.
 
-    The split is by position: each client's last `test_fraction` of samples (rounded) are its test split.
+    Tensors, NumPy arrays or lists: inputs (S, ...), targets (S,) and client_of_sample (S,) of whole numbers from 0 on.
+    The split is by position: each client's last `test_fraction` of samples (rounded) are its test split. Raises
+    ValueError where they do not fit together.
     """
     if not 0 <= test_fraction < 1:
         raise ValueError(f"test_fraction is {test_fraction}; it must lie in [0, 1).")
-    if len(client_of_sample) != len(inputs):
-        raise ValueError(f"client_of_sample has {len(client_of_sample)} entries for {len(inputs)} inputs.")
+    inputs, targets = as_tensor("inputs", inputs), as_tensor("targets", targets)
+    owners = as_tensor("client_of_sample", client_of_sample)
+    if not len(inputs):
+        raise ValueError("inputs are empty; there must be a sample at least.")
+    if owners.shape != (len(inputs),):
+        raise ValueError(f"client_of_sample has the shape {tuple(owners.shape)} for {len(inputs)} inputs.")
+    if owners.is_floating_point() or int(owners.min()) < 0:
+        raise ValueError(f"client_of_sample has {owners.min()} ({owners.dtype}); clients are numbered 0, 1, 2, ….")
     train, test = [], []
-    for client in range(int(client_of_sample.max()) + 1):
-        rows = (client_of_sample == client).nonzero().flatten()
+    for client in range(int(owners.max()) + 1):
+        rows = (owners == client).nonzero().flatten()
         n_train = len(rows) - round(test_fraction * len(rows))
         train.append(rows[:n_train])
         test.append(rows[n_train:])
-    names = [str(label) for label in range(int(targets.max()) + 1)]
+    targets = targets if targets.is_floating_point() else targets.long()
+    names = [str(label) for label in range(int(targets.max()) + 1)] if len(targets) else []
     return FederatedData(inputs, targets, train, test, names, unseen=frozenset(unseen))
+
+
+def as_tensor(name: str, values: Samples) -> Tensor:
+    """Return a tensor as it is, and an array or a list as one (of float64 in torch's default type)."""
+    if isinstance(values, Tensor):
+        return values
+    try:
+        made = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} are no tensor, and none can be made of them: {error}.") from None
+    return made.to(torch.get_default_dtype()) if made.dtype == torch.float64 else made

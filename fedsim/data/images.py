@@ -165,7 +165,10 @@ def image_content(features: Features, source: str) -> Content:
     for name, feature in features.items():
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
             return Content((name,), partial(_encoded, name), partial(_undecoded, name))
-    raise ValueError(f"'{source}' has no column of images; its columns are {sorted(features)}.")
+    columns = ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
+    raise ValueError(
+        f"'{source}' has no column of images, as `datasets` writes them with the bytes of each file; it has {columns}."
+    )
 
 
 def _encoded(column: str, record: Mapping[str, Any], name: str) -> Encoded:

@@ -87,6 +87,13 @@ def find(
     data are not to be had (with what was tried and the command that gets them) or too few.
     """
     whole = looked_up(options, what, list_folder, list_hub)
+    known = set(whole.train.targets)
+    if whole.test is not None and known and (strange := sorted(set(whole.test.targets) - known)):
+        names = [whole.class_names[label] for label in strange[:5]]
+        raise ValueError(
+            f"'{options.path or options.hub}' has test samples of {len(strange)} classes that no training sample has: "
+            f"{names}. Name splits of the same labels (--data.train-split, --data.test-split, --data.label-column)."
+        )
     kept = keep_first_classes(
         keep_top_classes(keep_groups(whole, options.group), options.top_classes), options.first_classes
     )

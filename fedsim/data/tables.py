@@ -210,8 +210,9 @@ def _numbered(
     mixed = "words in one split and numbers in another" if is_mixed else ""
     problem = "neither numbers nor words" if _is_nested(tables, column) else mixed
     together = np.concatenate(list(values.values()))
-    if problem or (together.dtype.kind == "f" and np.isnan(together).any()):
-        raise ValueError(f"'{source}' has in its column '{column}' {problem or 'NaN'} (--data.{role}-column).")
+    if problem or (together.dtype.kind == "f" and (together % 1 != 0).any()):
+        problem = problem or "NaN or parts of whole numbers"
+        raise ValueError(f"'{source}' has in its column '{column}' {problem} (--data.{role}-column).")
     distinct = np.unique(together)
     is_named = getattr(features[column], "names", None) or _names_beside(tables, column)
     if distinct.dtype.kind not in "iu" or (not is_named and int(distinct.max(initial=0)) >= len(together)):

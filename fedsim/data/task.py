@@ -65,6 +65,8 @@ class Classification:
 
     def problem(self, targets: Tensor, class_names: Sequence[str]) -> str:
         """Targets (S,) must be numbers of classes."""
+        if targets.is_floating_point():
+            return f"targets are {targets.dtype}; they must be whole numbers, 0 … N-1"
         if not len(targets) or 0 <= int(targets.min()) <= int(targets.max()) < len(class_names):
             return ""
         low, high = int(targets.min()), int(targets.max())

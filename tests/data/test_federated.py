@@ -1,5 +1,6 @@
 """Index tables over one tensor: what a local step sees, and where the tensor is kept."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,3 +56,36 @@ def test_data_are_kept_as_near_to_the_device_as_they_fit(n_bytes, place):
 def test_on_a_cpu_data_stay_where_they_are():
     data = tokens()
     assert placed(data, torch.device("cpu")) is data
+
+
+def some(**changes):
+    inputs, targets, owners = torch.randn(8, 3), torch.arange(8) % 2, torch.arange(8) // 4
+    return {"inputs": inputs, "targets": targets, "client_of_sample": owners} | changes
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.numpy, torch.Tensor.tolist])
+def test_arrays_and_lists_make_the_same_data_as_tensors(convert):
+    expected, found = fedsim.from_tensors(**some()), fedsim.from_tensors(**{k: convert(v) for k, v in some().items()})
+    wide = fedsim.from_tensors(**some(inputs=np.zeros((8, 3)), targets=np.arange(8, dtype=np.int32) % 2))
+    assert torch.equal(found.targets, expected.targets)
+    assert found.inputs.shape == expected.inputs.shape
+    assert all(map(torch.equal, found.tables, expected.tables))
+    assert (found.inputs.dtype, wide.inputs.dtype, wide.targets.dtype) == (torch.float32, torch.float32, torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"client_of_sample": torch.arange(8) - 1}, r"client_of_sample has -1 .*clients are numbered 0, 1, 2"),
+        ({"client_of_sample": [0.5] * 8}, r"client_of_sample has 0.5 \(torch.float32\)"),
+        ({"client_of_sample": torch.zeros(8, 1)}, r"client_of_sample has the shape \(8, 1\) for 8 inputs"),
+        ({"targets": torch.rand(8)}, "targets are torch.float32; they must be whole numbers"),
+        ({"targets": []}, "8 inputs have 0 targets"),
+        ({"targets": ["cat"] * 8}, "targets are no tensor, and none can be made of them"),
+        ({"inputs": [], "targets": [], "client_of_sample": []}, "inputs are empty"),
+        ({"inputs": [[1.0], [1.0, 2.0]]}, "inputs are no tensor"),
+    ],
+)
+def test_samples_that_do_not_fit_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        fedsim.from_tensors(**some(**changes))

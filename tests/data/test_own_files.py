@@ -176,7 +176,8 @@ def test_a_change_of_the_files_is_noticed(tmp_path: Path):
     lines(tmp_path)
     before = find_texts(TextOptions(task="trec", path=tmp_path)).train.identity
     assert find_texts(TextOptions(task="trec", path=tmp_path)).train.identity == before
-    (tmp_path / "train_5500.label").write_text("DESC:manner How did freedom develop ?\n")
+    with (tmp_path / "train_5500.label").open("a") as file:
+        file.write("DESC:manner How did freedom develop ?\n")
     assert find_texts(TextOptions(task="trec", path=tmp_path)).train.identity != before
 
 
