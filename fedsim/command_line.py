@@ -94,6 +94,9 @@ class RunOptions:
 HOW_NOT_WHAT = ("out", "resume", "dry_run")
 """Options that say where a run is recorded and whether, not what is run."""
 
+NOT_EMBEDDED = {"--data.path", "--data.hub", "--data.dataset", "--model.name", "--model.weights"}
+"""Options that --embedded would ignore without a word."""
+
 Recipe = TypeVar("Recipe", bound=RunOptions)
 
 
@@ -136,6 +139,7 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
             _wait_for_first()
         raise
     check_options(recipe)
+    check_typed(recipe, default)
     if folder is None:
         out = recipe.out or Path("runs") / f"{Path(sys.argv[0]).stem}-{_start_time()}"
         check_is_new(out)
@@ -143,6 +147,23 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
     recipe = dataclasses.replace(recipe, out=folder, seeds=_with_new_seeds(default.seeds, recipe.seeds))
     check_same_recipe(folder, to_dict(recipe))
     return recipe
+
+
+def check_typed(recipe: RunOptions, default: RunOptions) -> None:
+    """Raise ValueError for options on the command line of which one would be ignored, since another says otherwise."""
+    typed = {word.partition("=")[0].replace("_", "-") for word in sys.argv[1:] if word.startswith("--")}
+    problems = []
+    folder = _resume_folder(sys.argv[1:])
+    if folder and recipe.out and folder.absolute() != recipe.out.absolute():
+        problems.append(f"a resumed run goes on in '{folder}' and not in '{recipe.out}'; leave out --out or --resume")
+    if "--seeds" in typed and not recipe.seeds:
+        problems.append("--seeds has no seeds; give one or more")
+    if recipe.seeds and ("--seed" in typed or recipe.seed != default.seed):
+        problems.append("--seeds and --seed are given; leave out one of them")
+    if getattr(recipe, "embedded", False) and (other := sorted(typed & NOT_EMBEDDED)):
+        problems.append(f"--embedded brings data and model of its own; leave it out, or {', '.join(other)}")
+    if problems:
+        raise ValueError("; ".join(problems) + ".")
 
 
 def _with_new_seeds(before: tuple[int, ...], now: tuple[int, ...]) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ out/comparison.{md,csv,tex}    the table
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from fedsim.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, tri
 from fedsim.workers import TIMEOUT, Workers
 
 Methods = Mapping[str, Method | Grid]
+NAME = re.compile("[A-Za-z0-9][A-Za-z0-9 .,_+=-]{0,99}")
 
 
 def compare(
@@ -72,11 +74,17 @@ def compare(
 
 
 def check_names(methods: Methods, seeds: Sequence[int], reference: str | None) -> None:
-    """Raise ValueError for an unknown reference, for no seed and for one that is given twice."""
-    problems = []
+    """Raise ValueError for names that make no folders, an unknown reference, no seed and one that is given twice."""
+    problems = [
+        f"a method is called {name!r}; names of methods name folders: letters, digits, space and . , _ + = - behind one"
+        for name in methods
+        if not (isinstance(name, str) and NAME.fullmatch(name))
+    ]
     if not methods:
         problems.append("there is no method to run")
-    if reference is not None and (reference not in methods or len(methods) < 2):
+    if reference is not None and len(methods) == 1:
+        problems.append(f"reference is '{reference}', but there is one method only, and none to test (--reference)")
+    elif reference is not None and reference not in methods:
         problems.append(f"reference is '{reference}'; it must be one of several methods: {', '.join(methods)}")
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         problems.append(f"seeds are {list(seeds)}; they must be distinct and 0 or more, and at least one (--seeds)")

@@ -10,6 +10,8 @@ from runs import QUICKSTART, SMALL, fabric, python, run
 
 import fedsim
 from fedsim import command_line
+from fedsim.data.protocols import SkewedClients
+from fedsim.experiments import ImageExperiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,14 @@ class Recipe(fedsim.RunOptions):
     """The method."""
     local: fedsim.LocalTraining = dataclasses.field(default_factory=fedsim.LocalTraining)
     """Local training."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Images(ImageExperiment):
+    """A recipe for images."""
+
+    data: SkewedClients = dataclasses.field(default_factory=SkewedClients)
+    """The images."""
 
 
 @pytest.fixture
@@ -108,6 +118,31 @@ def test_a_single_run_does_not_become_a_comparison(parse, tmp_path):
     (tmp_path / "run" / "recipe.json").write_text(json.dumps(command_line.to_dict(first)))
     with pytest.raises(ValueError, match=r"another recipe: seeds was \[\] and is \[0, 1\]"):
         parse("--resume", tmp_path / "run", "--seeds", 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--seeds", 0, 1, "--seed", 3), "--seeds and --seed are given; leave out one of them"),
+        (("--seeds", 0, 1, "--seed=0"), "--seeds and --seed are given"),
+        (("--seeds",), "--seeds has no seeds; give one or more"),
+        (("--embedded", "--data.path", "x"), r"--embedded brings data and model of its own; .* --data.path"),
+        (("--embedded", "--data.n_clients", 3, "--model.name", "x"), r"leave it out, or --model.name"),
+    ],
+)
+def test_options_of_which_one_would_be_ignored_are_refused(monkeypatch, options, message):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
+    with pytest.raises(ValueError, match=message):
+        command_line.parse(Images)
+
+
+def test_a_resumed_run_goes_on_in_its_own_folder(parse, tmp_path):
+    first = parse("--out", tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps(command_line.to_dict(first)))
+    with pytest.raises(ValueError, match=r"goes on in '.*run' and not in 'other'; leave out --out or --resume"):
+        parse("--resume", tmp_path / "run", "--out", "other")
+    assert parse("--out", "run", "--resume", tmp_path / "run").out == tmp_path / "run"  # as slurm/fabric.sbatch does
 
 
 def test_resume_of_no_run_folder_is_refused(parse, tmp_path):

@@ -175,11 +175,16 @@ def test_further_seeds_are_added_to_a_finished_comparison_and_only_they_are_run(
         ({"reference": "flora"}, "reference is 'flora'; it must be one of several methods: fedit, local, hilora"),
         ({"seeds": (1, 1)}, r"seeds are \[1, 1\]; they must be distinct"),
         ({"cohort_size": 99}, "cohort_size is 99"),
+        ({"methods": {"../x": METHODS["fedit"]}}, r"a method is called '../x'; names of methods name folders"),
+        ({"methods": {"": METHODS["fedit"]}}, "a method is called ''"),
+        ({"methods": {"..": METHODS["fedit"], 3: METHODS["local"]}}, r"called '\.\.'.*called 3"),
+        ({"methods": {"it": METHODS["fedit"]}, "reference": "local"}, "but there is one method only"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_is_written(tmp_path, changes, message):
+    arguments = {"methods": METHODS, **common(**changes)}
     with pytest.raises(ValueError, match=message):
-        fedsim.compare(METHODS, federation, out=tmp_path / "run", **common(**changes))
+        fedsim.compare(data=federation, out=tmp_path / "run", **arguments)
     assert not (tmp_path / "run").exists()
 
 

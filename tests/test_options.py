@@ -42,6 +42,13 @@ def test_what_no_method_can_be_is_refused(method, message):
         setting(method=method)
 
 
+def test_more_clusters_than_clients_can_make_are_refused():
+    few, some = SubspaceClustering(k_min=5), SubspaceClustering(k_min=4)
+    with pytest.raises(ValueError, match=r"k_min is 5 and 5 clients take part; it must be below .*clustering.k-min"):
+        setting(method=fedsim.HiLoRA(clustering=few))
+    assert setting(method=fedsim.HiLoRA(clustering=some))
+
+
 METHODS = [getattr(fedsim.methods, name) for name in fedsim.methods.__all__]
 
 

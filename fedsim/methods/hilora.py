@@ -63,6 +63,7 @@ class HiLoRA:
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Train the current tier on top of the finished ones; a newcomer's probe trains the root adapter."""
+        self.clustering.check(population)
         stage, labels = STAGES[int(state.learnt.get("stage", 0))], state.learnt.get("labels")
         steps = self.clustering.probe_steps
         probe = Plan(population=population, stage="probe", tiers=("root",), trains=is_adapter, steps=steps)

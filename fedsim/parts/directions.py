@@ -72,13 +72,16 @@ class SubspaceClustering:
                 f"k_min … k_max is {self.k_min} … {self.k_max}, which is no range of cluster numbers from 1 on "
                 "(--method.clustering.k-min, --method.clustering.k-max)."
             )
-        if self.probe_steps < 1:
-            given = f"probe_steps is {self.probe_steps}"
-            raise ValueError(f"{given}; it must be positive (--method.clustering.probe-steps).")
+        if (steps := self.probe_steps) < 1:
+            raise ValueError(f"probe_steps is {steps}; it must be positive (--method.clustering.probe-steps).")
 
-    def smoothed(
-        self, bank: Bank, updates: Sequence[ClientUpdate], tier: str = "root"
-    ) -> dict[Slot, dict[int, Tensor]]:
+    def check(self, population: Population) -> None:
+        """Raise ValueError where there would be one cluster, since fewer clients take part than k_min needs."""
+        if (k := self.k_min) > max((n := len(population.seen)) - 1, 2):
+            why = f"{n} clients take part; it must be below that"
+            raise ValueError(f"k_min is {k} and {why} (--method.clustering.k-min).")
+
+    def smoothed(self, bank: Bank, updates: Sequence[ClientUpdate], tier: str = "root") -> Copies:
         """Return the new moving average of every participant's direction, as copies of the directions tier."""
         clients = [update.client for update in updates]
         result = {}
