@@ -17,7 +17,7 @@ from fedsim.devices import DeviceProfiles
 from fedsim.disk import check_is_new
 from fedsim.faults import Fault, OnNan
 from fedsim.interruption import Stopped, resume_command
-from fedsim.launch import launch
+from fedsim.launch import launch, one_voice, tell_launcher
 from fedsim.options import check_options
 from fedsim.run_folder import check_same_recipe, read_recipe
 from fedsim.workers import TIMEOUT, check_timeout
@@ -124,6 +124,7 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
             time.sleep(ECHO_WAIT)
         else:
             print(f"error: {fault}", file=sys.stderr, flush=True)
+            tell_launcher(f"error: {fault}")
         sys.exit(1)
 
 
@@ -132,7 +133,7 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
     folder = _resume_folder(sys.argv[1:])
     default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
     try:
-        with _quiet_unless_first():
+        with one_voice():
             recipe = tyro.cli(recipe_type, default=default, description=sys.modules["__main__"].__doc__)
     except SystemExit as error:
         if error.code:
@@ -204,6 +205,7 @@ def fail(message: str) -> None:
     """
     if _is_first():
         print(f"error: {message}", file=sys.stderr, flush=True)
+        tell_launcher(f"error: {message}")
     else:
         _wait_for_first()
     sys.exit(USAGE_ERROR)
@@ -232,15 +234,3 @@ def _is_first() -> bool:
 def _wait_for_first() -> None:
     if not _is_first():
         time.sleep(30)
-
-
-class _quiet_unless_first:
-    """Silence standard output and error on every worker but the first."""
-
-    def __enter__(self) -> None:
-        self.streams = sys.stdout, sys.stderr
-        if not _is_first():
-            sys.stdout = sys.stderr = open(os.devnull, "w")
-
-    def __exit__(self, *error: object) -> None:
-        sys.stdout, sys.stderr = self.streams

@@ -1,7 +1,14 @@
 """The processes of a run: Fabric, its precision, the CPU threads of a worker. The command line comes before."""
 
 import functools
+import io
+import json
 import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import torch
 from lightning.fabric import Fabric
@@ -41,3 +48,32 @@ def set_threads(threads: int | None, device: torch.device) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads or (1 if device.type == "cpu" else share))
+
+
+def tell_launcher(message: str) -> None:
+    """Let `fabric run` end with this message: what a worker's error file holds it shows behind all that it says itself.
+
+    Its own exit code is 1 whatever its workers' are.
+    """
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        told = {"message": message, "extraInfo": {"py_callstack": message, "timestamp": str(int(time.time()))}}
+        Path(path).write_text(json.dumps({"message": told}))
+
+
+@contextmanager
+def one_voice() -> Iterator[None]:
+    """Inside, only the first worker of several says anything, and what it says of an error the launcher says last."""
+    if int(os.environ.get("RANK", 0)):
+        with open(os.devnull, "w") as nothing, redirect_stdout(nothing), redirect_stderr(nothing):
+            yield
+    elif "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        yield
+    else:
+        said = io.StringIO()
+        try:
+            with redirect_stderr(said):
+                yield
+        finally:
+            print(said.getvalue(), end="", file=sys.stderr, flush=True)
+            if said.getvalue():
+                tell_launcher(said.getvalue())

@@ -150,11 +150,24 @@ def test_resume_of_no_run_folder_is_refused(parse, tmp_path):
         parse("--resume", tmp_path)
 
 
+@pytest.mark.parametrize("options", [("--sed", 1), ("--threads", 0), ("--seeds",)])
+def test_the_launcher_gets_the_message_so_that_it_is_last(monkeypatch, tmp_path, capsys, options):
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
+    monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
+    with pytest.raises(SystemExit) as error:
+        fedsim.cli(Recipe, lambda recipe: None)
+    assert error.value.code == 2
+    told = json.loads((tmp_path / "error.json").read_text())["message"]["extraInfo"]["py_callstack"]
+    assert options[0].lstrip("-") in told
+    assert told.strip() in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_several_workers_print_one_message_before_the_launcher_speaks():
     done = run(fabric(2, QUICKSTART, "--sed", 1))
     assert done.returncode != 0
-    assert done.stderr.count("Unrecognized options: --sed") == 1
+    assert done.stderr.count("Unrecognized options: --sed") == 2, "by itself, and in the launcher's words"
+    assert "╰" in "".join(done.stderr.splitlines()[-4:]), "its message is last"
     assert "Traceback" not in done.stderr[: done.stderr.index("Unrecognized options")]
     assert "process group" not in done.stderr[: done.stderr.index("Unrecognized options")]
 
