@@ -5,7 +5,6 @@ resumed goes on under the id that wandb.json keeps.
 """
 
 import importlib.util
-import json
 import os
 import uuid
 from collections.abc import Mapping
@@ -13,6 +12,7 @@ from typing import Any, Literal
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
+from fedsim.disk import read_json
 from fedsim.run_folder import RunFolder, read_recipe
 
 Wandb = Literal["offline", "online"]
@@ -70,7 +70,9 @@ def _wandb_run(folder: RunFolder, mode: Wandb) -> Any:
     kept = folder.path / "wandb.json"
     if not kept.exists():
         folder.write(kept.name, {"id": uuid.uuid4().hex[:12]})
-    run_id = json.loads(kept.read_text())["id"]
+    run_id = str(read_json(kept).get("id"))
+    if not run_id.isalnum():
+        raise ValueError(f"'{kept}' is damaged: its id is no word of letters and digits. Delete it for a new one.")
     if run_id in _open:  # the same run again after a failure: an id can be in use only once
         _open.pop(run_id).finish(exit_code=1)
     run = wandb.init(

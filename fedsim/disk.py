@@ -1,10 +1,14 @@
-"""Writing that loses nothing: whole or not at all, by one run at a time; a full disk or a damaged file is named."""
+"""Writing that loses nothing: whole or not at all, by one run at a time; a full disk or a damaged file is named.
+
+A run folder may come from somebody else: its files are read and written as what they are, never through a link.
+"""
 
 import errno
 import fcntl
 import json
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +19,10 @@ from fedsim.faults import Fault
 
 LOCK_WAIT = 15.0
 """Seconds that a run waits for its folder: workers whose launcher was killed may need a moment to notice."""
+DEEPEST = 64
+"""Levels of lists and objects in a JSON that is read; a run writes fewer than ten."""
+FOREIGN = ("wandb",)
+"""Folders of a run that another program keeps, with links of its own."""
 
 
 class DiskFull(Fault):
@@ -84,7 +92,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     try:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            file = (folder / ".lock").open("a")
+            file = open_own(folder / ".lock", "a")
     except OSError as error:  # what nobody could know without trying
         raise Fault(f"The run folder '{folder}' cannot be made: {error.strerror} (--out).") from error
     with file:  # closing it gives the lock back, and so does the end of this process
@@ -125,23 +133,85 @@ def write_atomically(path: Path, payload: bytes) -> None:
     partial.replace(path)
 
 
+def open_own(path: Path, mode: str = "rb", **options: Any) -> IO[Any]:
+    """Open a file of a run; raises ValueError for a link, a pipe, a device or a folder in its place."""
+    return open(path, mode, opener=_own, **options)
+
+
+def _own(name: str, flags: int) -> int:
+    try:
+        found = os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)  # a pipe would let us wait for ever
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO, errno.EISDIR):
+            raise ValueError(_no_file(name)) from None
+        raise
+    if not stat.S_ISREG(os.fstat(found).st_mode):
+        os.close(found)
+        raise ValueError(_no_file(name))
+    return found
+
+
+def _no_file(path: Path | str) -> str:
+    return f"'{path}' is a link, a pipe, a device or a folder, where a run has a file. Put the file itself there."
+
+
+def own_bytes(path: Path) -> bytes:
+    """Return what a file of a run holds; raises ValueError as `open_own` does."""
+    with open_own(path) as file:
+        found: bytes = file.read()
+    return found
+
+
+def check_own_folder(folder: Path) -> None:
+    """Raise ValueError where a folder that is to be written to is a link, which may lead anywhere."""
+    if folder.is_symlink():
+        raise ValueError(f"'{folder}' is a link; what is written there would end elsewhere. Remove the link.")
+
+
+def check_own_files(folder: Path) -> None:
+    """Raise ValueError where a run folder, or a folder in it, holds a link, a pipe or a device."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            if not stat.S_ISREG(mode := path.lstat().st_mode) and not stat.S_ISDIR(mode):
+                raise ValueError(
+                    f"'{path}' is a link, a pipe or a device; a run has only files and folders, and would write "
+                    "elsewhere through it. Remove it, or put the file itself there."
+                )
+        folders[:] = [name for name in folders if name not in FOREIGN]
+
+
 def to_disk(path: Path) -> None:
     """Let what was appended to a file outlive a crash of the machine."""
     if path.exists():
-        with path.open("rb") as file:
+        with open_own(path) as file:
             os.fsync(file.fileno())
 
 
 def append(path: Path, text: str) -> None:
     """Add whole lines to a file; a last one that is torn all the same has no end, and is dropped on resuming."""
-    with writing(path), path.open("a", newline="") as file:
+    with writing(path), open_own(path, "a", newline="") as file:
         file.write(text)
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what a JSON text says; raises ValueError for one that is none, or nested more than `DEEPEST` deep."""
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"it is nested more than {DEEPEST} deep") from None
+    level, depth = [value], 0
+    while level := [entry for entry in level if isinstance(entry, dict | list)]:
+        if (depth := depth + 1) > DEEPEST:
+            raise ValueError(f"it is nested more than {DEEPEST} deep")
+        level = [inner for entry in level for inner in (entry.values() if isinstance(entry, dict) else entry)]
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return a JSON file of a run, which was written whole; raises ValueError where it has been damaged since."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(own_bytes(path))
         if not isinstance(value, dict):
             raise ValueError("it holds no object")
     except ValueError as error:

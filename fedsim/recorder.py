@@ -12,6 +12,7 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
+from fedsim.adapters.wire import digest_of
 from fedsim.curves import Curves, Wandb
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
@@ -20,7 +21,7 @@ from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefix
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import NAMES, Result, summarise_run
 from fedsim.round import ClientUpdate, Population, ServerState
-from fedsim.run_folder import RunFolder, digest_of
+from fedsim.run_folder import RunFolder
 
 BLOCK_SIZE = "block_size"
 """Where a checkpoint keeps the number of clients that are trained together; it is no part of the server's state."""

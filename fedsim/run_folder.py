@@ -19,8 +19,10 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from fedsim import disk
+from fedsim.adapters.wire import digest_of as digest_of
 from fedsim.adapters.wire import pack, unpack
-from fedsim.disk import FolderInUse, append, check_is_new, read_json, to_disk, write_atomically, writing
+from fedsim.disk import FolderInUse, append, check_is_new, open_own, read_json, to_disk, write_atomically, writing
 from fedsim.provenance import environment
 
 SEEDS = "seeds"
@@ -71,7 +73,7 @@ class RunFolder:
         for name in (*TABLES, "events.jsonl"):
             path = folder / name
             if path.exists():
-                lines = path.read_text().splitlines(keepends=True)
+                lines = disk.own_bytes(path).decode().splitlines(keepends=True)
                 kept = [line for line in lines if line.endswith("\n") and _round_of(line) < round_index]
                 write_atomically(path, "".join(kept).encode())
         return cls(folder)
@@ -96,13 +98,13 @@ class RunFolder:
         path = self.path / table
         if not path.exists():
             return []
-        with path.open(newline="") as file:
+        with open_own(path, "r", newline="") as file:
             return list(csv.DictReader(file))
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return the lines of events.jsonl so far."""
         path = self.path / "events.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [disk.parse_json(line) for line in disk.own_bytes(path).decode().splitlines()] if path.exists() else []
 
     def write(self, name: str, value: Mapping[str, Any]) -> None:
         """Write a JSON file of the run."""
@@ -133,7 +135,7 @@ def _is_json(value: object) -> bool:
 def _round_of(line: str) -> int:
     """The round of a table's row or of an event, whose first field it is; -1 for a header."""
     if line.startswith("{"):
-        return int(json.loads(line)["round"])
+        return int(disk.parse_json(line)["round"])
     first = line.partition(",")[0]
     return -1 if first == "round" else int(first)
 
@@ -157,8 +159,9 @@ def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     """Raise ValueError that lists every field in which a run folder's recipe differs from this one.
 
     But for those of `MAY_CHANGE`, in which a run may go on differently from how it began; and a comparison over several
-    seeds may have further ones behind those that it was started with.
+    seeds may have further ones behind those that it was started with. Raises ValueError for a link in the folder, too.
     """
+    disk.check_own_files(folder)
     before, now = flat(read_recipe(folder)), flat(json.loads(_json(recipe)))
     seeds = before.get(SEEDS)
     if seeds and now.get(SEEDS, [])[: len(seeds)] == seeds:
@@ -188,8 +191,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
     stem = seals[-1].with_suffix("")
     way_out = f"Delete {stem.name}.json and {stem.name}.safetensors to resume from the checkpoint before it."
     try:
-        seal = json.loads(seals[-1].read_text())
-        payload = seals[-1].with_suffix(".safetensors").read_bytes()
+        seal = disk.parse_json(disk.own_bytes(seals[-1]))
+        payload = disk.own_bytes(seals[-1].with_suffix(".safetensors"))
         if hashlib.sha256(payload).hexdigest() != seal["sha256"]:
             raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
         found = int(seal["round_index"]), unpack(payload)
@@ -198,16 +201,6 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
     if seal.get("run", _run_of(folder)) != _run_of(folder):
         raise ValueError(f"The checkpoint '{stem}.safetensors' is that of another run. {way_out}")
     return found
-
-
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _run_of(folder: Path) -> str:
@@ -225,7 +218,7 @@ def _json(value: Mapping[str, Any]) -> bytes:
 def _header(path: Path) -> list[str]:
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    with open_own(path, "r", newline="") as file:
         return next(csv.reader(file), [])
 
 

@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "resources": {"adapters", "local_training"},
     "profiling": {"adapters", "resources"},
     "devices": {"resources"},
-    "curves": {"run_folder"},
+    "curves": {"disk", "run_folder"},
     "interruption": {"workers"},
     "launch": {"interruption"},
     "command_line": {"devices", "disk", "options", "run_folder", "faults", "interruption", "launch", "workers"},
@@ -56,7 +56,7 @@ MAY_IMPORT = {
         "workers",
         "workload",
     },
-    "report": {"adapters", "round", "plan", "data", "disk", "evaluation", "run_folder"},
+    "report": {"adapters", "round", "plan", "data", "disk", "evaluation", "faults", "run_folder"},
     "recorder": {"adapters", "curves", "round", "plan", "data", "devices", "evaluation", "report", "run_folder"},
 }
 """What a file or folder of fedsim may import beside itself and `randomness`. What is not listed may import anything."""

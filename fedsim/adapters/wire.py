@@ -1,5 +1,6 @@
 """The one form in which tensors travel between workers and lie in checkpoints: safetensors, never pickle."""
 
+import hashlib
 from collections.abc import Mapping
 
 from safetensors.numpy import save
@@ -18,3 +19,13 @@ def pack(tensors: Mapping[str, Tensor]) -> bytes:
 def unpack(payload: bytes) -> dict[str, Tensor]:
     """Return what `pack` was given, in no particular order; raises SafetensorError for bytes that it did not write."""
     return load(payload)
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import tyro
 
+from fedsim.faults import Fault
 from fedsim.report.page import write_report
 
 
@@ -30,7 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     to = options.to or (options.runs[0] if len(options.runs) == 1 else Path()) / "report.html"
     try:
         print(f"report {write_report(options.runs, to, options.reference)}")
-    except ValueError as error:
+    except (ValueError, OSError, Fault) as error:
         print(error, file=sys.stderr)
         return 2
     return 0

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from fedsim.disk import open_own
 from fedsim.report.paired import RESAMPLES, Difference, differences_of, mean_and_sd
 from fedsim.report.summary import SIMULATED, Result
 from fedsim.report.table import discoveries
@@ -73,7 +74,7 @@ def scores_of(result: Result, evaluation: str = "after_aggregation", stage: str 
 
     By default that of seen clients after the last aggregation.
     """
-    with (result.folder / "clients.csv").open(newline="") as file:
+    with open_own(result.folder / "clients.csv", "r", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["evaluation"] == evaluation]
     rows = [row for row in rows if stage in ("", row["stage"])]
     metric = result.summary.get("metric", "accuracy")
@@ -86,7 +87,7 @@ def local_steps(results: Sequence[Result]) -> float | None:
     tables = [result.folder / "costs.csv" for result in results]
     steps: list[int] = []
     for table in filter(Path.exists, tables):
-        with table.open(newline="") as file:
+        with open_own(table, "r", newline="") as file:
             steps += [int(row["local_steps"]) for row in csv.DictReader(file)]
     return float(np.mean(steps)) if steps else None
 

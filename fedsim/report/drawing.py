@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from fedsim.disk import write_atomically
+from fedsim.disk import own_bytes, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -140,14 +140,14 @@ def read_picture(path: Path, name: str) -> Picture | None:
     """Return a figure that a run left as a file; None when it is no SVG."""
     if not is_own_file(path):
         return None
-    svg = path.read_text(errors="replace")
+    svg = own_bytes(path).decode(errors="replace")
     try:
         ElementTree.fromstring(svg)
     except ElementTree.ParseError:
         return None
     title = path.stem.replace("_", " ").replace("-", " ").capitalize()
     pdf = path.with_suffix(".pdf")
-    printed = pdf.read_bytes() if is_own_file(pdf) else None
+    printed = own_bytes(pdf) if is_own_file(pdf) else None
     return Picture(svg, name, title, f"{title} of this run", True, printed, is_foreign=True)
 
 

@@ -1,12 +1,14 @@
 """One page of HTML that holds everything: it loads nothing, and opens from a file."""
 
 import json
+import re
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
-from fedsim.disk import write_atomically
+from fedsim.disk import check_own_folder, write_atomically
 from fedsim.report.cluster_figures import clusters_of, draw_clusters
 from fedsim.report.comparison import Comparison, cells, notes, table_csv
 from fedsim.report.drawing import Picture, drawing, picture, read_picture
@@ -48,7 +50,7 @@ class Files:
 
     def keep(self, part: Picture | Sheet) -> str:
         """Write a part's files and return it as HTML."""
-        part = replace(part, name=f"{self.prefix}{part.name}")
+        part = replace(part, name=safe_name(f"{self.prefix}{part.name}"))
         part.save(self.folder)
         return part.html(self.folder.name) if isinstance(part, Picture) else part.html()
 
@@ -65,12 +67,13 @@ def write_report(paths: Sequence[Path], to: Path, reference: str | None = None) 
     rows = rows_of(runs) if len(runs) > 1 else None
     comparison = rows.comparison(reference) if rows else None
     files = Files(to.parent / f"{to.stem}-files")
+    check_own_folder(files.folder)
     files.folder.mkdir(parents=True, exist_ok=True)
     with drawing():
         if rows and comparison:
             body = "\n".join(_several(rows, comparison, files))
             for run in runs:
-                own = replace(files, prefix=f"{_slug(run.name)}-")
+                own = replace(files, prefix=f"{run.name.replace('/', '-')}-")
                 body += (
                     f'<details><summary>{escape(run.name)} <span class="soft">{escape(run.status)}</span></summary>'
                     f"{''.join(_one(run, own))}</details>"
@@ -136,7 +139,7 @@ def _several(rows: Rows, comparison: Comparison, files: Files) -> Iterator[str]:
     header, body = cells(comparison)
     sheet = Sheet("comparison", header, body)
     text = files.keep(sheet)
-    (files.folder / "comparison-all.csv").write_text(table_csv(comparison))
+    write_atomically(files.folder / "comparison-all.csv", table_csv(comparison).encode())
     untested = [f"Not tested for differences: {rows.untested}."] if rows.untested else []
     remarks = "".join(f'<p class="soft">{escape(line)}</p>' for line in [*notes(comparison), *untested])
     yield f"<section><h2>Comparison</h2>{text}{remarks}</section>"
@@ -181,5 +184,10 @@ def _cards(run: Run) -> str:
     return f'<dl class="cards">{inside}</dl>'
 
 
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+def safe_name(text: str) -> str:
+    """Return a text as a file's name: up to 80 ASCII letters, digits and -_. that begin with no dot.
+
+    One that has to be changed bears a checksum, so that it stays another than its like.
+    """
+    name = re.sub(r"[^A-Za-z0-9_.-]|^\.", "-", text)[:80]
+    return name if name == text else f"{name}-{zlib.crc32(text.encode(errors='replace')):08x}"

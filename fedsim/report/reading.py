@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedsim.disk import read_json
+from fedsim.disk import check_own_folder, own_bytes, parse_json, read_json
 from fedsim.report.summary import SIMULATED, Result, summarise_run
 
 AFTER_TRAINING, AFTER_AGGREGATION = "after_training", "after_aggregation"
@@ -133,6 +132,7 @@ def _folders(path: Path) -> Iterator[Path]:
     if not inside and not _is_run(path):
         raise ValueError(f"'{path}' is no run folder: it has no recipe.json, nor has any folder in it.")
     for folder in inside:
+        check_own_folder(folder)
         yield from _folders(folder)
     if not inside:
         yield path
@@ -165,12 +165,16 @@ def number(row: Mapping[str, str], column: str) -> float:
 
 
 def _whole_lines(path: Path) -> list[str]:
-    lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+    there = own_bytes(path) if path.exists() else b""
+    lines = there.decode(errors="replace").splitlines(keepends=True)
     return [line for line in lines if line.endswith("\n")]
 
 
 def _table(path: Path) -> list[dict[str, str]]:
-    rows = list(csv.DictReader(io.StringIO("".join(_whole_lines(path)))))
+    try:
+        rows = list(csv.DictReader(io.StringIO("".join(_whole_lines(path)))))
+    except csv.Error as error:
+        raise ValueError(f"'{path}' is damaged: {error}.") from None
     for index, row in enumerate(rows):
         if None in row or None in row.values():
             raise ValueError(f"'{path}' is damaged: line {index + 2} has not as many columns as the header.")
@@ -181,15 +185,17 @@ def _events(path: Path) -> list[dict[str, Any]]:
     events = []
     for index, line in enumerate(_whole_lines(path)):
         try:
-            events.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            events.append(parse_json(line))
+        except ValueError as error:
             raise ValueError(f"'{path}' is damaged: line {index + 1} is no JSON ({error}).") from None
+        if not isinstance(events[-1], dict):
+            raise ValueError(f"'{path}' is damaged: line {index + 1} holds no object.")
     return events
 
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = parse_json(own_bytes(path))
     except (OSError, ValueError) as error:
         raise ValueError(f"'{path}' cannot be read: {error}.") from None
     if not isinstance(found, dict):

@@ -53,7 +53,7 @@ def curves(run: Run) -> Iterator[Picture]:
         axes.set(xlabel="round", ylabel=metric)
         legend(axes)
         stage_lines(axes, run)
-        name = _name(metric)
+        name = metric.lower().replace("_", "-")
         last = _from_to(rounds or trained, means or after_training)
         words = f"{metric} over clients by round: mean {last}, with the band down to the 10th percentile and the worst"
         yield picture(figure, f"curve-{name}", f"{metric.capitalize()} by round", words)
@@ -215,7 +215,3 @@ def costs(run: Run) -> Iterator[Picture]:
 
 def _from_to(rounds: Sequence[int], values: Sequence[float]) -> str:
     return f"{values[0]:.4g} in round {rounds[0]} to {values[-1]:.4g} in round {rounds[-1]}"
-
-
-def _name(text: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in text.lower())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from fedsim.disk import write_atomically
 from fedsim.evaluation import STATISTICS
 from fedsim.report.cluster_figures import Clusters
 from fedsim.report.comparison import tabular
@@ -46,9 +47,9 @@ class Sheet:
         """Write <name>.csv and <name>.tex."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        (folder / f"{self.name}.csv").write_text(text.getvalue())
+        write_atomically(folder / f"{self.name}.csv", text.getvalue().encode())
         shown = [[shown_as(cell) for cell in row] for row in self.rows]
-        (folder / f"{self.name}.tex").write_text(tabular(self.header, shown))
+        write_atomically(folder / f"{self.name}.tex", tabular(self.header, shown).encode())
 
 
 def shown_as(cell: Cell) -> str:
