@@ -30,6 +30,25 @@ OTHER_KINDS = (
     "alora_invocation_tokens",
 )
 """Fields of LoraConfig under which ΔW is not (α/R) B A of the module's own."""
+TOKEN = r"(?:\.\*|\\d\+?|\[0-9\]\+?|\\?\.|[\w-]|\((?:\?:)?[\w.-]+(?:\|[\w.-]+)*\))"
+KEY = re.compile(rf"\^?{TOKEN}+\$?", re.ASCII)
+"""Keys of rank_pattern and alpha_pattern that are matched: all that it takes to name modules, in bounded time."""
+LONGEST, WILDCARDS, WILD_KEYS = 200, 2, 64
+"""Characters of a key; its *, + and alternatives, each of which multiplies what matching costs; keys with any."""
+LARGEST_CONFIG = 4 * 2**20
+"""Bytes of a configuration that is read."""
+Pattern = list[tuple[re.Pattern[str], float]]
+
+
+class Config(NamedTuple):
+    """What is read of a LoraConfig, checked; a pattern's first key that matches a module tells its number."""
+
+    rank: int
+    alpha: float
+    ranks: Pattern
+    alphas: Pattern
+    by_root: bool
+    """Whether the scale is α/√R, not α/R."""
 
 
 class PeftAdapter(NamedTuple):
@@ -95,42 +114,92 @@ def read_adapter(folder: Path, shapes: Mapping[str, torch.Size]) -> PeftAdapter:
     return PeftAdapter(changes, whole)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> Config:
     path = folder / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-        problem = "" if isinstance(config, dict) and config.get("peft_type") == "LORA" else "its peft_type is not LORA"
+        if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST_CONFIG):
+            raise ValueError(f"it is no file of at most {LARGEST_CONFIG // 2**20} MiB")
+        config: Any = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError(f"'{folder}' is no PEFT adapter folder: '{path}' is nested too deeply.") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"'{folder}' is no PEFT adapter folder: '{path}' cannot be read ({error}).") from None
-    other = [name for name in OTHER_KINDS if config.get(name)] if not problem else []
-    if other or problem or config.get("bias", "none") != "none":
-        problem = problem or f"it uses {', '.join(other) or 'trained biases'}"
-        raise ValueError(f"The adapter '{path}' is no plain LoRA: {problem}.")
-    return config
+    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+        raise ValueError(f"The adapter '{path}' is no plain LoRA: its peft_type is not LORA.")
+    other = [name for name in OTHER_KINDS if config.get(name)]
+    if other or config.get("bias", "none") != "none":
+        raise ValueError(f"The adapter '{path}' is no plain LoRA: it uses {', '.join(other) or 'trained biases'}.")
+    if not isinstance(by_root := config.get("use_rslora") or False, bool):
+        raise ValueError(f"'{path}': use_rslora is {_shown(by_root)}; it must be true or false.")
+    rank, alpha = (_number(path, name, config.get(name)) for name in ("r", "lora_alpha"))
+    ranks, alphas = (_pattern(path, name, config.get(name)) for name in ("rank_pattern", "alpha_pattern"))
+    return Config(int(rank), alpha, ranks, alphas, by_root)
+
+
+def _number(path: Path, name: str, value: object) -> float:
+    """A LoRA rank or an α; raises ValueError for anything but a number above 0, and a rank that is not whole."""
+    is_rank = name.startswith("r")
+    is_number = isinstance(value, int if is_rank else int | float) and not isinstance(value, bool)
+    if not is_number or not 0 < value < 2**31:  # type: ignore[operator]
+        kind = "a whole number from 1" if is_rank else "a number above 0"
+        raise ValueError(f"'{path}': {name} is {_shown(value)}; it must be {kind}, and below 2^31.")
+    return value  # type: ignore[return-value]
+
+
+def _pattern(path: Path, name: str, entries: object) -> Pattern:
+    """A rank_pattern or alpha_pattern as PEFT matches it; raises ValueError for a key that could take for ever."""
+    if not isinstance(entries := entries or {}, dict):
+        raise ValueError(f"'{path}': {name} is {_shown(entries)}; it must map names of modules to numbers.")
+    found, wild = [], 0
+    for key, value in entries.items():
+        wildcards = sum(map(key.count, "*+("))
+        wild += wildcards > 0
+        if len(key) > LONGEST or wildcards > WILDCARDS or wild > WILD_KEYS or not KEY.fullmatch(key):
+            raise ValueError(
+                f"'{path}': the key {_shown(key)} of {name} is not allowed. A key is a module's name or its end, "
+                f"of up to {LONGEST} characters; a dot is any character. Also allowed are ^, $ and \\., and up to "
+                f"{WILDCARDS} of .*, \\d+, [0-9]+ and (a|b), in up to {WILD_KEYS} keys."
+            )
+        found.append((re.compile(rf"(.*\.)?({key})$"), _number(path, f"{name}[{_shown(key)}]", value)))
+    return found
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file in fp32, without PEFT's prefix."""
+    tensors: dict[str, Tensor] = {}
     try:
         with safe_open(path, "pt") as file:
-            return {name.removeprefix(PREFIX): file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_tensor(name)
+                if not tensor.is_floating_point() or (own := name.removeprefix(PREFIX)) in tensors:
+                    why = "there twice" if tensor.is_floating_point() else f"of {tensor.dtype}, not of real numbers"
+                    raise ValueError(f"'{path}': tensor '{name}' is {why}.")
+                tensors[own] = tensor.float()
     except (OSError, SafetensorError) as error:
         raise ValueError(f"'{path}' is damaged or not in the safetensors format: {error}.") from None
+    return tensors
 
 
 def _change(
-    folder: Path, config: Mapping[str, Any], module: str, A: Tensor | None, B: Tensor | None, shape: torch.Size | None
+    folder: Path, config: Config, module: str, A: Tensor | None, B: Tensor | None, shape: torch.Size | None
 ) -> LowRankChange:
     where = f"'{folder / WEIGHTS}': tensor '{PREFIX}{module}.lora_"
     if A is None or B is None:
         raise ValueError(f"{where}{'A' if A is None else 'B'}.weight' is missing beside its other factor.")
-    rank = _of_pattern(config.get("rank_pattern"), module, config.get("r", 0))
-    alpha = _of_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 0))
-    if shape is None or len(shape) != 2:
+    if shape is None or len(shape) != 2:  # first: only names of the backbone, which are short, are matched
         raise ValueError(f"{where}A.weight' belongs to no linear map of the backbone.")
-    for factor, tensor, wanted in (("A", A, (rank, shape[1])), ("B", B, (shape[0], rank))):
+    rank, alpha = _of_pattern(config.ranks, module, config.rank), _of_pattern(config.alphas, module, config.alpha)
+    for factor, tensor, wanted in (("A", A, (int(rank), shape[1])), ("B", B, (shape[0], int(rank)))):
         _fitting(folder, f"{module}.lora_{factor}.weight", tensor, torch.Size(wanted))
-    return LowRankChange(A, B * (alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)))
+    scale = alpha / (math.sqrt(rank) if config.by_root else rank)
+    if rank * scale * float(A.abs().max()) * float(B.abs().max()) > torch.finfo(torch.float32).max:
+        raise ValueError(f"{where}A.weight' and its B hold numbers whose product is too large for 32 bits.")
+    return LowRankChange(A, B * scale)
 
 
 def _fitting(folder: Path, name: str, tensor: Tensor, shape: torch.Size | None) -> Tensor:
@@ -144,7 +213,6 @@ def _fitting(folder: Path, name: str, tensor: Tensor, shape: torch.Size | None) 
     return tensor
 
 
-def _of_pattern(pattern: Mapping[str, float] | None, module: str, usual: float) -> Any:
+def _of_pattern(pattern: Pattern, module: str, usual: float) -> float:
     """The entry of a module in PEFT's rank_pattern or alpha_pattern."""
-    matches = (value for key, value in (pattern or {}).items() if re.match(rf"(.*\.)?({key})$", module))
-    return next(matches, usual)
+    return next((value for key, value in pattern if key.match(module)), usual)
