@@ -19,6 +19,9 @@ from torch import Tensor
 from fedsim.cache import made_once
 from fedsim.data.listing import Encoded
 
+LARGEST = 2**26
+"""Pixels of an image that is decoded: 8192 × 8192. A few bytes may claim many more, which would fill the memory."""
+
 
 def decoded_once(identity: str, encoded: Iterator[tuple[str, Encoded]], count: int, size: int) -> Tensor:
     """Return `count` images as (count, 3, size, size) uint8, from the cache where images of this identity are kept."""
@@ -54,13 +57,15 @@ def _progress(count: int) -> Iterator[Callable[[int], None]]:
 def decode(name: str, encoded: Encoded, size: int) -> Tensor:
     """Return an image as (3, size, size) uint8 RGB, squashed to a square: a crop could lose a drawing's object.
 
-    Raises ValueError that names the image when it is missing or damaged.
+    Raises ValueError that names the image when it is missing, damaged or has more than `LARGEST` pixels.
     """
     try:
         with _opened(encoded) as image:
+            if image.width * image.height > LARGEST:
+                raise ValueError(f"it has {image.width} × {image.height} pixels, and at most {LARGEST:,} are read")
             # Palettes with transparency go through RGBA, as Pillow's warning asks.
             opaque = (image.convert("RGBA") if "transparency" in image.info else image).convert("RGB")
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"The image '{name}' cannot be read: {error}.") from error
     if opaque.size != (size, size):
         opaque = opaque.resize((size, size), Image.Resampling.BICUBIC)
@@ -70,4 +75,4 @@ def decode(name: str, encoded: Encoded, size: int) -> Tensor:
 def _opened(encoded: Encoded) -> Image.Image:
     if isinstance(encoded, np.ndarray):
         return Image.fromarray(encoded)
-    return Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded))
+    return Image.open(encoded if isinstance(encoded, Path) else BytesIO(encoded))  # reads the size, no pixels

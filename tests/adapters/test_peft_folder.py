@@ -44,7 +44,7 @@ def test_scales_follow_the_patterns_as_peft_matches_them(folder):
 
 @pytest.mark.parametrize(
     "key",
-    ["blocks.1.q", "1.q", r"^blocks\.1\.q$", ".*1.q", r"blocks\.[0-9]+1?.q"[:15], r"blocks\.\d.(q|v)", "(?:1|2).q"],
+    ["blocks.1.q", "1.q", r"^blocks\.1\.q$", ".*1.q", r"blocks\.[0-9]+.q", r"blocks\.\d.(q|v)", "(?:1|2).q"],
 )
 def test_forms_that_name_modules_are_matched_as_peft_does(folder, key):
     from peft.utils.other import get_pattern_key

@@ -1,7 +1,9 @@
 """Images are found, listed and decoded from every layout, and what is wrong with them is said in one message."""
 
 import os
+import zlib
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -10,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from miniatures import COLOURS, colours, names, picture, table, write_lists, write_parquet
+from PIL import Image
 
 from fedsim.data import decoding
 from fedsim.data.decoding import decode
@@ -275,3 +278,26 @@ def test_decoded_splits_become_one_tensor_without_a_copy(tmp_path: Path):
     assert torch.equal(images, torch.cat((train.inputs, test.inputs)))
     assert torch.equal(targets, torch.cat((train.targets, test.targets)))
     assert torch.equal(joined(test, train)[0], torch.cat((test.inputs, train.inputs)))
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A few bytes that say they are an image of this size."""
+    drawn = BytesIO()
+    Image.new("1", (1, 1)).save(drawn, "PNG")
+    payload = bytearray(drawn.getvalue())
+    payload[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    payload[29:33] = zlib.crc32(payload[12:29]).to_bytes(4, "big")
+    return bytes(payload)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "message"),
+    [(8193, 8192, "8193 × 8192 pixels, and at most 67,108,864 are read"), (60_000, 60_000, "decompression bomb")],
+)
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(tmp_path, width, height, message):
+    payload = png_claiming(width, height)
+    (tmp_path / "bomb.png").write_bytes(payload)
+    for encoded in (payload, tmp_path / "bomb.png"):
+        with pytest.raises(ValueError, match=rf"The image 'bomb' cannot be read: .*{message}"):
+            decode("bomb", encoded, 8)
+    assert decode("small", png_claiming(1, 1), 8).shape == (3, 8, 8)
