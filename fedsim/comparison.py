@@ -22,9 +22,10 @@ from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
-from fedsim.run_folder import RunFolder, check_same_recipe, load_checkpoint
+from fedsim.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
 from fedsim.setting import Setting
 from fedsim.simulation import simulate
+from fedsim.tables import lines_before
 from fedsim.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.workers import TIMEOUT, Workers
 
@@ -56,12 +57,12 @@ def compare(
     recipe = dict(recipe or table.describe())
     table.check()
     if Workers.is_first_or_alone():
-        check_same_recipe(table.out, recipe) if resume else check_is_new(table.out)
-        for folder in table.folders() if resume else ():
-            load_checkpoint(folder), finished(folder)  # what is damaged must be found before the first run goes on
+        table.check_folders(recipe) if resume else check_is_new(table.out)
     launch()  # from here on every worker has passed the checks, and worker 0 may write
+    Workers.from_environment(common.get("timeout", TIMEOUT)).check_same(flat(table.loaded))
     if Workers.is_first_or_alone():
-        RunFolder.extend(table.out, recipe) if resume else RunFolder.create(table.out, recipe)
+        begun = recipe | {FINGERPRINT: table.loaded}
+        RunFolder.extend(table.out, begun) if resume else RunFolder.create(table.out, begun)
     with listening():
         results = table.run(recipe, chosen := table.tune(recipe))
     if not Workers.is_first_or_alone():
@@ -103,6 +104,8 @@ class Cells:
     validation_share: float
     common: Mapping[str, Any]
     trials: dict[str, list[Trial]] = field(init=False)
+    loaded: dict[str, dict[str, str]] = field(init=False, default_factory=dict)
+    """Fingerprints of the backbone and of every seed's data; the checks before the start find them."""
 
     def __post_init__(self) -> None:
         local = self.common.get("local", LocalTraining())
@@ -121,6 +124,13 @@ class Cells:
             yield from (self.cell(seed, name) for seed in self.seeds)
             yield from (self.trial(name, index) for index in range(len(of_method)))
 
+    def check_folders(self, recipe: Mapping[str, Any]) -> None:
+        """Raise ValueError where one cannot go on: what is damaged must be found before the first run goes on."""
+        check_same_recipe(self.out, recipe, self.loaded)
+        for folder in self.folders():
+            lines_before(folder, load_checkpoint(folder)[0])
+            finished(folder)
+
     def cell(self, seed: int, name: str) -> Path:
         """The run folder of a method on a seed."""
         return self.out / f"seed-{seed}" / name
@@ -136,23 +146,21 @@ class Cells:
         del common["method"], common["seed"]
         local = vars(self.common.get("local", LocalTraining()))
         methods = {name: {"name": type(m).__name__, **vars(m)} for name, m in self.methods.items()}
-        own = {"methods": methods, "local": local, "seeds": list(self.seeds), "validation_share": self.validation_share}
-        return common | own
+        own = {"methods": methods, "local": local, "seeds": list(self.seeds), "threads": self.common.get("threads")}
+        return common | own | {"validation_share": self.validation_share}
 
     def _setting(self, trial: Trial, data: FederatedData, seed: int) -> Setting:
         fields = {name: value for name, value in self.common.items() if name not in ("threads", "timeout", "local")}
         return Setting(method=trial.method, local=trial.local, data=data, seed=seed, **fields)
 
     def check(self) -> None:
-        """Check everything before anything starts.
-
-        Raises ValueError where a method, a seed's data and the common arguments do not fit together.
-        """
+        """Raise ValueError where a method, a seed's data and the common arguments do not fit together."""
         for seed in self.seeds:
             federation = self.data(seed)
             for of_method in self.trials.values():
                 for trial in of_method:
-                    self._setting(trial, federation, seed)
+                    what = self._setting(trial, federation, seed)
+            self.loaded[f"seed-{seed}"] = what.fingerprint()
         if self.is_tuned:
             with_validation(self.data(self.seeds[0]), self.validation_share, self.seeds[0])
 

@@ -39,15 +39,20 @@ def launch() -> Fabric:
     return fabric
 
 
-def set_threads(threads: int | None, device: torch.device) -> None:
+def set_threads(threads: int | None, device: torch.device) -> int:
     """Use this many CPU threads; by default one on a CPU, on a GPU the machine's cores shared among its workers.
 
     A CPU's sums are rounded by the number of threads, so a default that depended on the number of workers would let
     bits depend on it too.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads or (1 if device.type == "cpu" else share))
+    return torch.get_num_threads()
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def tell_launcher(message: str) -> None:

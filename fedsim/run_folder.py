@@ -24,12 +24,14 @@ from fedsim.adapters.wire import digest_of as digest_of
 from fedsim.adapters.wire import pack, unpack
 from fedsim.disk import FolderInUse, append, check_is_new, open_own, read_json, to_disk, write_atomically, writing
 from fedsim.provenance import environment
+from fedsim.tables import TABLES, header, lines_before
 
 SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
 MAY_CHANGE = frozenset({"on_nan", "timeout"})
 """What a run does where it would otherwise end. Until then it does not matter."""
-TABLES = ("metrics.csv", "clients.csv", "costs.csv", "timing.csv")
+FINGERPRINT = "fingerprint"
+"""The field of recipe.json that says what was loaded; it is no part of the recipe, which is what was asked for."""
 
 
 class RunFolder:
@@ -42,8 +44,8 @@ class RunFolder:
     def create(cls, folder: Path, recipe: Mapping[str, Any], machine: Mapping[str, Any] | None = None) -> "RunFolder":
         """Start a run folder; raises ValueError when there is a run in it already.
 
-        Beside the recipe it notes versions, the git revision and what is said of the machine; none of these has to be
-        the same when the run is resumed.
+        Beside the recipe it notes versions, the git revision and what is said of the machine; of these only the number
+        of threads is kept when the run is resumed.
         """
         check_is_new(folder)
         with writing(folder):
@@ -57,7 +59,9 @@ class RunFolder:
     def extend(cls, folder: Path, recipe: Mapping[str, Any]) -> None:
         """Let recipe.json say what may differ on resuming as `recipe` does; everything else there stays as it was."""
         recorded = read_json(folder / "recipe.json")
-        now = recorded | json.loads(_json({name: recipe[name] for name in (*MAY_CHANGE, SEEDS) if name in recipe}))
+        now = recorded | json.loads(
+            _json({name: recipe[name] for name in (*MAY_CHANGE, SEEDS, FINGERPRINT) if name in recipe})
+        )
         if now != recorded:
             write_atomically(folder / "recipe.json", _json(now))
 
@@ -70,18 +74,15 @@ class RunFolder:
         if newest_round(folder) != round_index:
             raise FolderInUse(folder)
         cls.extend(folder, recipe)
-        for name in (*TABLES, "events.jsonl"):
-            path = folder / name
+        for path, kept in lines_before(folder, round_index).items():
             if path.exists():
-                lines = disk.own_bytes(path).decode().splitlines(keepends=True)
-                kept = [line for line in lines if line.endswith("\n") and _round_of(line) < round_index]
-                write_atomically(path, "".join(kept).encode())
+                write_atomically(path, kept)
         return cls(folder)
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to a CSV table, whose header is the first row's keys."""
         path = self.path / table
-        fields, text = _header(path), io.StringIO()
+        fields, text = header(path), io.StringIO()
         writer = csv.DictWriter(text, fields or list(rows[0]), restval="", lineterminator="\n")
         if not fields:
             writer.writeheader()
@@ -115,7 +116,7 @@ class RunFolder:
         payload = pack(tensors)
         path = self.path / "checkpoints" / f"round-{round_index:06d}"
         write_atomically(path.with_suffix(".safetensors"), payload)
-        for name in (*TABLES, "events.jsonl"):
+        for name in TABLES:
             to_disk(self.path / name)
         seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest(), "run": _run_of(self.path)}
         write_atomically(path.with_suffix(".json"), _json(seal))
@@ -132,22 +133,12 @@ def _is_json(value: object) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-def _round_of(line: str) -> int:
-    """The round of a table's row or of an event, whose first field it is; -1 for a header."""
-    if line.startswith("{"):
-        return int(disk.parse_json(line)["round"])
-    first = line.partition(",")[0]
-    return -1 if first == "round" else int(first)
-
-
 def read_recipe(folder: Path) -> dict[str, Any]:
     """Return the recipe that a run folder was started with; raises ValueError when it is no run folder."""
     path = folder / "recipe.json"
     if not path.exists():
         raise ValueError(f"'{folder}' is no run folder: it has no recipe.json (--resume).")
-    recipe: dict[str, Any] = read_json(path)
-    recipe.pop("environment", None)
-    return recipe
+    return {name: value for name, value in read_json(path).items() if name not in ("environment", FINGERPRINT)}
 
 
 def read_environment(folder: Path) -> dict[str, Any]:
@@ -155,9 +146,10 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return read_json(folder / "recipe.json").get("environment") or {}
 
 
-def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
+def check_same_recipe(folder: Path, recipe: Mapping[str, Any], loaded: Mapping[str, Any] | None = None) -> None:
     """Raise ValueError that lists every field in which a run folder's recipe differs from this one.
 
+    With the fingerprint of what is `loaded` now, also one that says what of weights and data is not as it was.
     But for those of `MAY_CHANGE`, in which a run may go on differently from how it began; and a comparison over several
     seeds may have further ones behind those that it was started with. Raises ValueError for a link in the folder, too.
     """
@@ -171,6 +163,13 @@ def check_same_recipe(folder: Path, recipe: Mapping[str, Any]) -> None:
     if differing:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing[:8])
         raise ValueError(f"'{folder}' is the run folder of another recipe: {listed}. Resume it with its own options.")
+    begun, now = flat(read_json(folder / "recipe.json").get(FINGERPRINT) or {}), flat(loaded or {})
+    differing = [name for name in begun if begun[name] != now.get(name)] if now else []
+    if differing:
+        raise ValueError(
+            f"'{folder}' was begun with other data or weights; not the same: {', '.join(differing)}. Resume it with "
+            "those that it was begun with, or start a run of its own in another folder (--out)."
+        )
 
 
 def newest_round(folder: Path) -> int:
@@ -207,19 +206,13 @@ def _run_of(folder: Path) -> str:
     """What tells a run from others: the SHA-256 of what may not change in its recipe, "" where there is none."""
     if not (folder / "recipe.json").exists():
         return ""
-    fixed = {name: value for name, value in read_recipe(folder).items() if name not in MAY_CHANGE | {SEEDS}}
+    varying = MAY_CHANGE | {SEEDS, "environment"}
+    fixed = {name: value for name, value in read_json(folder / "recipe.json").items() if name not in varying}
     return hashlib.sha256(_json(fixed)).hexdigest()
 
 
 def _json(value: Mapping[str, Any]) -> bytes:
     return (json.dumps(value, indent=1, default=str) + "\n").encode()
-
-
-def _header(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    with open_own(path, "r", newline="") as file:
-        return next(csv.reader(file), [])
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -162,17 +162,23 @@ class Setting:
         return self.cohort_size or len(self.population.seen)
 
     def describe(self) -> dict[str, Any]:
-        """Return what recipe.json records of a run without a recipe: whatever its results depend on."""
+        """Return what recipe.json records of a run without a recipe: what its results depend on, but for tensors."""
         method = {"name": type(self.method).__name__, **vars(self.method)}
         parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile")}
         plain = {name: getattr(self, name) for name in PLAIN}
         n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         backbone = f"{type(self.backbone).__name__}, {n_parameters} parameters"
-        return {"method": method, "backbone": backbone, **parts, **plain, "fingerprint": self.fingerprint()}
+        return {"method": method, "backbone": backbone, **parts, **plain}
 
     def fingerprint(self) -> dict[str, str]:
-        """Return digits that differ where the backbone's weights do, and where the samples or their split do."""
-        data, clients = self.data, self.population
-        roles = [*clients.unseen, *(clients.groups or ()), *([] if clients.proxy is None else [clients.proxy])]
-        tables = [data.inputs, data.targets, torch.tensor(roles), *data.tables]
-        return {"backbone": fingerprint(self.backbone.state_dict().values()), "data": fingerprint(tables)}
+        """Return SHA-256 sums, in hexadecimal, of what was loaded: one over the backbone's weights, four over data."""
+        data = self.data
+        weights = [*self.backbone.state_dict(keep_vars=True).values(), *self.backbone.buffers()]  # adapters rename them
+        task = {name: value for name, value in vars(data.task).items() if isinstance(value, bool | int | float | str)}
+        return {
+            "backbone": fingerprint(weights),
+            "inputs": fingerprint(data.inputs),
+            "targets": fingerprint([data.targets, data.class_names, type(data.task).__name__, task]),
+            "split": fingerprint([data.train, data.test, data.unseen, data.groups, data.proxy]),
+            "transforms": fingerprint([data.transform, data.augment, data.n_draws, data.pad_token]),
+        }

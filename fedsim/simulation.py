@@ -14,7 +14,7 @@ from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
 from fedsim.blocks import largest_size
 from fedsim.data.placement import placed
-from fedsim.disk import check_is_new, only_writer
+from fedsim.disk import only_writer
 from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
@@ -26,13 +26,14 @@ from fedsim.launch import launch, set_threads
 from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
-from fedsim.recorder import BLOCK_SIZE, Recorder, restore_state
+from fedsim.recorder import Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.resources import allocation_log
 from fedsim.round import ClientUpdate, ServerState
-from fedsim.run_folder import RunFolder, check_same_recipe, load_checkpoint
+from fedsim.run_folder import FINGERPRINT, RunFolder
 from fedsim.setting import Setting
+from fedsim.starting import start_of
 from fedsim.workers import TIMEOUT, Workers, check_timeout
 
 PROBED = 50
@@ -60,36 +61,26 @@ def simulate(
     """
     check_timeout(timeout)
     what, out = Setting(**setting), Path(out)
-    recipe = dict(recipe or what.describe())
-    start, tensors = beginning(what, out, recipe, resume)
-    fabric = launch()
-    set_threads(threads, fabric.device)
-    workers = Workers.from_environment(timeout)
-    kept = int(tensors.get(BLOCK_SIZE, 0))
-    start, kept = map(int, workers.broadcast(f"{start} {kept}".encode()).split())  # other machines may lack the folder
-    state, initial = what.state(start), what.initial_slots()
+    recipe = dict(recipe or what.describe() | {"threads": threads})
+    loaded = what.fingerprint()
+    start = start_of(what, out, recipe, loaded, resume, threads)
+    fabric, workers = launch(), Workers.from_environment(timeout)
+    start = start.agreed(workers, loaded)
+    n_threads = set_threads(start.threads, fabric.device)
+    state, initial = what.state(start.round_index), what.initial_slots()
     title, metric = type(what.method).__name__, what.data.task.metrics[0]
-    progress = LiveProgress(title, what.rounds, start, workers.is_first, metric=metric)
+    progress = LiveProgress(title, what.rounds, start.round_index, workers.is_first, metric=metric)
     with listening(), only_writer(out) if workers.is_first else nullcontext(), progress:
-        engine = prepare_engine(what, fabric, initial, workers, kept or None, progress.client_done)
+        engine = prepare_engine(what, fabric, initial, workers, start.block_size, progress.client_done)
         server = prepare_server(what, initial, workers, engine.block_size)
         recorder = None
         if workers.is_first:
-            state = restore_state(what.state(start, initial), tensors)
-            folder = RunFolder.reopen(out, start, recipe) if resume else RunFolder.create(out, recipe, machine(fabric))
+            state = restore_state(what.state(start.round_index, initial), start.tensors)
+            made_with = recipe | {FINGERPRINT: loaded}, machine(fabric, n_threads)
+            folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, what, initial)
             recorder = Recorder(folder, what.population, engine.block_size, what.data.task, what.wandb)
         return Simulation(what, server, engine, progress, recorder).run(state)
-
-
-def beginning(what: Setting, out: Path, recipe: Mapping[str, Any], resume: bool) -> tuple[int, dict[str, Tensor]]:
-    """Return the round with which a run begins, and its checkpoint; raises ValueError for what does not fit."""
-    if Workers.is_first_or_alone():
-        check_same_recipe(out, recipe) if resume else check_is_new(out)
-    start, tensors = load_checkpoint(out) if resume else (0, {})
-    if tensors:
-        restore_state(what.state(start, what.initial_slots()), tensors)  # of another run?
-    return start, tensors
 
 
 def prepare_engine(
@@ -128,10 +119,10 @@ def prepare_server(what: Setting, initial: dict[Slot, Tensor], workers: Workers,
     return Aggregator(*parts, workers, what.local, block_size, n_blocks, what.clock)
 
 
-def machine(fabric: Fabric) -> dict[str, Any]:
+def machine(fabric: Fabric, threads: int) -> dict[str, Any]:
     """Return what a run was carried out on, for its recipe.json."""
-    precision = fabric.strategy.precision.precision
-    return {"workers": fabric.world_size, "device": str(fabric.device.type), "precision": str(precision)}
+    used = {"workers": fabric.world_size, "device": str(fabric.device.type), "threads": threads}
+    return used | {"precision": str(fabric.strategy.precision.precision)}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The processes of a run, and how bytes move between them. All collectives live here."""
 
 import functools
+import json
 import os
 import re
 import time
@@ -106,6 +107,22 @@ class Workers:
         gathered = self.gather(str(number).encode())
         payload = b" ".join(gathered) if self.is_first else None
         return [int(text) for text in self.broadcast(payload).split()]
+
+    def check_same(self, loaded: Mapping[str, str]) -> None:
+        """Raise a Fault on every worker where one has loaded other data or weights than worker 0."""
+        gathered = [json.loads(each) for each in self.gather(json.dumps(loaded).encode())]
+        differing = [
+            f"worker {index} has other {' and '.join(name for name in loaded if each[name] != loaded[name])}"
+            for index, each in enumerate(gathered)
+            if each != dict(loaded)
+        ]
+        if differing := json.loads(self.broadcast(json.dumps(differing).encode() if self.is_first else None)):
+            fault = Fault(
+                f"Not every worker has loaded what worker 0 has: {'; '.join(differing)}. All must read the same files, "
+                "and a script must draw what is random from a seed of its own."
+            )
+            fault.is_echo = not self.is_first
+            raise fault
 
     def _check_launcher(self) -> None:
         """End when the launcher was killed: nobody would end these workers, who would go on beside a resumed run."""

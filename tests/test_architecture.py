@@ -24,7 +24,8 @@ MAY_IMPORT = {
     "provenance": set(),
     "workers": {"adapters", "faults"},
     "disk": {"faults"},
-    "run_folder": {"adapters", "disk", "provenance"},
+    "tables": {"disk"},
+    "run_folder": {"adapters", "disk", "provenance", "tables"},
     "resources": {"adapters", "local_training"},
     "profiling": {"adapters", "resources"},
     "devices": {"resources"},
@@ -64,6 +65,7 @@ MAY_IMPORT = {
 TOP = {
     "__init__",
     "setting",
+    "starting",
     "simulation",
     "rehearsal",
     "tuning",

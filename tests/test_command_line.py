@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,7 @@ def test_resume_of_no_run_folder_is_refused(parse, tmp_path):
 
 @pytest.mark.parametrize("options", [("--sed", 1), ("--threads", 0), ("--seeds",)])
 def test_the_launcher_gets_the_message_so_that_it_is_last(monkeypatch, tmp_path, capsys, options):
+    monkeypatch.setattr(command_line, "launch", cache(lambda: None))  # nothing has started
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     monkeypatch.setattr(sys, "argv", ["recipe.py", *map(str, options)])
     with pytest.raises(SystemExit) as error:

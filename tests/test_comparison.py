@@ -3,6 +3,8 @@
 import csv
 import json
 import re
+import signal
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -106,8 +108,31 @@ def test_the_table_is_kept_in_three_forms(compared):
 def test_a_comparison_in_python_is_not_resumed_over_another_one(compared, changes, named):
     with pytest.raises(ValueError, match=named):
         fedsim.compare(METHODS, federation, out=compared.folder, seeds=(0, 3), resume=True, **common(**changes))
-    with pytest.raises(ValueError, match=r"fingerprint.data was '\w+' and is '\w+'"):
+    with pytest.raises(ValueError, match=r"not the same: seed-0.inputs, seed-0.targets, seed-3.inputs"):
         fedsim.compare(METHODS, lambda s: tiny_data(seed=9), out=compared.folder, seeds=(0, 3), resume=True, **common())
+
+
+def test_data_that_changed_are_noticed_also_where_the_next_cell_is_not_begun(tmp_path, monkeypatch):
+    """A comparison from the command line, whose recipe does not speak of tensors, is ended after its first cell."""
+    two = {name: METHODS[name] for name in ("fedit", "local")}
+    arguments = {"out": tmp_path / "run", "seeds": (0, 3), "recipe": {"seeds": [0, 3]}, **common()}
+    real = Cells._simulate
+    with monkeypatch.context() as patch:
+        patch.setattr(Cells, "_simulate", lambda self, *cell: (real(self, *cell), signal.raise_signal(signal.SIGINT)))
+        patch.setattr("fedsim.comparison.listening", nullcontext)
+        with pytest.raises(KeyboardInterrupt):
+            fedsim.compare(two, federation, **arguments)
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+
+    def changed(seed):
+        data = federation(seed)
+        data.inputs[0, 0] += seed  # of the second seed alone, of which nothing is begun
+        return data
+
+    with pytest.raises(ValueError, match=r"other data or weights; not the same: seed-3.inputs\."):
+        fedsim.compare(two, changed, resume=True, **arguments)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert fedsim.compare(two, federation, resume=True, **arguments).digest
 
 
 def test_the_table_says_what_its_methods_had_in_common_and_what_not(compared, tmp_path):

@@ -125,7 +125,7 @@ def test_a_run_that_went_on_while_another_waited_for_its_folder_is_not_overwritt
     whole = tiny_run(rounds=3)
     before = rows(whole.folder)
     stale = (2, load_checkpoint(whole.folder)[1])
-    monkeypatch.setattr("fedsim.simulation.load_checkpoint", lambda folder: stale)
+    monkeypatch.setattr("fedsim.starting.load_checkpoint", lambda folder: stale)
     with pytest.raises(FolderInUse):
         tiny_run(rounds=3, resume=True)
     assert rows(whole.folder) == before

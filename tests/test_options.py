@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Annotated
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import TinyAttention, tiny_data
 from tyro.conf import arg
 
 import fedsim
+from fedsim import command_line
 from fedsim.data.digits import DigitStyles
 from fedsim.data.instructions import Instructions
 from fedsim.data.protocols import SkewedClients, SkewedTexts
@@ -113,6 +115,7 @@ class Recipe(fedsim.RunOptions):
 
 
 def test_a_recipe_is_checked_before_anything_is_loaded_and_an_option_is_called_as_it_is_typed(monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "launch", cache(lambda: None))  # nothing has started
     monkeypatch.setattr("sys.argv", ["recipe.py", "--one.lora-alpha", "nan"])
     with pytest.raises(SystemExit) as error:
         fedsim.cli(Recipe, lambda recipe: pytest.fail("it has started"))

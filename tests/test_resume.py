@@ -144,11 +144,11 @@ def test_a_checkpoint_of_another_run_is_refused(tiny_run):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"backbone": TinyAttention(width=12, depth=1)}, r"slot 'adapter/blocks.1.*which this run has not"),
-        ({"data": tiny_data(7)}, r"The checkpoint knows 6 clients and this run has 7"),
+        ({"backbone": TinyAttention(width=12, depth=1)}, r"other data or weights; not the same: backbone\."),
+        ({"data": tiny_data(7)}, r"other data or weights; not the same: inputs, targets, split\."),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_starts(tiny_run, monkeypatch, change, message):
+def test_a_run_of_other_data_or_weights_is_refused_before_anything_starts(tiny_run, monkeypatch, change, message):
     """A script may have changed without its recipe telling."""
     recipe = {"name": "mine"}
     before = contents(tiny_run(rounds=2, recipe=recipe).folder)
@@ -156,6 +156,28 @@ def test_a_checkpoint_that_does_not_fit_is_refused_before_anything_starts(tiny_r
     with pytest.raises(ValueError, match=message):
         tiny_run(rounds=2, recipe=recipe, resume=True, **change)
     assert contents(Path(before["folder"])) == before
+
+
+def test_one_label_that_has_changed_is_noticed_and_nothing_is_touched(tiny_run, stop_after, monkeypatch, tmp_path):
+    stop_after(1)
+    with pytest.raises(Stopped):
+        tiny_run(recipe={"name": "mine"})
+    monkeypatch.undo()
+    folder, data = tmp_path / "run", tiny_data()
+    before = contents(folder)
+    data.targets[40] = (data.targets[40] + 1) % 3
+    with pytest.raises(ValueError, match=r"run' was begun with other data or weights; not the same: targets\."):
+        tiny_run(recipe={"name": "mine"}, resume=True, data=data)
+    assert contents(folder) == before
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused(tiny_run):
+    """Somebody has taken out of recipe.json what would tell, and changed the script."""
+    folder = tiny_run(rounds=2).folder
+    recipe = json.loads((folder / "recipe.json").read_text())
+    (folder / "recipe.json").write_text(json.dumps(recipe | {"fingerprint": {}}))
+    with pytest.raises(ValueError, match=r"that of another run"):
+        tiny_run(rounds=2, resume=True, data=tiny_data(7))
 
 
 def contents(folder):
@@ -218,3 +240,29 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(tmp_path):
     assert json.loads((out / "result.json").read_text())["digest"] == expected["digest"]
     for table in ("metrics.csv", "clients.csv", "costs.csv"):
         assert (out / table).read_bytes() == (whole / table).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("table", "damage", "message"),
+    [
+        ("metrics.csv", lambda lines: [*lines[:2], b"gar\xffbage\n", *lines[3:]], r"line 3: 'gar.bage' is no row"),
+        (
+            "clients.csv",
+            lambda lines: [*lines[:4], lines[4][:9] + b"\n", *lines[5:]],
+            r"line 5: .*fields, and the header",
+        ),
+        ("costs.csv", lambda lines: lines[1:], r"line 1: .* is no row \(it is no header\)"),
+        ("events.jsonl", lambda lines: [b'{"round": \n', *lines[1:]], r"line 1: .* is no row"),
+        ("metrics.csv", lambda lines: [*lines[:2], *lines[3:]], r"line 3: it is of round 2, and none .* of round 1"),
+        ("timing.csv", lambda lines: lines[:3], r"line 4: here must be a row of round 2, and the file ends"),
+        ("costs.csv", lambda lines: [], r"line 1: here must be a row of round 0"),
+    ],
+)
+def test_a_damaged_table_is_named_with_its_line_before_anything_starts(tiny_run, monkeypatch, table, damage, message):
+    path = tiny_run().folder / table
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    before = contents(path.parent)
+    monkeypatch.setattr(simulation, "launch", lambda: pytest.fail("processes have started"))
+    with pytest.raises(ValueError, match=rf"{table}' is damaged in {message}.*Put back a copy"):
+        tiny_run(resume=True)
+    assert contents(path.parent) == before

@@ -11,6 +11,7 @@ from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
 import fedsim
 from fedsim.devices import DeviceProfiles
+from fedsim.faults import Fault
 from fedsim.parts.tree import TreeCuts
 from fedsim.run_folder import RunFolder
 from fedsim.workers import Workers
@@ -127,6 +128,40 @@ def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_
     assert one.summary["dropped"] > 0
     for table in ("clients.csv", "costs.csv"):
         assert (tmp_path / "two" / table).read_bytes() == (tmp_path / "one" / table).read_bytes()
+
+
+UNSEEDED = """
+import sys, torch, fedsim
+sys.path.insert(0, {tests!r})
+from conftest import TinyAttention
+data = fedsim.from_tensors(torch.randn(90, 12), torch.arange(90) % 3, torch.arange(90) // 10)
+try:
+    fedsim.simulate(method=fedsim.FedIT(lora_rank=2), backbone=TinyAttention(), data=data, rounds=1, out=sys.argv[1])
+except fedsim.faults.Fault as fault:
+    print(f"echo {{fault.is_echo}}: {{fault}}")
+"""
+
+
+def test_a_worker_with_other_weights_or_labels_is_named(monkeypatch):
+    loaded = {"backbone": "a", "targets": "b"}
+    others = [loaded, loaded | {"targets": "c"}, loaded, {"backbone": "d", "targets": "e"}]
+    monkeypatch.setattr(Workers, "gather", lambda self, payload: [json.dumps(each).encode() for each in others])
+    with pytest.raises(Fault, match=r"worker 1 has other targets; worker 3 has other backbone and targets\."):
+        Workers().check_same(loaded)
+    del others[3], others[1]
+    Workers().check_same(loaded)
+
+
+@pytest.mark.slow
+def test_workers_that_have_loaded_other_data_are_named_before_anything_is_written(tmp_path):
+    """A script that draws its data without a seed gives every worker data of its own."""
+    script = tmp_path / "script.py"
+    script.write_text(UNSEEDED.format(tests=str(Path(__file__).parent)))
+    done = run(fabric(2, str(script), tmp_path / "run"))
+    for echo in (False, True):
+        said = f"echo {echo}: Not every worker has loaded what worker 0 has: worker 1 has another inputs."
+        assert said.replace("another", "other") in done.stdout, done.stdout + done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_all_runs_of_a_process_share_one_group_which_nothing_would_give_back():

@@ -1,0 +1,58 @@
+"""How a run starts or goes on: what its folder must say before processes start, and what it keeps of before."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fedsim.disk import check_is_new
+from fedsim.recorder import BLOCK_SIZE, restore_state
+from fedsim.run_folder import check_same_recipe, load_checkpoint, read_environment
+from fedsim.setting import Setting
+from fedsim.tables import lines_before
+from fedsim.workers import Workers
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: its first round, the checkpoint before it, and what bits depend on (None: not yet chosen)."""
+
+    round_index: int = 0
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    block_size: int | None = None
+    threads: int | None = None
+
+    def agreed(self, workers: Workers, loaded: Mapping[str, str]) -> "Start":
+        """Return this with worker 0's numbers: other machines may lack the folder that they are from.
+
+        Raises a Fault where a worker has `loaded` other data or weights.
+        """
+        workers.check_same(loaded)
+        numbers = f"{self.round_index} {self.block_size or 0} {self.threads or 0}".encode()
+        round_index, block_size, threads = map(int, workers.broadcast(numbers).split())
+        return replace(self, round_index=round_index, block_size=block_size or None, threads=threads or None)
+
+
+def start_of(
+    what: Setting, out: Path, recipe: Mapping[str, Any], loaded: Mapping[str, str], resume: bool, threads: int | None
+) -> Start:
+    """Return where a run starts; `loaded` is its data's and weights' fingerprint, `threads` what was asked for.
+
+    Raises ValueError for a folder that this run may not be written to, or cannot go on from.
+    """
+    is_first = Workers.is_first_or_alone()
+    if not resume:
+        if is_first:
+            check_is_new(out)
+        return Start(threads=threads)
+    if is_first:
+        check_same_recipe(out, recipe, loaded)
+        threads = threads or read_environment(out).get("threads")
+    round_index, tensors = load_checkpoint(out)
+    if tensors:
+        restore_state(what.state(round_index, what.initial_slots()), tensors)  # of another run?
+    if is_first:
+        lines_before(out, round_index)  # are its tables whole?
+    return Start(round_index, tensors, int(tensors.get(BLOCK_SIZE, 0)) or None, threads)

@@ -1,0 +1,70 @@
+"""The lines of a run's tables that count when it goes on: those of rounds before its checkpoint, all of them whole."""
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+
+from fedsim.disk import open_own, own_bytes, parse_json
+
+TABLES = ("metrics.csv", "clients.csv", "costs.csv", "timing.csv", "events.jsonl")
+EVERY_ROUND = frozenset(TABLES) - {"clients.csv"}
+"""Tables that have a row of every round."""
+
+
+def lines_before(folder: Path, round_index: int) -> dict[Path, bytes]:
+    """Return the lines of rounds before this one, by table; a last line that is torn does not count.
+
+    Raises ValueError that names file and line where one is no row of its table, or where a round's rows are missing.
+    """
+    return {folder / name: _lines_before(folder / name, round_index) for name in TABLES}
+
+
+def header(path: Path) -> list[str]:
+    """Return the names of a CSV table's columns, none where there is no table yet."""
+    if not path.exists():
+        return []
+    with open_own(path, "r", newline="") as file:
+        return next(csv.reader(file), [])
+
+
+def _lines_before(path: Path, round_index: int) -> bytes:
+    kept, missing, number = [], set(range(round_index)) if path.name in EVERY_ROUND else set(), 0
+    for number, (line, found) in enumerate(_rows(path), 1):
+        if found < round_index:
+            kept.append(line)
+        missing.discard(found)
+        if missing and found > min(missing):
+            raise _damaged(path, number, f"it is of round {found}, and none before it is of round {min(missing)}")
+    if missing:
+        raise _damaged(path, number + 1, f"here must be a row of round {min(missing)}, and the file ends")
+    return b"".join(kept)
+
+
+def _damaged(path: Path, number: int, what: str) -> ValueError:
+    return ValueError(
+        f"'{path}' is damaged in line {number}: {what}. Put back a copy of the file as it was, or start the run anew."
+    )
+
+
+def _rows(path: Path) -> Iterator[tuple[bytes, int]]:
+    """Yield every whole line and the round that it is of; -1 for the header of a CSV table."""
+    lines = own_bytes(path).splitlines(keepends=True) if path.exists() else []
+    width = 0
+    for number, line in enumerate(lines, 1):
+        if not line.endswith(b"\n"):
+            return
+        try:
+            if path.suffix == ".jsonl":
+                yield line, int(parse_json(line.decode())["round"])
+                continue
+            fields = next(csv.reader([line.decode()], strict=True))
+            width = width or len(fields)
+            if len(fields) != width:
+                raise ValueError(f"it has {len(fields)} fields, and the header has {width}")
+            if number == 1 and fields[0] != "round":
+                raise ValueError("it is no header")
+            yield line, int(fields[0]) if number > 1 else -1
+        except (ValueError, KeyError, TypeError, csv.Error, StopIteration) as error:
+            raise _damaged(
+                path, number, f"{line[:60].decode(errors='replace').strip()!r} is no row ({error})"
+            ) from None
