@@ -17,7 +17,7 @@ from typing import Any
 from fedsim.data.federated import FederatedData
 from fedsim.disk import check_is_new, read_json, write_atomically
 from fedsim.interruption import listening
-from fedsim.launch import launch
+from fedsim.launch import check_threads, launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
@@ -52,7 +52,7 @@ def compare(
     the others). With `resume`, finished runs are read and unfinished ones go on, and `seeds` may have further ones
     behind those of before. Raises ValueError for anything that does not fit, before a file exists.
     """
-    check_names(methods, seeds, reference)
+    check_names(methods, seeds, reference), check_threads(common.get("threads"))
     table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common))
     recipe = dict(recipe or table.describe())
     table.check()

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from fedsim.data.federated import FederatedData
 from fedsim.engines.block_size import trial_assignment
-from fedsim.launch import launch, set_threads
+from fedsim.launch import check_threads, launch, set_threads
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method, slots_in_use
 from fedsim.rehearsal import Cost, rehearsed
@@ -29,6 +29,7 @@ def seconds_per_sample(what: Setting, threads: int | None = None) -> tuple[float
 
     The step is that of a block of clients; on a CPU that of one client with few samples, if that already takes long.
     """
+    check_threads(threads)
     fabric = launch()
     set_threads(threads, fabric.device)
     few = replace(what.local, batch_size=min(what.local.batch_size, PROBE_SAMPLES), dropout=0.0)

@@ -19,6 +19,10 @@ PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16")
 """What Lightning calls them. fp16 would need a loss scale for every client."""
 
 
+THREADS_A_CORE = 8
+"""So many may be asked for: a run goes on, if slowly, with the threads of a machine that has more cores."""
+
+
 def check_precision() -> None:
     """Raise ValueError when `fabric run` was asked for a precision in which adapters would not be trained in fp32."""
     precision = os.environ.get("LT_PRECISION", PRECISIONS[0])
@@ -39,15 +43,38 @@ def launch() -> Fabric:
     return fabric
 
 
-def set_threads(threads: int | None, device: torch.device) -> int:
-    """Use this many CPU threads; by default one on a CPU, on a GPU the machine's cores shared among its workers.
+def check_threads(threads: int | None) -> None:
+    """Raise ValueError for a number of CPU threads that is not positive, or with which nothing would move any more."""
+    most = THREADS_A_CORE * cores()
+    if threads is not None and not 1 <= threads <= most:
+        allowed = f"1 … {most}, {THREADS_A_CORE} for each of the {cores()} cores here"
+        raise ValueError(f"threads is {threads}; it must lie in {allowed} (--threads).")
+
+
+def set_threads(threads: int | None, device: torch.device, is_alone: bool = False) -> int:
+    """Use this many CPU threads and return how many there are; a worker that is alone says how to use more cores.
+
+    The default is one on a CPU, and on a GPU the machine's cores shared among its workers.
 
     A CPU's sums are rounded by the number of threads, so a default that depended on the number of workers would let
     bits depend on it too.
     """
     share = max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     torch.set_num_threads(threads or (1 if device.type == "cpu" else share))
+    if is_alone and not threads and device.type == "cpu" and cores() > 1:
+        _say_how_to_use_cores()
     return torch.get_num_threads()
+
+
+@functools.cache
+def _say_how_to_use_cores() -> None:
+    """Once a process, however many runs it has."""
+    print(
+        f"One worker uses one of {cores()} cores. More workers are faster in the same bits: fabric run … --devices "
+        f"{cores()}. More threads give other bits: --threads {cores()}.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def cores() -> int:

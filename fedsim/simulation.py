@@ -22,7 +22,7 @@ from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import Hand, sample_cohort
 from fedsim.interruption import listening, stop_if_asked
-from fedsim.launch import launch, set_threads
+from fedsim.launch import check_threads, launch, set_threads
 from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
@@ -59,14 +59,14 @@ def simulate(
     ValueError for anything that does not fit, before a process group, training or a file exists, and `Stopped`, a
     SystemExit, between two rounds when a signal asks for it.
     """
-    check_timeout(timeout)
+    check_timeout(timeout), check_threads(threads)
     what, out = Setting(**setting), Path(out)
     recipe = dict(recipe or what.describe() | {"threads": threads})
     loaded = what.fingerprint()
     start = start_of(what, out, recipe, loaded, resume, threads)
     fabric, workers = launch(), Workers.from_environment(timeout)
     start = start.agreed(workers, loaded)
-    n_threads = set_threads(start.threads, fabric.device)
+    n_threads = set_threads(start.threads, fabric.device, workers.count == 1)
     state, initial = what.state(start.round_index), what.initial_slots()
     title, metric = type(what.method).__name__, what.data.task.metrics[0]
     progress = LiveProgress(title, what.rounds, start.round_index, workers.is_first, metric=metric)

@@ -36,9 +36,13 @@ def fabric(workers: int, recipe: str, *options: object) -> list[str]:
     return [*launcher, *map(str, options)]
 
 
-def run(command: list[str], timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def run(
+    command: list[str], timeout: float = 300, variables: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a command from the project's root and return what it printed."""
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(
+        command, cwd=ROOT, env=variables or environment(), capture_output=True, text=True, timeout=timeout
+    )
 
 
 def finished(command: list[str], out: Path, timeout: float = 300) -> dict[str, object]:
