@@ -64,7 +64,8 @@ def timm_backbone(
         file = _find_weights(name, Path(weights))
         # With as many classes as the checkpoint has, timm loads strictly; else a missing tensor would pass unnoticed.
         n_stored = _classes_in(file, config.classifier)
-        overlay = {"file": str(file), "num_classes": n_stored, "label_offset": 0}
+        # Before 1.0.28 timm would read the file as the original one in NumPy's format, if the model has such.
+        overlay = {"file": str(file), "num_classes": n_stored, "label_offset": 0, "custom_load": False}
         options |= {"num_classes": n_stored, "pretrained_cfg_overlay": overlay}
     remedy = "pass --model.weights {folder}/model.safetensors, or start from random weights by --model.no-pretrained"
     hub = f"timm/{config.architecture}.{config.tag}"
