@@ -12,7 +12,7 @@ import torch
 from language_models import tiny_gpt2
 from peft import PeftModel
 from runs import finished, python, run
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from test_engines_agree import METHODS, backbone, federation
 from transformers import GPT2LMHeadModel
 
@@ -272,7 +272,7 @@ def test_an_adapter_folder_with_a_pickle_or_a_wrong_tensor_is_refused_by_name(ru
     folder = export_adapter(run_of("vit", "fedit"), tmp_path / "adapter", client=CLIENT)
     weights, net = folder / "adapter_model.safetensors", backbone()
     before, whole = digest_of(net.state_dict()), weights.read_bytes()
-    tensors = load_file(weights)
+    tensors = load(whole)  # not load_file: it may map the file that is overwritten below
     name = "base_model.model.blocks.0.attn.qkv.lora_B.weight"
     for change, message in (
         ({name: tensors[name][1:].contiguous()}, rf"adapter_model.safetensors': tensor '{name}' is \(23, \d\), and"),

@@ -96,18 +96,19 @@ def test_the_rows_of_timms_fused_map_are_what_attention_takes_for_query_and_valu
 
 
 SEPARATE = {
-    "ViT": ("vit.layers.{}.attention.", "q_proj", "v_proj"),
-    "RoBERTa": ("roberta.encoder.layer.{}.attention.self.", "query", "value"),
-    "DistilBERT": ("distilbert.transformer.layer.{}.attention.", "q_lin", "v_lin"),
-    "LLaMA": ("model.layers.{}.self_attn.", "q_proj", "v_proj"),
+    "ViT": {("q_proj", "v_proj"), ("query", "value")},  # the second in older releases of transformers
+    "RoBERTa": {("query", "value")},
+    "DistilBERT": {("q_lin", "v_lin")},
+    "LLaMA": {("q_proj", "v_proj")},
 }
 
 
 @pytest.mark.parametrize("kind", SEPARATE)
 def test_transformers_models_have_whole_query_and_value_maps_in_every_block(kind):
-    _, query, value = SEPARATE[kind]
     sites = list(lora_sites(hugging_face(kind)).values())
-    assert [site.module.rpartition(".")[2] for site in sites] == [query, value] * 2
+    query, value, *others = [site.module.rpartition(".")[2] for site in sites]
+    assert (query, value) in SEPARATE[kind]
+    assert others == [query, value]
     assert [site.depth for site in sites] == [0, 0, 1, 1]
     assert all(site.name == site.module and site.rows is None and site.in_features == 16 for site in sites)
 
