@@ -1,7 +1,6 @@
 """The one table of a comparison: what was measured, as a row a method; in markdown, LaTeX, CSV and on the terminal."""
 
 import csv
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from fedsim.disk import open_own
+from fedsim.report.cells import as_csv, tabular
 from fedsim.report.paired import RESAMPLES, Difference, differences_of, mean_and_sd
 from fedsim.report.summary import SIMULATED, Result
 from fedsim.report.table import discoveries
@@ -155,28 +155,18 @@ def latex(comparison: Comparison) -> str:
     return tabular(*cells(comparison), notes(comparison))
 
 
-def tabular(header: Sequence[str], rows: Sequence[Sequence[str]], remarks: Sequence[str] = ()) -> str:
-    """Return texts as a LaTeX tabular (booktabs), under remarks as comments."""
-    body = [" & ".join(map(_escaped, row)) + r" \\" for row in rows]
-    top = [rf"\begin{{tabular}}{{l{'r' * (len(header) - 1)}}}", r"\toprule", " & ".join(map(_escaped, header)) + r" \\"]
-    comments = [f"% {line}" for line in remarks]
-    return "\n".join([*comments, *top, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
-
-
 def table_csv(comparison: Comparison) -> str:
     """Return all numbers: a row per method and number of the summaries, with each seed's value; then differences."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "number", "mean", "sd", *(f"seed {seed}" for seed in comparison.seeds)])
+    rows: list[list[object]] = [["method", "number", "mean", "sd", *(f"seed {seed}" for seed in comparison.seeds)]]
     for key in comparison.summary():
         name = max((n for n in comparison.results if key.startswith(f"{n}.")), key=len)
         number = key.removeprefix(f"{name}.")
         of_seeds = [run.summary.get(number, "") for run in comparison.results[name]]
-        writer.writerow([name, number, *mean_and_sd(comparison.values(name, number)), *of_seeds])
+        rows.append([name, number, *mean_and_sd(comparison.values(name, number)), *of_seeds])
     for name, found in comparison.differences.items():
         for part in ("mean", "low", "high", "p", "p_holm"):
-            writer.writerow([name, f"difference from {found.reference}: {part}", getattr(found, part)])
-    return text.getvalue()
+            rows.append([name, f"difference from {found.reference}: {part}", getattr(found, part)])
+    return as_csv(rows)
 
 
 def print_comparison(comparison: Comparison) -> None:
@@ -210,14 +200,6 @@ def _tested(found: Difference | None) -> tuple[str, str]:
         return "–", "–"
     gap = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] − {found.reference}"
     return gap, f"{found.p_holm:.2g}{'*' if found.is_significant else ''}"
-
-
-def _escaped(text: str) -> str:
-    for plain, tex in {"\\": r"\textbackslash{}", "%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#"}.items():
-        text = text.replace(plain, tex)
-    for plain, tex in {"±": r"$\pm$", "−": "$-$", "–": "--", "*": r"$^*$"}.items():
-        text = text.replace(plain, tex)
-    return text
 
 
 def _is_number(value: object) -> bool:

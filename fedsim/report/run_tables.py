@@ -1,7 +1,5 @@
 """Tables of a page: the same numbers as HTML, LaTeX and CSV."""
 
-import csv
-import io
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,8 +8,8 @@ from pathlib import Path
 
 from fedsim.disk import write_atomically
 from fedsim.evaluation import STATISTICS
+from fedsim.report.cells import as_csv, tabular
 from fedsim.report.cluster_figures import Clusters
-from fedsim.report.comparison import tabular
 from fedsim.report.reading import Run
 from fedsim.report.run_figures import stages_of
 
@@ -45,11 +43,9 @@ class Sheet:
 
     def save(self, folder: Path) -> None:
         """Write <name>.csv and <name>.tex."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        write_atomically(folder / f"{self.name}.csv", text.getvalue().encode())
+        write_atomically(folder / f"{self.name}.csv", as_csv([self.header, *self.rows]).encode(errors="replace"))
         shown = [[shown_as(cell) for cell in row] for row in self.rows]
-        write_atomically(folder / f"{self.name}.tex", tabular(self.header, shown).encode())
+        write_atomically(folder / f"{self.name}.tex", tabular(self.header, shown).encode(errors="replace"))
 
 
 def shown_as(cell: Cell) -> str:
