@@ -18,6 +18,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
 from fedsim.devices import ClientCost
 from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
+from fedsim.plan import Method, slots_in_use
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import NAMES, Result, summarise_run
 from fedsim.round import ClientUpdate, Population, ServerState
@@ -25,6 +26,10 @@ from fedsim.run_folder import RunFolder
 
 BLOCK_SIZE = "block_size"
 """Where a checkpoint keeps the number of clients that are trained together; it is no part of the server's state."""
+
+
+KEPT = ("learnt", "bank", "last_seen", "holders", BLOCK_SIZE)
+"""What the names of a checkpoint's tensors begin with."""
 
 
 class Recorder:
@@ -123,7 +128,7 @@ def state_tensors(state: ServerState) -> dict[str, Tensor]:
 def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerState:
     """Return the state that `state_tensors` took apart; without tensors, `state` itself.
 
-    Raises ValueError for tensors of another run.
+    Raises ValueError for tensors of another run, and for those that no run writes.
     """
     if not tensors:
         return state
@@ -135,8 +140,39 @@ def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerSt
     if last_seen is None or last_seen.shape != state.last_seen.shape:
         known = "no clients" if last_seen is None else f"{len(last_seen)} clients"
         raise ValueError(f"The checkpoint knows {known} and this run has {len(state.last_seen)} (--resume).")
-    state.bank.load_state_tensors(of["bank|"])
+    strange = [name for name in tensors if name.partition("|")[0] not in KEPT]
+    rounds, size = state.round_index, tensors.get(BLOCK_SIZE, torch.tensor(1))
+    if last_seen.dtype != torch.int64 or int(last_seen.min()) < NEVER or int(last_seen.max()) >= rounds:
+        strange.append("last_seen")
+    if size.dtype != torch.int64 or size.shape or not 0 < int(size) < 2**31:
+        strange.append(BLOCK_SIZE)
+    strange += [name for name, value in of["learnt|"].items() if not bool(value.isfinite().all())]
+    if strange:
+        raise ValueError(f"The checkpoint's '{strange[0]}' is nothing that a run writes (--resume).")
+    state.bank.load_state_tensors(of["bank|"], rounds, most_groups(state))
     return replace(state, learnt=of["learnt|"], last_seen=last_seen)
+
+
+def most_groups(state: ServerState) -> int:
+    """Return more groups than any slot has: one for each client, and some that have none."""
+    return 2 * len(state.last_seen) + 2
+
+
+def check_learnt(state: ServerState, method: Method, population: Population) -> None:
+    """Raise ValueError where a method cannot plan a round from what a checkpoint says that it has learnt."""
+    try:
+        plan = method.plan(state, population)
+        parts = [part for part in (plan, plan.also, plan.evaluates) if part is not None]
+        groups = [part.groups(slot) for part in parts for slot in slots_in_use(part, method, state.bank.initial)]
+    except Exception as error:  # whatever a method stumbles over
+        raise ValueError(f"The checkpoint's learnt tensors do not fit: {type(error).__name__}: {error}.") from error
+    largest, ranks = method.lora_rank, [rank for part in parts for rank in part.lora_ranks or ()]
+    are_groups = all(
+        g.dtype == torch.int64 and g.shape == state.last_seen.shape and int(g.min()) >= NEVER
+        and int(g.max()) < most_groups(state) for g in groups
+    )  # fmt: skip
+    if not are_groups or not all(0 <= rank <= largest for rank in ranks):
+        raise ValueError("The checkpoint's learnt tensors do not fit: a client's group or LoRA rank is out of range.")
 
 
 def cluster_summary(labels: Tensor | None, population: Population) -> dict[str, float]:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsim import disk
 from fedsim.adapters.wire import digest_of as digest_of
-from fedsim.adapters.wire import pack, unpack
+from fedsim.adapters.wire import pack, structure_of, unpack
 from fedsim.disk import FolderInUse, append, check_is_new, open_own, read_json, to_disk, write_atomically, writing
 from fedsim.provenance import environment
 from fedsim.tables import TABLES, header, lines_before
@@ -118,7 +118,8 @@ class RunFolder:
         write_atomically(path.with_suffix(".safetensors"), payload)
         for name in TABLES:
             to_disk(self.path / name)
-        seal = {"round_index": round_index, "sha256": hashlib.sha256(payload).hexdigest(), "run": _run_of(self.path)}
+        inside, sha256 = structure_of(tensors), hashlib.sha256(payload).hexdigest()
+        seal = {"round_index": round_index, "sha256": sha256, "inside": inside, "run": _run_of(self.path)}
         write_atomically(path.with_suffix(".json"), _json(seal))
         for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
             old.unlink()
@@ -174,9 +175,8 @@ def check_same_recipe(folder: Path, recipe: Mapping[str, Any], loaded: Mapping[s
 
 def newest_round(folder: Path) -> int:
     """Return the round with which the newest checkpoint begins, by its name alone; 0 before the first."""
-    return max(
-        (int(seal.stem.removeprefix("round-")) for seal in (folder / "checkpoints").glob("round-*.json")), default=0
-    )
+    stems = (seal.stem.removeprefix("round-") for seal in (folder / "checkpoints").glob("round-*.json"))
+    return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
@@ -194,7 +194,11 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
         payload = disk.own_bytes(seals[-1].with_suffix(".safetensors"))
         if hashlib.sha256(payload).hexdigest() != seal["sha256"]:
             raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
-        found = int(seal["round_index"]), unpack(payload)
+        found = seal["round_index"], unpack(payload)
+        if type(found[0]) is not int or stem.name != f"round-{found[0]:06d}" or found[0] < 1:
+            raise ValueError(f"its seal is that of round {seal['round_index']!r}")
+        if seal.get("inside", structure_of(found[1])) != structure_of(found[1]):
+            raise ValueError("its tensors have other names, types or shapes than it was written with")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint '{stem}.safetensors' is damaged: {error}. {way_out}") from None
     if seal.get("run", _run_of(folder)) != _run_of(folder):

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.disk import check_is_new
-from fedsim.recorder import BLOCK_SIZE, restore_state
+from fedsim.federation import sample_cohort
+from fedsim.recorder import BLOCK_SIZE, check_learnt, restore_state
 from fedsim.run_folder import check_same_recipe, load_checkpoint, read_environment
 from fedsim.setting import Setting
 from fedsim.tables import lines_before
@@ -52,7 +53,19 @@ def start_of(
         threads = threads or read_environment(out).get("threads")
     round_index, tensors = load_checkpoint(out)
     if tensors:
-        restore_state(what.state(round_index, what.initial_slots()), tensors)  # of another run?
+        check_fits(what, out, round_index, tensors)
     if is_first:
         lines_before(out, round_index)  # are its tables whole?
     return Start(round_index, tensors, int(tensors.get(BLOCK_SIZE, 0)) or None, threads)
+
+
+def check_fits(what: Setting, out: Path, round_index: int, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where a run cannot go on from a checkpoint: it is another run's, or no run writes such a one."""
+    try:
+        if round_index > what.rounds:
+            raise ValueError(f"It begins with round {round_index}, and the run has {what.rounds}.")
+        state = restore_state(what.state(round_index, what.initial_slots()), tensors)
+        cohort = sample_cohort(what.population, what.n_cohort, what.seed, round_index)
+        check_learnt(replace(state, cohort=tuple(cohort)), what.method, what.population)
+    except ValueError as error:
+        raise ValueError(f"The run cannot go on from '{out}/checkpoints/round-{round_index:06d}': {error}") from error

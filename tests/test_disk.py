@@ -121,10 +121,13 @@ def test_two_runs_do_not_write_to_one_folder(tiny_run, tmp_path, monkeypatch):
     assert tiny_run(rounds=1, resume=True).digest == whole.digest
 
 
-def test_a_run_that_went_on_while_another_waited_for_its_folder_is_not_overwritten(tiny_run, monkeypatch):
+def test_a_run_that_went_on_while_another_waited_for_its_folder_is_not_overwritten(tiny_run, tmp_path, monkeypatch):
     whole = tiny_run(rounds=3)
     before = rows(whole.folder)
-    stale = (2, load_checkpoint(whole.folder)[1])
+    before_last = shutil.copytree(whole.folder, tmp_path / "before the last round")
+    (before_last / "checkpoints" / "round-000003.json").unlink()
+    stale = load_checkpoint(before_last)
+    assert stale[0] == 2
     monkeypatch.setattr("fedsim.starting.load_checkpoint", lambda folder: stale)
     with pytest.raises(FolderInUse):
         tiny_run(rounds=3, resume=True)

@@ -82,19 +82,59 @@ class Bank:
             tensors[f"{slot}|width"] = torch.tensor(len(self.rows[slot]))
         return tensors
 
-    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `state_tensors` returned; raises ValueError when a slot is not one of this bank's."""
+    def load_state_tensors(
+        self, tensors: Mapping[str, Tensor], round_index: int | None = None, widest: int | None = None
+    ) -> None:
+        """Restore what `state_tensors` returned before this round.
+
+        Raises ValueError when a slot is not one of this bank's, or when its tensors do not fit together: a part that
+        is missing, of another type or not finite, groups or rounds out of range, a stack of more than `widest` groups.
+        """
         self.rows.clear()
         self.written.clear()
-        for key in [key for key in tensors if key.endswith("|rows")]:
-            name = key.removesuffix("|rows")
-            slot, rows = parse_slot(name), tensors[key]
+        for name in dict.fromkeys(key.rpartition("|")[0] for key in tensors):
+            parts = {part: tensors[key] for part in PARTS if (key := f"{name}|{part}") in tensors}
+            if problem := _problem(parts, round_index, widest):
+                raise ValueError(f"The checkpoint's slot '{name}' is damaged: {problem}.")
+            slot, rows = parse_slot(name), parts["rows"]
             if slot not in self.initial or not _differ_in_rank_only(slot, rows, self.initial[slot]):
                 raise ValueError(f"The checkpoint holds slot '{name}' {tuple(rows.shape[1:])}, which this run has not.")
-            self._widen(slot, int(tensors[f"{name}|width"]), rows.shape[1:])
-            self.rows[slot][tensors[f"{name}|groups"]] = rows
-            self.written[slot][tensors[f"{name}|groups"]] = tensors[f"{name}|rounds"]
+            width, is_usual = int(parts["width"]), rows.shape[1:] == self.initial[slot].shape
+            if not is_usual and len(rows) != width:
+                raise ValueError(f"The checkpoint's slot '{name}' is damaged: of another LoRA rank, it must be whole.")
+            self._widen(slot, width, rows.shape[1:])
+            self.rows[slot][parts["groups"]] = rows
+            self.written[slot][parts["groups"]] = parts["rounds"]
+
+
+PARTS = ("rows", "groups", "rounds", "width")
+"""What a checkpoint holds of a slot."""
+
+
+def _problem(parts: Mapping[str, Tensor], round_index: int | None, widest: int | None) -> str:
+    """Why a slot's tensors are none that `Bank.state_tensors` returns; "" where they may be."""
+    if missing := [part for part in PARTS if part not in parts]:
+        return f"it has no {' and no '.join(missing)}"
+    rows, groups, rounds, width = (parts[part] for part in PARTS)
+    types = [torch.float32, torch.int64, torch.int64, torch.int64]
+    shapes = [rows.shape[1:], groups.shape, rounds.shape, width.shape]
+    if [tensor.dtype for tensor in (rows, groups, rounds, width)] != types:
+        return f"its {', '.join(PARTS)} must be float32 and int64"
+    if rows.ndim < 1 or shapes[1:] != [rows.shape[:1], rows.shape[:1], ()]:
+        return f"its {', '.join(PARTS)} are of unequal lengths"
+    n_groups = int(width)
+    if n_groups < 1 or (widest is not None and n_groups > widest):
+        return f"it is {n_groups} groups wide" + (f", and 1 … {widest} are possible" if widest else "")
+    if len(groups) and (
+        int(groups.min()) < 0 or int(groups.max()) >= n_groups or len(set(groups.tolist())) < len(groups)
+    ):
+        return f"its groups are not distinct and in 0 … {n_groups - 1}"
+    if len(rounds) and (int(rounds.min()) < 0 or (round_index is not None and int(rounds.max()) >= round_index)):
+        return "it was written in rounds that have not been"
+    return "" if bool(rows.isfinite().all()) else "it holds numbers that are not finite"
 
 
 def _differ_in_rank_only(slot: Slot, rows: Tensor, value: Tensor) -> bool:
+    if rows.ndim != value.ndim + 1:
+        return False
     return fit_rank(rows, slot.factor, 0).shape[1:] == fit_rank(value, slot.factor, 0).shape

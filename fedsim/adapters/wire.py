@@ -29,3 +29,9 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+def structure_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over names, types and shapes of tensors: equal where nothing is missing, added or reshaped."""
+    lines = [f"{name}|{tensor.dtype}|{tuple(tensor.shape)}" for name, tensor in sorted(tensors.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
