@@ -10,11 +10,14 @@ DEVICES ?= 1
 RUN = OMP_NUM_THREADS=1 FEDSIM_FIGURES=0 $(BIN)/fabric run
 TWO = --accelerator cpu --devices $(WORKERS)
 
+OLDEST := $(or $(TMPDIR),/tmp)/fedsim-oldest-venv
+OLDEST_TESTS = $(addprefix tests/,adapters parts methods engines models data)
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check run slurm bench reproduce clean
+.PHONY: help setup demo test test-slow test-oldest check run slurm bench reproduce clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(BIN)/.installed ## Create .venv and install fedsim with its development tools
 
@@ -41,6 +44,14 @@ test: setup ## Run the default tests (minutes)
 
 test-slow: setup ## Run the slow tests: kill-and-resume, learning on real data
 	$(BIN)/pytest -m slow $(ARGS)
+
+test-oldest: ## Test with the lowest versions that pyproject.toml allows, in an environment of their own that is removed
+	@set -e; trap 'rm -rf "$(OLDEST)"' EXIT; trap 'exit 130' HUP INT TERM; rm -rf "$(OLDEST)"; \
+	$(PYTHON) -m venv "$(OLDEST)"; \
+	"$(OLDEST)/bin/pip" install --quiet --disable-pip-version-check uv; \
+	UV_CACHE_DIR="$(OLDEST)/cache" "$(OLDEST)/bin/uv" pip install --quiet --python "$(OLDEST)/bin/python" \
+		--resolution lowest-direct -e '.[dev]'; \
+	OMP_NUM_THREADS=1 "$(OLDEST)/bin/python" -m pytest -m 'not slow' -n auto --dist worksteal $(OLDEST_TESTS) $(ARGS)
 
 check: setup ## Lint, check formatting and types
 	$(BIN)/ruff check .
