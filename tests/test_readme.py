@@ -11,9 +11,15 @@ from runs import environment
 README = (ROOT / "README.md").read_text()
 
 
+def library_script() -> str:
+    """The README's one script in Python."""
+    (script,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    return script
+
+
 @pytest.mark.slow
 def test_the_library_script_runs_as_printed(tmp_path):
-    (script,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    script = library_script()
     assert len(script.splitlines()) <= 40
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=environment(), capture_output=True, text=True
