@@ -1,15 +1,18 @@
 """How figures of a report look, how they are kept as files, and how they become part of a page, bright or dark."""
 
 import re
+from base64 import b64encode
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from markupsafe import Markup, escape
+
 from fedsim.disk import own_bytes, write_atomically
+from fedsim.report.page_template import render
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,16 +56,10 @@ class Picture:
     is_foreign: bool = False
     """Read from a run folder, which somebody else may have made: shown as an image, in which nothing runs or loads."""
 
-    def html(self, files: str = "") -> str:
+    def html(self, files: str = "") -> Markup:
         """Return a <figure>; `files` is where its files lie, as the page sees it."""
-        links = [f'<a href="{escape(files)}/{self.name}.{kind}">{kind.upper()}</a>' for kind in ("pdf", "svg")]
-        kept = f' <span class="files">{" · ".join(links)}</span>' if files and self.pdf else ""
-        kind = "wide" if self.is_wide else "narrow"
         drawn = image(self.svg, self.words) if self.is_foreign else inlined(self.svg, self.name, self.words)
-        return (
-            f'<figure class="{kind}"><div class="scroll">{drawn}</div>'
-            f"<figcaption>{escape(self.title)}{kept}</figcaption></figure>"
-        )
+        return render("figure", picture=self, files=files, drawn=drawn)
 
     def save(self, folder: Path) -> None:
         """Write the PDF and the SVG, for a paper."""
@@ -95,16 +92,12 @@ def picture(figure: "Figure", name: str, title: str, words: str, is_wide: bool =
     return Picture(svg.getvalue().decode(), name, title, words, is_wide, pdf.getvalue())
 
 
-def image(svg: str, words: str) -> str:
+def image(svg: str, words: str) -> Markup:
     """Return an SVG as an image: browsers neither run nor load nor follow anything inside."""
-    from base64 import b64encode
-
-    return (
-        f'<img class="paper" alt="{escape(words)}" src="data:image/svg+xml;base64,{b64encode(svg.encode()).decode()}">'
-    )
+    return render("image", words=words, data=b64encode(svg.encode()).decode())
 
 
-def inlined(svg: str, name: str, words: str) -> str:
+def inlined(svg: str, name: str, words: str) -> Markup:
     """Return an SVG as part of a page: ids of its own, colours of the page, nothing that runs or loads.
 
     One that holds a script or a reference to elsewhere becomes an image, in which browsers neither run nor load.
@@ -126,7 +119,7 @@ def inlined(svg: str, name: str, words: str) -> str:
     )
     width = re.search(r'<svg[^>]*\bwidth="([\d.]+)', root)
     widest = f' style="max-width: {WIDEST * float(width[1]):.0f}px"' if width else ""
-    return root.replace("<svg", f'<svg role="img" aria-label="{escape(words)}"{widest}', 1)
+    return Markup(root.replace("<svg", f'<svg role="img" aria-label="{escape(words)}"{widest}', 1))
 
 
 def legend(axes: "Axes", columns: int = 2) -> None:

@@ -4,16 +4,18 @@ import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from html import escape
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from markupsafe import Markup
 
 from fedsim.disk import check_own_folder, write_atomically
 from fedsim.report.cluster_figures import clusters_of, draw_clusters
 from fedsim.report.comparison import Comparison, cells, notes, table_csv
 from fedsim.report.drawing import Picture, drawing, picture, read_picture
 from fedsim.report.figures import figures_of
-from fedsim.report.page_style import CSS
+from fedsim.report.page_template import render, whole_page
 from fedsim.report.reading import AFTER_AGGREGATION, Run, find_runs
 from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
@@ -21,8 +23,6 @@ from fedsim.report.several import Rows, draw_several, rows_of
 from fedsim.report.summary import SIMULATED
 from fedsim.report.table import discoveries
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
-"""What a browser may do for the page: use the styles and images that are inside."""
 SECTIONS = {
     "Curves": ("curve", "loss"),
     "Clients": ("clients", "models"),
@@ -47,69 +47,84 @@ class Files:
 
     folder: Path
     prefix: str = ""
+    kept: list[Picture | Sheet] = field(default_factory=list)
 
-    def keep(self, part: Picture | Sheet) -> str:
-        """Write a part's files and return it as HTML."""
+    def keep(self, part: Picture | Sheet) -> Markup:
+        """Remember a part, whose files are written when all is made, and return it as HTML."""
         part = replace(part, name=safe_name(f"{self.prefix}{part.name}"))
-        part.save(self.folder)
+        self.kept.append(part)
         return part.html(self.folder.name) if isinstance(part, Picture) else part.html()
+
+    def write(self) -> None:
+        """Write the files of all parts; raises ValueError where their folder is a link."""
+        check_own_folder(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for part in self.kept:
+            part.save(self.folder)
 
 
 def write_report(paths: Sequence[Path], to: Path, reference: str | None = None) -> Path:
     """Write the report of all runs in some folders to the page `to`, and its figures and tables beside it.
 
-    The folder beside it is called like the page. Raises ValueError when a folder holds no run, before anything is
-    written.
+    The folder beside it is called like the page. Raises ValueError when a folder holds no run, or what no run writes,
+    before anything is written.
     """
     if to.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"--to is '{to}'; the name of a page ends in .html.")
     runs = find_runs(paths)
-    rows = rows_of(runs) if len(runs) > 1 else None
-    comparison = rows.comparison(reference) if rows else None
     files = Files(to.parent / f"{to.stem}-files")
     check_own_folder(files.folder)
-    files.folder.mkdir(parents=True, exist_ok=True)
+    numbers = ""
     with drawing():
-        if rows and comparison:
-            body = "\n".join(_several(rows, comparison, files))
+        if len(runs) > 1:
+            with reading(*runs):
+                rows = rows_of(runs)
+                comparison = rows.comparison(reference)
+                numbers, body = table_csv(comparison), _several(rows, comparison, files)
             for run in runs:
                 own = replace(files, prefix=f"{run.name.replace('/', '-')}-")
-                body += (
-                    f'<details><summary>{escape(run.name)} <span class="soft">{escape(run.status)}</span></summary>'
-                    f"{''.join(_one(run, own))}</details>"
-                )
+                body += render("folded", name=run.name, status=run.status, body=_one(run, own))
         else:
-            body = "\n".join(_one(runs[0], files))
+            body = _one(runs[0], files)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
-    write_atomically(to, _page(title, body).encode())
+    files.write()
+    if numbers:
+        write_atomically(files.folder / "comparison-all.csv", numbers.encode(errors="replace"))
+    write_atomically(to, whole_page(title, body).encode(errors="replace"))
     return to
 
 
-def _page(title: str, body: str) -> str:
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">'
-        f"<title>{escape(title)} · fedsim</title><style>{CSS}</style></head>\n"
-        f"<body><header><h1>{escape(title)}</h1></header><main>{body}</main>"
-        '<footer class="soft">fedsim. This page is complete: it loads nothing from elsewhere.</footer></body></html>\n'
-    )
+@contextmanager
+def reading(*runs: Run) -> Iterator[None]:
+    """Name the run folders where what they hold cannot be made sense of, whatever it is: they may be a stranger's."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+        named = ", ".join(f"'{run.path}'" for run in runs[:4]) + (", …" if len(runs) > 4 else "")
+        why = str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
+        raise ValueError(f"No report can be made of {named}: {why}") from error
 
 
-def _one(run: Run, files: Files) -> Iterator[str]:
-    """The parts of a page about one run."""
-    kind = "status" if run.finished else "status going"
-    yield f'<p><span class="{kind}">{escape(run.status)}</span> <span class="soft">{escape(_facts(run))}</span></p>'
-    yield _cards(run)
-    found = [line for line in discoveries(run.result) if not line.startswith("best round")] + _best(run)
-    yield "".join(f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in found)
-    parts: list[Picture | Sheet] = [*draw_run(run), *draw_clusters(run), *tables_of(run, clusters_of(run))]
-    for title, names in SECTIONS.items():
-        if title == "Cost":
-            yield _section("Found out by the run", run_figures(run), files)
-        yield _section(title, [part for part in parts if part.name.startswith(names)], files)
-    recipe = escape(json.dumps(run.recipe, indent=1, ensure_ascii=False))
-    yield f"<details><summary>Recipe, as resolved</summary><pre>{recipe}</pre></details>"
+def _one(run: Run, files: Files) -> Markup:
+    """The part of a page about one run."""
+    with reading(run):
+        found = [line for line in discoveries(run.result) if not line.startswith("best round")] + _best(run)
+        parts: list[Picture | Sheet] = [*draw_run(run), *draw_clusters(run), *tables_of(run, clusters_of(run))]
+        sections = []
+        for title, names in SECTIONS.items():
+            if title == "Cost":
+                sections.append(_section("Found out by the run", run_figures(run), files))
+            sections.append(_section(title, [part for part in parts if part.name.startswith(names)], files))
+        return render(
+            "run",
+            is_finished=bool(run.finished),
+            status=run.status,
+            facts=_facts(run),
+            cards=_cards(run),
+            found=[line[0].upper() + line[1:] for line in found],
+            sections=sections,
+            recipe=json.dumps(run.recipe, indent=1, ensure_ascii=False),
+        )
 
 
 def run_figures(run: Run) -> list[Picture]:
@@ -122,29 +137,20 @@ def run_figures(run: Run) -> list[Picture]:
     return list(found.values())
 
 
-def _section(title: str, parts: Sequence[Picture | Sheet], files: Files) -> str:
+def _section(title: str, parts: Sequence[Picture | Sheet], files: Files, remarks: Sequence[str] = ()) -> Markup:
     if not parts:
-        return ""
-    figures = "".join(files.keep(part) for part in parts if isinstance(part, Picture))
-    tables = "".join(files.keep(part) for part in parts if isinstance(part, Sheet))
-    drawn = f'<div class="figures">{figures}</div>' if figures else ""
-    return f"<section><h2>{title}</h2>{drawn}{tables}</section>"
+        return Markup()
+    figures = [files.keep(part) for part in parts if isinstance(part, Picture)]
+    tables = [files.keep(part) for part in parts if isinstance(part, Sheet)]
+    return render("section", title=title, figures=figures, tables=tables, remarks=remarks)
 
 
-def _several(rows: Rows, comparison: Comparison, files: Files) -> Iterator[str]:
-    """The parts of a page that compare runs: the table and what it means, then curves."""
-    going = [run for runs in rows.runs.values() for run in runs if not run.finished]
-    for run in going:
-        yield f'<p><span class="status going">{escape(run.name)}: {escape(run.status)}</span></p>'
-    header, body = cells(comparison)
-    sheet = Sheet("comparison", header, body)
-    text = files.keep(sheet)
-    write_atomically(files.folder / "comparison-all.csv", table_csv(comparison).encode())
-    untested = [f"Not tested for differences: {rows.untested}."] if rows.untested else []
-    remarks = "".join(f'<p class="soft">{escape(line)}</p>' for line in [*notes(comparison), *untested])
-    yield f"<section><h2>Comparison</h2>{text}{remarks}</section>"
-    yield _section("Curves", list(draw_several(rows)), files)
-    yield "<h2>Every run</h2>"
+def _several(rows: Rows, comparison: Comparison, files: Files) -> Markup:
+    """The part of a page that compares runs: the table and what it means, then curves."""
+    going = [f"{run.name}: {run.status}" for runs in rows.runs.values() for run in runs if not run.finished]
+    remarks = notes(comparison) + ([f"Not tested for differences: {rows.untested}."] if rows.untested else [])
+    table = _section("Comparison", [Sheet("comparison", *cells(comparison))], files, remarks)
+    return render("several", going=going, sections=[table, _section("Curves", list(draw_several(rows)), files)])
 
 
 def _facts(run: Run) -> str:
@@ -171,17 +177,17 @@ def _best(run: Run) -> list[str]:
     return [f"best mean {' and '.join(best)}"] if best else []
 
 
-def _cards(run: Run) -> str:
-    shown = {f"{title}": run.summary[key] for title, key in CARDS.items() if key in run.summary}
-    texts = {title: f'<data value="{float(value)!r}">{value:.3f}</data>' for title, value in shown.items()}
+def _cards(run: Run) -> list[tuple[str, str, str | None]]:
+    """Titles, texts and, where these are rounded, whole numbers."""
+    shown = {title: float(run.summary[key]) for title, key in CARDS.items() if key in run.summary}
+    texts: list[tuple[str, str, str | None]] = [(title, f"{value:.3f}", repr(value)) for title, value in shown.items()]
     for way in ("up", "down"):
         if f"bytes.{way}" in run.summary:
-            texts[f"MB {way}"] = f"{run.summary[f'bytes.{way}'] / 1e6:.2f}"
+            texts.append((f"MB {way}", f"{run.summary[f'bytes.{way}'] / 1e6:.2f}", None))
     for title, key in {"seconds": "seconds", "simulated seconds": SIMULATED, "dropped out": "dropped"}.items():
         if key in run.summary:
-            texts[title] = f"{run.summary[key]:.0f}"
-    inside = "".join(f"<div><dt>{escape(title)}</dt><dd>{text}</dd></div>" for title, text in texts.items())
-    return f'<dl class="cards">{inside}</dl>'
+            texts.append((title, f"{run.summary[key]:.0f}", None))
+    return texts
 
 
 def safe_name(text: str) -> str:

@@ -3,13 +3,15 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
+
+from markupsafe import Markup
 
 from fedsim.disk import write_atomically
 from fedsim.evaluation import STATISTICS
 from fedsim.report.cells import as_csv, tabular
 from fedsim.report.cluster_figures import Clusters
+from fedsim.report.page_template import render
 from fedsim.report.reading import Run
 from fedsim.report.run_figures import stages_of
 
@@ -31,15 +33,10 @@ class Sheet:
     header: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
-    def html(self) -> str:
+    def html(self) -> Markup:
         """Return a <table> that scrolls where it is too wide."""
-        head = "".join(f'<th scope="col">{escape(title)}</th>' for title in self.header)
-        body = "".join(
-            f'<tr><th scope="row">{escape(str(first))}</th>{"".join(f"<td>{_html(cell)}</td>" for cell in rest)}</tr>'
-            for first, *rest in self.rows
-        )
-        table = f'<table id="{self.name}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
-        return f'<div class="table scroll" tabindex="0">{table}</div>'
+        rows = [[(shown_as(cell), _full(cell)) for cell in row] for row in self.rows]
+        return render("sheet", name=self.name, header=self.header, rows=rows)
 
     def save(self, folder: Path) -> None:
         """Write <name>.csv and <name>.tex."""
@@ -55,9 +52,9 @@ def shown_as(cell: Cell) -> str:
     return f"{cell:.3f}" if isinstance(cell, float) else str(cell)
 
 
-def _html(cell: Cell) -> str:
-    shown = escape(shown_as(cell))
-    return f'<data value="{cell!r}">{shown}</data>' if isinstance(cell, float) and shown != "–" else shown
+def _full(cell: Cell) -> str | None:
+    """A number with all its digits, where it is shown with fewer."""
+    return repr(cell) if isinstance(cell, float) and not math.isnan(cell) else None
 
 
 def tables_of(run: Run, clusters: Clusters | None) -> Iterator[Sheet]:

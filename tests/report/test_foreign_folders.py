@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -188,3 +189,62 @@ def test_the_links_that_wandb_keeps_in_its_own_folder_are_left_alone(tmp_path):
     (tmp_path / "latest").symlink_to("run-1")
     with pytest.raises(ValueError, match="latest' is a link"):
         check_own_files(tmp_path)
+
+
+WRONG = {
+    "result.json": [
+        {"global.mean": "text"},
+        {"global.mean": [1]},
+        {"bytes.up": "many"},
+        {"seconds": None},
+        {"metric": ["a"], "global.mean": {}},
+        {"clusters.count": "x"},
+        {"global.best.round": 1e999, "global.best.mean": 1},
+        {"rounds": "x", "stage.a.mean": "x", "stage.b.mean": 1},
+    ],
+    "recipe.json": [{"environment": [1]}, {"environment": {"git": 5}}, {"seed": "x"}, {"seed": [0]}],
+    "split.json": [{"groups": 5}, {"groups": [1]}],
+}
+
+
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in WRONG.items() for change in changes])
+def test_what_makes_no_sense_in_a_folder_is_one_message_or_is_shown_and_nothing_half_is_written(
+    folder, tmp_path, capsys, name, change
+):
+    (folder / name).write_text(json.dumps(json.loads((folder / name).read_text()) | change))
+    to = tmp_path / "page" / "page.html"
+    for runs in ([folder], [folder, shutil.copytree(folder, tmp_path / "other")]):
+        status = main([*map(str, runs), "--to", str(to)])
+        message = capsys.readouterr().err
+        assert status in (0, 2)
+        assert to.parent.exists() == (status == 0)
+        if status:
+            assert str(folder) in message
+            assert "Traceback" not in message
+        shutil.rmtree(to.parent, ignore_errors=True)
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "clients.csv", "timing.csv", "events.jsonl"])
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2\n", "round\nx\n", '{"labels": [1], "round": "x"}\n', "\0\n", "\xff,\xfe\n1,2\n"]
+)
+def test_a_table_of_other_columns_is_one_message_or_is_left_out(folder, capsys, name, text):
+    (folder / name).write_bytes(text.encode("latin-1"))
+    if main([str(folder)]):
+        assert str(folder) in capsys.readouterr().err
+
+
+def test_no_text_of_a_folder_becomes_a_part_of_the_page(folder, tmp_path):
+    evil = "</pre></td></style><script>alert(1)</script><img src=x onerror=alert(1)>\"'"
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe |= {"method_name": evil, evil: evil, "environment": {"device": evil, "git": evil, "workers": evil}}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    result = json.loads((folder / "result.json").read_text())
+    result |= {f"stage.{evil}.{name}": 0.5 for name in ("mean", "std", "worst", "p10", "weighted_mean")}
+    result |= {f"stage.b.{name}": 0.5 for name in ("mean", "std", "worst", "p10", "weighted_mean")}
+    (folder / "result.json").write_text(json.dumps(result))
+    html = write_report([folder], tmp_path / "page.html").read_text()
+    assert html.count("&lt;script&gt;alert(1)") >= 4
+    assert "<script" not in html
+    assert "<img" not in html
+    assert "onerror=" not in re.sub(r"&lt;img src=x onerror=", "", html)
