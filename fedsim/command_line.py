@@ -34,7 +34,7 @@ class RunOptions:
     out: Path | None = None
     """Run folder; default runs/<recipe>-<time>."""
     resume: Path | None = None
-    """Continue the run in this folder, with the options it was started with."""
+    """Continue the run in this folder, with the options it was started with, or more --rounds."""
     seed: int = 0
     """Seed of everything random."""
     seeds: tuple[int, ...] = ()
@@ -146,7 +146,7 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
         check_is_new(out)
         return dataclasses.replace(recipe, out=out)
     recipe = dataclasses.replace(recipe, out=folder, seeds=_with_new_seeds(default.seeds, recipe.seeds))
-    check_same_recipe(folder, to_dict(recipe))
+    check_same_recipe(folder, to_dict(recipe), more_rounds=True)  # a comparison refuses them later
     return recipe
 
 

@@ -20,7 +20,7 @@ from fedsim.model_record import DATA, HOLDERS, JSON, TENSORS
 from fedsim.models import backbones, causal, digits_vit, text  # noqa: F401  # whose loaders are known from here on
 from fedsim.models.origin import Origin
 from fedsim.plan import Plan
-from fedsim.round import Population, ServerState
+from fedsim.round import Horizon, Population, ServerState
 
 MIXINGS: dict[str, type[DepthGate | TierWeights | TokenRouter]] = {
     kind.__name__: kind for kind in (DepthGate, TierWeights, TokenRouter)
@@ -68,7 +68,7 @@ class RecordedModel:
         """The server's state with which a round begins, but for what a checkpoint holds."""
         bank, never = Bank(dict(self.initial)), torch.full((self.population.n_clients,), NEVER)
         depths, adapted = self.layout.depths, self.layout.adapted
-        return ServerState(round_index, max(round_index, 1), {}, bank, never, depths, adapted)
+        return ServerState(round_index, Horizon(max(round_index, 1)), {}, bank, never, depths, adapted)
 
 
 def read_model(folder: Path, checkpoint: Mapping[str, Tensor]) -> RecordedModel:

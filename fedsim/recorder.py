@@ -21,14 +21,16 @@ from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefix
 from fedsim.plan import Method, slots_in_use
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import NAMES, Result, summarise_run
-from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.run_folder import RunFolder
 
 BLOCK_SIZE = "block_size"
 """Where a checkpoint keeps the number of clients that are trained together; it is no part of the server's state."""
+HORIZON = "horizon"
+"""Where it keeps the number of rounds of the run, and whether anything up to it depended on that number, (2,)."""
 
 
-KEPT = ("learnt", "bank", "last_seen", "holders", BLOCK_SIZE)
+KEPT = ("learnt", "bank", "last_seen", "holders", BLOCK_SIZE, HORIZON)
 """What the names of a checkpoint's tensors begin with."""
 
 
@@ -58,9 +60,9 @@ class Recorder:
         evaluated: Sequence[ClientUpdate],
         log: Mapping[str, Any],
         costs: Sequence[ClientCost] = (),
-        holders: Mapping[str, Tensor] = MappingProxyType({}),
+        beside: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
-        """Record the round before `after`: tables, then the checkpoint; `holders` say who holds what in it."""
+        """Record the round before `after`: tables, then the checkpoint, which keeps `beside` too."""
         round_index, aside = after.round_index - 1, log.get("set_aside", ())
         metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
         metrics |= {"set_aside": sum(update.client in aside for update in updates)}
@@ -87,8 +89,8 @@ class Recorder:
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
         self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, round_index)
-        beside = {BLOCK_SIZE: self.block_size, **holders}
-        self.folder.save_checkpoint(after.round_index, state_tensors(after) | beside)
+        kept = state_tensors(after) | {BLOCK_SIZE: self.block_size, **beside}
+        self.folder.save_checkpoint(after.round_index, kept)
 
     def clients_done(
         self, round_index: int, stage: str, updates: Sequence[ClientUpdate], evaluations: Mapping[str, str]
@@ -146,11 +148,33 @@ def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerSt
         strange.append("last_seen")
     if size.dtype != torch.int64 or size.shape or not 0 < int(size) < 2**31:
         strange.append(BLOCK_SIZE)
+    if not _is_horizon(tensors.get(HORIZON), rounds):
+        strange.append(HORIZON)
     strange += [name for name, value in of["learnt|"].items() if not bool(value.isfinite().all())]
     if strange:
         raise ValueError(f"The checkpoint's '{strange[0]}' is nothing that a run writes (--resume).")
     state.bank.load_state_tensors(of["bank|"], rounds, most_groups(state))
-    return replace(state, learnt=of["learnt|"], last_seen=last_seen)
+    horizon = Horizon(state.horizon.rounds, is_read=HORIZON not in tensors or bool(tensors[HORIZON][1]))
+    return replace(state, learnt=of["learnt|"], last_seen=last_seen, horizon=horizon)
+
+
+def check_rounds(rounds: int, method: str, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where the run of a checkpoint cannot go on to become one of so many rounds."""
+    before, is_read = tensors[HORIZON].tolist()
+    if rounds < before:
+        raise ValueError(f"rounds is {rounds}, and the resumed run has {before}; they can only grow (--rounds).")
+    if rounds > before and is_read:
+        raise ValueError(
+            f"This run of {before} rounds cannot go on to {rounds}: what {method} has done depends on the number of "
+            f"rounds; of {rounds} it would have done otherwise. Resume it with --rounds {before}, or start a new run."
+        )
+
+
+def _is_horizon(kept: Tensor | None, round_index: int) -> bool:
+    """Whether a checkpoint before this round may keep this number of rounds; earlier versions kept none."""
+    if kept is None:
+        return True
+    return kept.dtype == torch.int64 and kept.shape == (2,) and int(kept[0]) >= round_index and int(kept[1]) in (0, 1)
 
 
 def most_groups(state: ServerState) -> int:

@@ -35,6 +35,14 @@ class Population:
         return self.n_clients - (self.proxy is not None)
 
 
+@dataclass
+class Horizon:
+    """The number of rounds of a run, and whether anything that was done so far depended on it."""
+
+    rounds: int
+    is_read: bool = False
+
+
 @dataclass(frozen=True)
 class ServerState:
     """All that outlives a round.
@@ -44,10 +52,11 @@ class ServerState:
     `depths` the depth of every name that a slot's site may have (`Layout.depths`), `adapted` those that carry adapters,
     ascending; `memory` the MiB that a client needs to train the last k depths, for k = 0 … D. What a method draws is a
     function of the run's `seed`. `cohort` are the clients of the round, which are known before it is planned.
+    `horizon` is one object for all states of a run: who reads `rounds` leaves its mark there.
     """
 
     round_index: int
-    rounds: int
+    horizon: Horizon
     learnt: Mapping[str, Tensor] = field(default_factory=dict)
     bank: Bank = field(default_factory=lambda: Bank({}))
     last_seen: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
@@ -56,6 +65,19 @@ class ServerState:
     seed: int = 0
     cohort: tuple[int, ...] = ()
     memory: tuple[float, ...] = ()
+
+    @property
+    def rounds(self) -> int:
+        """Rounds of the run. A run in which this was read cannot be continued with more of them."""
+        self.horizon.is_read = True
+        return self.horizon.rounds
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no round follows. Only where that is so does it depend on the number of rounds."""
+        is_last = self.round_index + 1 >= self.horizon.rounds
+        self.horizon.is_read |= is_last
+        return is_last
 
 
 @dataclass(frozen=True)

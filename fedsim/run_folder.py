@@ -28,6 +28,8 @@ from fedsim.tables import TABLES, header, lines_before
 
 SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
+ROUNDS = "rounds"
+"""The field that may grow when a single run is resumed."""
 MAY_CHANGE = frozenset({"on_nan", "timeout"})
 """What a run does where it would otherwise end. Until then it does not matter."""
 FINGERPRINT = "fingerprint"
@@ -59,9 +61,8 @@ class RunFolder:
     def extend(cls, folder: Path, recipe: Mapping[str, Any]) -> None:
         """Let recipe.json say what may differ on resuming as `recipe` does; everything else there stays as it was."""
         recorded = read_json(folder / "recipe.json")
-        now = recorded | json.loads(
-            _json({name: recipe[name] for name in (*MAY_CHANGE, SEEDS, FINGERPRINT) if name in recipe})
-        )
+        changes = {name: recipe[name] for name in (*MAY_CHANGE, SEEDS, ROUNDS, FINGERPRINT) if name in recipe}
+        now = recorded | json.loads(_json(changes))
         if now != recorded:
             write_atomically(folder / "recipe.json", _json(now))
 
@@ -73,6 +74,7 @@ class RunFolder:
         """
         if newest_round(folder) != round_index:
             raise FolderInUse(folder)
+        (folder / "result.json").unlink(missing_ok=True)  # first: a run that goes on is not complete
         cls.extend(folder, recipe)
         for path, kept in lines_before(folder, round_index).items():
             if path.exists():
@@ -147,23 +149,29 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return read_json(folder / "recipe.json").get("environment") or {}
 
 
-def check_same_recipe(folder: Path, recipe: Mapping[str, Any], loaded: Mapping[str, Any] | None = None) -> None:
+def check_same_recipe(
+    folder: Path, recipe: Mapping[str, Any], loaded: Mapping[str, Any] | None = None, more_rounds: bool = False
+) -> None:
     """Raise ValueError that lists every field in which a run folder's recipe differs from this one.
 
     With the fingerprint of what is `loaded` now, also one that says what of weights and data is not as it was.
     But for those of `MAY_CHANGE`, in which a run may go on differently from how it began; and a comparison over several
-    seeds may have further ones behind those that it was started with. Raises ValueError for a link in the folder, too.
+    seeds may have further ones behind those that it was started with; with `more_rounds` a run may have more of them.
     """
     disk.check_own_files(folder)
     before, now = flat(read_recipe(folder)), flat(json.loads(_json(recipe)))
     seeds = before.get(SEEDS)
     if seeds and now.get(SEEDS, [])[: len(seeds)] == seeds:
         now[SEEDS] = seeds
+    if more_rounds and before.get(ROUNDS, math.inf) <= now.get(ROUNDS, 0):
+        now[ROUNDS] = before[ROUNDS]
     names = sorted((before.keys() | now.keys()) - MAY_CHANGE)
     differing = [name for name in names if before.get(name) != now.get(name)]
     if differing:
         listed = "; ".join(f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in differing[:8])
-        raise ValueError(f"'{folder}' is the run folder of another recipe: {listed}. Resume it with its own options.")
+        way_out = "Resume it with its own options."
+        way_out += " Rounds can only grow, and not those of a comparison (--rounds)." if ROUNDS in differing else ""
+        raise ValueError(f"'{folder}' is the run folder of another recipe: {listed}. {way_out}")
     begun, now = flat(read_json(folder / "recipe.json").get(FINGERPRINT) or {}), flat(loaded or {})
     differing = [name for name in begun if begun[name] != now.get(name)] if now else []
     if differing:
@@ -201,17 +209,17 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
             raise ValueError("its tensors have other names, types or shapes than it was written with")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint '{stem}.safetensors' is damaged: {error}. {way_out}") from None
-    if seal.get("run", _run_of(folder)) != _run_of(folder):
+    if seal.get("run") not in (None, _run_of(folder), _run_of(folder, MAY_CHANGE | {SEEDS})):  # of an earlier version
         raise ValueError(f"The checkpoint '{stem}.safetensors' is that of another run. {way_out}")
     return found
 
 
-def _run_of(folder: Path) -> str:
+def _run_of(folder: Path, may_change: frozenset[str] = MAY_CHANGE | {SEEDS, ROUNDS}) -> str:
     """What tells a run from others: the SHA-256 of what may not change in its recipe, "" where there is none."""
     if not (folder / "recipe.json").exists():
         return ""
-    varying = MAY_CHANGE | {SEEDS, "environment"}
-    fixed = {name: value for name, value in read_json(folder / "recipe.json").items() if name not in varying}
+    recorded = read_json(folder / "recipe.json").items()
+    fixed = {name: value for name, value in recorded if name not in may_change | {"environment"}}
     return hashlib.sha256(_json(fixed)).hexdigest()
 
 

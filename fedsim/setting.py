@@ -26,7 +26,7 @@ from fedsim.profiling import profile
 from fedsim.provenance import fingerprint
 from fedsim.randomness import generator
 from fedsim.resources import MIB, Profile, by_layers, table
-from fedsim.round import Population, ServerState
+from fedsim.round import Horizon, Population, ServerState
 
 PLAIN = (
     "rounds",
@@ -134,7 +134,7 @@ class Setting:
         memory = tuple(cost.memory / MIB for cost in costs)
         layout, seed = self.layout, self.seed
         state = ServerState(
-            round_index, self.rounds, depths=layout.depths, adapted=layout.adapted, memory=memory, seed=seed
+            round_index, Horizon(self.rounds), depths=layout.depths, adapted=layout.adapted, memory=memory, seed=seed
         )
         if initial is None:
             return state

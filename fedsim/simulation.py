@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.fabric import Fabric
 from torch import Tensor
 
@@ -26,7 +27,7 @@ from fedsim.launch import check_threads, launch, set_threads
 from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
-from fedsim.recorder import Recorder, restore_state
+from fedsim.recorder import HORIZON, Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.resources import allocation_log
@@ -54,10 +55,11 @@ def simulate(
     """Simulate a federation and return its result on worker 0 (None on the others).
 
     `setting` are the fields of `Setting`: method, backbone, data and rounds, and what else differs from its defaults.
-    Everything is recorded in the folder `out`; with `resume` the run there is continued. `recipe` is what recipe.json
-    records, `threads` the CPU threads of a worker, `timeout` the seconds for which workers wait for each other. Raises
-    ValueError for anything that does not fit, before a process group, training or a file exists, and `Stopped`, a
-    SystemExit, between two rounds when a signal asks for it.
+    Everything is recorded in the folder `out`; with `resume` the run there is continued, also to more rounds than it
+    had, unless what it has done depends on their number. `recipe` is what recipe.json records, `threads` the CPU
+    threads of a worker, `timeout` the seconds for which workers wait for each other. Raises ValueError for anything
+    that does not fit, before a process group, training or a file exists, and `Stopped`, a SystemExit, between two
+    rounds when a signal asks for it.
     """
     check_timeout(timeout), check_threads(threads)
     what, out = Setting(**setting), Path(out)
@@ -141,8 +143,8 @@ class Simulation:
             self.recorder.started(state.round_index, self.what.data)
             self.progress.show_data(self.what.data.notes)
         while True:
-            stop_if_asked(self.aggregator.workers, state.round_index, state.rounds)
-            if state.round_index == state.rounds:
+            stop_if_asked(self.aggregator.workers, state.round_index, self.what.rounds)
+            if state.round_index == self.what.rounds:
                 return self.meet_unseen(state)
             state = self.run_round(state)
 
@@ -159,13 +161,14 @@ class Simulation:
         every = [*updates, *self.ask_proxy(state, hand.plan)]
         aside = set_aside(every, self.what.on_nan, state.round_index, hand.plan.stage)
         after, log, costs = server.step(state, hand, every, aside)
-        is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == after.rounds
+        horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
+        is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == self.what.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
             log = {**self.resources(hand.plan, hand.clients), **log, **event(aside), "utilisation": hand.utilisation}
             log |= {"resources": self.what.costs()} if state.round_index == 0 else {}
             held = holders(server.method, replace(after, cohort=()), population, list(server.initial))
-            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs, held)
+            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held})
             self.progress.end_round(updates, evaluated)
         return after
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.disk import check_is_new
 from fedsim.federation import sample_cohort
-from fedsim.recorder import BLOCK_SIZE, check_learnt, restore_state
+from fedsim.recorder import BLOCK_SIZE, HORIZON, check_learnt, check_rounds, restore_state
 from fedsim.run_folder import check_same_recipe, load_checkpoint, read_environment
 from fedsim.setting import Setting
 from fedsim.tables import lines_before
@@ -49,10 +49,12 @@ def start_of(
             check_is_new(out)
         return Start(threads=threads)
     if is_first:
-        check_same_recipe(out, recipe, loaded)
+        check_same_recipe(out, recipe, loaded, more_rounds=True)
         threads = threads or read_environment(out).get("threads")
     round_index, tensors = load_checkpoint(out)
     if tensors:
+        known = HORIZON in tensors and tensors[HORIZON].shape == (2,)  # not so of earlier versions
+        check_rounds(what.rounds, type(what.method).__name__, tensors) if known else check_same_recipe(out, recipe)
         check_fits(what, out, round_index, tensors)
     if is_first:
         lines_before(out, round_index)  # are its tables whole?

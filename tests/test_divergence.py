@@ -124,7 +124,7 @@ def test_a_round_whose_updates_are_all_set_aside_leaves_the_state_as_it_was(tiny
     assert [row["set_aside"] for row in rows(result)] == ["5"] * 4
     assert [row["train_loss"] for row in rows(result)] == ["nan"] * 4
     _, tensors = load_checkpoint(result.folder)
-    assert {name for name in tensors if not name.startswith("holders|")} == {"last_seen", "block_size"}
+    assert {name for name in tensors if not name.startswith("holders|")} == {"last_seen", "block_size", "horizon"}
     assert tensors["last_seen"].tolist() == [-1] * 6
 
 

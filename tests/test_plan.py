@@ -12,7 +12,7 @@ from fedsim.parts.aggregation import product_svd
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.sharing import alone
 from fedsim.plan import Plan, is_adapter, merge_groups, slots_in_use, train_all, train_tier
-from fedsim.round import ClientUpdate, Outcome, Population, ServerState
+from fedsim.round import ClientUpdate, Horizon, Outcome, Population, ServerState
 
 A, B = Slot("adapter", "q", "A"), Slot("adapter", "q", "B")
 W, b = Slot("adapter", "head", "W"), Slot("adapter", "head", "b")
@@ -125,7 +125,7 @@ def test_merging_nothing_is_nothing():
 
 
 def test_fedavgs_server_update_merges_and_learns_nothing():
-    state = ServerState(0, 1, bank=Bank({}))
+    state = ServerState(0, Horizon(1), bank=Bank({}))
     outcome = plan().server_update(state, plan(), [update(0, 1.0)])
     assert first_numbers(outcome)[B] == {0: 1}
     assert outcome.learnt is None
@@ -159,7 +159,7 @@ def test_what_the_server_keeps_for_itself_takes_no_part_in_the_forward_pass():
         layout = Layout(sites, method.tiers, method.lora_rank, method.head_policy)
         initialise = getattr(method, "initial", lora_initial)
         initial = initialise(layout, torch.Generator().manual_seed(0), site_weights(backbone, sites))
-        made = method.plan(ServerState(0, 9), POPULATION)
+        made = method.plan(ServerState(0, Horizon(9)), POPULATION)
         used = slots_in_use(made, method, initial)
         assert {slot.tier for slot in used} - {HEAD_TIER} == set(made.tiers or method.tiers)
         assert {slot.tier for slot in initial} - {slot.tier for slot in used}, "directions or control variates"

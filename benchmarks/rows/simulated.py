@@ -10,7 +10,7 @@ from fedsim.adapters.bank import NEVER, Bank
 from fedsim.aggregator import Aggregator
 from fedsim.launch import launch
 from fedsim.report.progress import LiveProgress
-from fedsim.round import ServerState
+from fedsim.round import Horizon, ServerState
 from fedsim.simulation import Simulation, prepare_engine
 from fedsim.workers import Workers
 
@@ -28,7 +28,7 @@ class Simulated:
         progress = LiveProgress("", FOREVER, 0, is_shown=False)
         self.simulation = Simulation(setting, server, prepared, progress, recorder=None)
         never = torch.full((workload.clients,), NEVER)
-        self.state = replace(ServerState(0, FOREVER), bank=Bank(initial), last_seen=never)
+        self.state = replace(ServerState(0, Horizon(FOREVER)), bank=Bank(initial), last_seen=never)
 
     def round(self) -> None:
         """Run one round."""

@@ -49,7 +49,7 @@ class FisherAllocation:
     def is_scoring(self, state: ServerState) -> bool:
         """Whether the proxy set is measured in this round, for the next to go by."""
         rounds_since = state.round_index + 1 - max(self.warmup_rounds, 1)
-        return rounds_since >= 0 and rounds_since % self.period == 0 and state.round_index + 1 < state.rounds
+        return rounds_since >= 0 and rounds_since % self.period == 0 and not state.is_last
 
     def probabilities(self, state: ServerState) -> list[float] | None:
         """Return the weights (D,) of the scoring that has effect in this round; None where none has."""

@@ -11,7 +11,7 @@ import fedsim
 from fedsim.adapters.layout import Slot
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.plan import Plan, equally
-from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.run_folder import load_checkpoint
 
 DEPTHS = {f"blocks.{depth}.{name}": depth for depth in range(12) for name in ("q", "v")} | {"head": 12}
@@ -28,7 +28,7 @@ METHODS = {
 
 
 def state(round_index: int = 0, **changes) -> ServerState:
-    return ServerState(round_index, 500, depths=DEPTHS, adapted=tuple(range(12)), **changes)
+    return ServerState(round_index, Horizon(500), depths=DEPTHS, adapted=tuple(range(12)), **changes)
 
 
 def allocations(method, at: ServerState | None = None) -> list[set[int]]:

@@ -18,7 +18,7 @@ from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.tree import TreeCuts
 from fedsim.plan import equally
 from fedsim.randomness import generator
-from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.run_folder import load_checkpoint
 from fedsim.workers import Workers
 
@@ -38,7 +38,9 @@ class Server:
         )
         self.initial = lora_initial(self.layout, generator(0, "initial"))
         never = torch.full((population.n_clients,), NEVER)
-        self.state = ServerState(0, 9, bank=Bank(dict(self.initial)), last_seen=never, depths=self.layout.depths)
+        self.state = ServerState(
+            0, Horizon(9), bank=Bank(dict(self.initial)), last_seen=never, depths=self.layout.depths
+        )
         local = fedsim.LocalTraining(learning_rate=1e-3)
         self.hub = Aggregator(self.method, population, self.layout, self.initial, Workers(), local)
 

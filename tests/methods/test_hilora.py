@@ -9,7 +9,7 @@ from conftest import TinyAttention, tiny_data
 import fedsim
 from fedsim.adapters.layout import HEAD_TIER, Slot
 from fedsim.parts.objectives import cross_entropy
-from fedsim.round import Population, ServerState
+from fedsim.round import Horizon, Population, ServerState
 from fedsim.run_folder import load_checkpoint
 
 POPULATION = Population(6, (0, 1, 2, 3, 4), (5,), (12,) * 6)
@@ -18,7 +18,7 @@ LABELS = torch.tensor([0, 1, 0, 1, 0, -1])
 
 def plan_in(stage: int, **settings):
     learnt = {"stage": torch.tensor(stage), "labels": LABELS} if stage else {}
-    return fedsim.HiLoRA(lora_rank=2, **settings).plan(ServerState(3, 10, learnt), POPULATION)
+    return fedsim.HiLoRA(lora_rank=2, **settings).plan(ServerState(3, Horizon(10), learnt), POPULATION)
 
 
 def events_of(result):

@@ -20,7 +20,7 @@ from fedsim.parts.clustering import cosine_similarities, first_appearance
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.outer import nesterov_step
 from fedsim.parts.tree import TreeCuts, agglomerated, best_clusters
-from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.run_folder import load_checkpoint
 
 POPULATION = Population(6, (0, 1, 2, 3, 4), (5,), (12,) * 6)
@@ -29,7 +29,7 @@ HELD = ("global.mean", "global.p10", "unseen.untuned.mean")
 
 
 def plan_of(method, round_index=3, rounds=10, **learnt):
-    return method.plan(ServerState(round_index, rounds, learnt), POPULATION)
+    return method.plan(ServerState(round_index, Horizon(rounds), learnt), POPULATION)
 
 
 def adapters(result, tier="adapter"):

@@ -18,7 +18,7 @@ from fedsim.models.sites import find_sites, site_weights
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.variates import CLIENT, SERVER, variate
 from fedsim.randomness import generator
-from fedsim.round import ClientUpdate, Population, ServerState
+from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.workers import Workers
 
 WIDTH, ALPHA = 12, 4.0
@@ -38,7 +38,7 @@ class Server:
         initialise = getattr(method, "initial", lora_initial)
         self.initial = initialise(layout, generator(0, "initial"), site_weights(self.backbone, sites))
         never = torch.full((3,), NEVER)
-        self.state = ServerState(0, 9, bank=Bank(self.initial), last_seen=never)
+        self.state = ServerState(0, Horizon(9), bank=Bank(self.initial), last_seen=never)
         self.hub = Aggregator(method, self.population, layout, self.initial, Workers(), fedsim.LocalTraining())
         self.sites, self.ranks = sites, ranks.of(3)
 

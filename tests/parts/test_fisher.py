@@ -7,7 +7,7 @@ from sklearn.cluster import KMeans
 
 from fedsim.adapters.layout import Slot
 from fedsim.parts.fisher import FisherAllocation, cluster_weights, depth_scores, ordered_clusters
-from fedsim.round import ClientUpdate, ServerState
+from fedsim.round import ClientUpdate, Horizon, ServerState
 
 DEPTHS = {"b0.q": 0, "b0.v": 0, "b2.q": 2, "head": 3}
 
@@ -68,7 +68,7 @@ def rounds_of(fim: FisherAllocation, rounds: int = 200) -> tuple[list[int], list
     """Rounds in which the proxy set is measured, and rounds that go by scores, when scores are learnt as they come."""
     learnt, scoring, scored = {}, [], []
     for index in range(rounds):
-        state = ServerState(index, rounds, learnt, depths=DEPTHS)
+        state = ServerState(index, Horizon(rounds), learnt, depths=DEPTHS)
         if fim.probabilities(state):
             scored.append(index)
         if fim.is_scoring(state):
