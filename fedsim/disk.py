@@ -5,10 +5,12 @@ A run folder may come from somebody else: its files are read and written as what
 
 import errno
 import fcntl
+import functools
 import json
 import os
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,7 +103,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 
 def _lock(file: IO[str], folder: Path) -> None:
-    """Lock a file for this process; raises `FolderInUse` after a while. Without locks on a file system it is free.
+    """Lock a file for this process; raises `FolderInUse` after a while. Without locks on a file system it is said once.
 
     A library's lock would leave a mark there instead, which outlives a process that is killed.
     """
@@ -114,8 +116,20 @@ def _lock(file: IO[str], folder: Path) -> None:
             if time.monotonic() > end:
                 raise FolderInUse(folder) from None
             time.sleep(0.1)
-        except OSError:
+        except OSError as error:
+            _say_no_locks(str(folder.absolute().parent), error.strerror or str(error))
             return
+
+
+@functools.cache
+def _say_no_locks(place: str, why: str) -> None:
+    """Once for each place."""
+    print(
+        f"No lock can be had in '{place}' ({why}). Let one run write to a folder at a time; a second one is noticed "
+        "by its checkpoints only.",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def write_atomically(path: Path, payload: bytes) -> None:

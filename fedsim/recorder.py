@@ -63,6 +63,7 @@ class Recorder:
         beside: Mapping[str, Tensor] = MappingProxyType({}),
     ) -> None:
         """Record the round before `after`: tables, then the checkpoint, which keeps `beside` too."""
+        self.folder.check_is_ours()
         round_index, aside = after.round_index - 1, log.get("set_aside", ())
         metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
         metrics |= {"set_aside": sum(update.client in aside for update in updates)}

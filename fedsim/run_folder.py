@@ -39,8 +39,8 @@ FINGERPRINT = "fingerprint"
 class RunFolder:
     """One run's folder. Open it with `create` or `reopen`."""
 
-    def __init__(self, path: Path, keep_checkpoints: int = 2):
-        self.path, self.keep_checkpoints = path, keep_checkpoints
+    def __init__(self, path: Path, keep_checkpoints: int = 2, newest: int = 0):
+        self.path, self.keep_checkpoints, self.newest = path, keep_checkpoints, newest
 
     @classmethod
     def create(cls, folder: Path, recipe: Mapping[str, Any], machine: Mapping[str, Any] | None = None) -> "RunFolder":
@@ -79,7 +79,12 @@ class RunFolder:
         for path, kept in lines_before(folder, round_index).items():
             if path.exists():
                 write_atomically(path, kept)
-        return cls(folder)
+        return cls(folder, newest=round_index)
+
+    def check_is_ours(self) -> None:
+        """Raise `FolderInUse` where another run has written a checkpoint: not every file system has locks."""
+        if newest_round(self.path) != self.newest:
+            raise FolderInUse(self.path)
 
     def append(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add rows to a CSV table, whose header is the first row's keys."""
@@ -123,6 +128,7 @@ class RunFolder:
         inside, sha256 = structure_of(tensors), hashlib.sha256(payload).hexdigest()
         seal = {"round_index": round_index, "sha256": sha256, "inside": inside, "run": _run_of(self.path)}
         write_atomically(path.with_suffix(".json"), _json(seal))
+        self.newest = round_index
         for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
             old.unlink()
             old.with_suffix(".safetensors").unlink(missing_ok=True)

@@ -16,19 +16,18 @@ from torch import Tensor
 
 from fedsim.adapters.wire import pack, unpack
 from fedsim.faults import Fault
+from fedsim.rollcall import RollCall
 
 TIMEOUT = 1800.0
 """Seconds for which workers wait for each other."""
-GRACE = 10.0
-"""Seconds that the others leave worker 0 to say who is missing."""
 
 
 class LostWorker(Fault):
-    """A worker has ended or hangs; worker 0 says it, or it is said of worker 0."""
+    """A worker has ended or hangs; the first that waits in vain says it."""
 
-    def __init__(self, who: str, is_late: bool, seconds: float, is_echo: bool = False):
+    def __init__(self, who: str, late: float | None, is_echo: bool):
         self.is_echo = is_echo
-        what = f"did not answer for {seconds:g} seconds (--timeout): it hangs" if is_late else "has ended"
+        what = "has ended" if late is None else f"did not answer for {late:g} seconds (--timeout): it hangs"
         super().__init__(
             f"{who} {what}. The rounds that were finished are kept; look for what that worker said last, then continue "
             "with --resume."
@@ -45,6 +44,8 @@ class Workers:
     timeout: float = TIMEOUT
     launcher: int = 0
     """The process id of `fabric run`, 0 without it."""
+    calls: RollCall | None = None
+    """Who is where, with several workers."""
 
     @property
     def is_first(self) -> bool:
@@ -58,14 +59,12 @@ class Workers:
 
     @classmethod
     def from_environment(cls, timeout: float = TIMEOUT) -> "Workers":
-        """Return all processes of the running process group, or one worker when there is none.
-
-        Others wait longer than worker 0: for it to come as late as may be, and then for whom it waits in vain.
-        """
+        """Return all processes of the running process group, or one worker when there is none."""
         launcher = _launcher()
         if not (dist.is_available() and dist.is_initialized()):
             return cls(launcher=launcher)
-        return cls(dist.get_rank(), dist.get_world_size(), _group(dist.group.WORLD, timeout), timeout, launcher)
+        index, count, (group, calls) = dist.get_rank(), dist.get_world_size(), _group(dist.group.WORLD, timeout)
+        return cls(index, count, group, timeout, launcher, calls)
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Give worker 0's bytes to everyone."""
@@ -133,21 +132,35 @@ class Workers:
 
     @contextmanager
     def _meeting(self) -> Iterator[None]:
-        """Let everyone arrive before they exchange: only so is it known who did not."""
+        """Let everyone arrive before they exchange; who waits for `timeout` seconds in either ends the run."""
+        assert self.calls
+        self.calls.arrive()
         begun = time.monotonic()
         try:
             dist.monitored_barrier(self.group, timeout=timedelta(seconds=self.timeout), wait_all_ranks=True)
+            begun = time.monotonic()
             yield
+            self.calls.leave()
         except RuntimeError as error:
             if "allocate memory" in str(error):  # the fault of nobody else
                 raise
-            is_late = time.monotonic() - begun >= self.timeout * (1 if self.is_first else 2)
-            missing = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
-            if self.is_first:
-                among = "1" if self.count == 2 else f"1 … {self.count - 1}, one of them,"  # in the middle of a transfer
-                who = f"Worker {missing[1].strip() if missing else among}"
-                raise LostWorker(who, is_late, self.timeout) from error
-            raise LostWorker("Worker 0", is_late, 2 * self.timeout, is_echo=not is_late) from error
+            is_late = time.monotonic() - begun >= self.timeout
+            raise (self._waited_in_vain(self.calls) if is_late else self._left_alone(self.calls, error)) from error
+
+    def _waited_in_vain(self, calls: RollCall) -> LostWorker:
+        """Somebody hangs."""
+        missing = calls.missing()
+        calls.end(missing)
+        who = " and ".join(map(str, missing)) or f"0 … {self.count - 1}, one of them,"
+        return LostWorker(f"Worker {who}", self.timeout, is_echo=not calls.is_first_to_say())
+
+    def _left_alone(self, calls: RollCall, error: RuntimeError) -> LostWorker:
+        """Somebody has ended: worker 0 knows who, unless whoever it was has said why."""
+        self._check_launcher()
+        missing = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
+        among = "1" if self.count == 2 else f"1 … {self.count - 1}, one of them,"  # in the middle of a transfer
+        who = f"Worker {missing[1].strip() if missing else among}" if self.is_first else "Worker 0"
+        return LostWorker(who, None, is_echo=not (self.is_first and calls.is_first_to_say()))
 
 
 @functools.cache
@@ -157,9 +170,10 @@ def _launcher() -> int:
 
 
 @functools.cache
-def _group(world: object, timeout: float) -> dist.ProcessGroup:
-    """Return the group of all runs of these processes: each has a thread and sockets, which nothing would give back."""
-    return dist.new_group(backend="gloo", timeout=timedelta(seconds=2 * timeout + GRACE))
+def _group(world: object, timeout: float) -> tuple[dist.ProcessGroup, RollCall]:
+    """Return what all runs of these processes share: nothing would give a group's thread and sockets back."""
+    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+    return group, RollCall(dist.get_rank(), dist.get_world_size())
 
 
 def check_timeout(timeout: float) -> None:

@@ -14,7 +14,7 @@ from fedsim import run_folder
 from fedsim.disk import DiskFull, FolderInUse, only_writer, writing
 from fedsim.faults import Fault
 from fedsim.report import figures
-from fedsim.run_folder import load_checkpoint
+from fedsim.run_folder import RunFolder, load_checkpoint
 
 
 @pytest.fixture
@@ -135,15 +135,34 @@ def test_a_run_that_went_on_while_another_waited_for_its_folder_is_not_overwritt
     assert load_checkpoint(whole.folder)[0] == 3
 
 
-def test_a_folder_of_a_killed_run_is_free_also_where_its_file_system_has_no_locks(tmp_path, monkeypatch):
-    def none(*given):
-        raise OSError(errno.ENOSYS, "no locks here")
+def no_lock(*given):
+    raise OSError(errno.ENOSYS, "no locks here")
 
-    for _ in range(2):
+
+def test_a_folder_of_a_killed_run_is_free_also_where_its_file_system_has_no_locks(tmp_path, monkeypatch, capsys):
+    for _ in range(3):
         with only_writer(tmp_path / "run"):
             pass
-        monkeypatch.setattr("fcntl.flock", none)
+        monkeypatch.setattr("fcntl.flock", no_lock)
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+    said = capsys.readouterr().err
+    assert said.count(f"No lock can be had in '{tmp_path}' (no locks here). Let one run write to a folder") == 1, said
+
+
+def test_where_there_are_no_locks_a_run_notices_the_checkpoint_that_another_has_written(tiny_run, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", no_lock)
+    whole, save, rounds = tiny_run("whole", rounds=3), RunFolder.save_checkpoint, []
+
+    def meet_another(folder, round_index, tensors):
+        save(folder, round_index, tensors)
+        if not rounds and round_index == 2:
+            rounds.append(round_index)
+            assert tiny_run(rounds=3, resume=True).digest == whole.digest
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", meet_another)
+    with pytest.raises(FolderInUse, match="Another run is still writing"):
+        tiny_run(rounds=3)
+    assert rows(whole.folder.parent / "run") == rows(whole.folder), "the other's rows are there once"
 
 
 def test_a_place_that_can_hold_no_folder_is_refused_before_anything_starts(tiny_run, tmp_path, monkeypatch):

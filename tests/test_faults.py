@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from runs import QUICKSTART, SMALL, environment, fabric, kill_all, worker_of
+from runs import QUICKSTART, SMALL, environment, fabric, kill_all, run, worker_of
 
 from fedsim.run_folder import load_checkpoint
 from fedsim.workers import Workers, check_timeout
@@ -41,25 +41,57 @@ def goes_on(out: Path) -> None:
     assert len((out / "metrics.csv").read_text().splitlines()) > done, "a header, and no finished round is lost"
 
 
+HANGS = """
+import os, signal, sys
+sys.path.insert(0, sys.argv.pop(1))
+victim, place, at = int(sys.argv.pop(1)), sys.argv.pop(1), int(sys.argv.pop(1))
+import torch.distributed as dist
+import quickstart, fedsim
+
+real, calls = getattr(dist, place), []
+
+def stop(*parts, **options):
+    calls.append(parts)
+    if dist.get_rank() == victim and len(calls) == at:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return real(*parts, **options)
+
+setattr(dist, place, stop)
+fedsim.cli(quickstart.Quickstart, quickstart.main)
+"""
+"""Stops a worker where it exchanges something for the so-many-th time."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [2, 3])
-def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path, workers):
-    """And nobody else is said to hang: a third worker waits for worker 0 longer than that for the one that hangs."""
+@pytest.mark.parametrize(("workers", "index"), [(2, 1), (2, 0), (3, 1), (3, 0)])
+def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path, workers, index):
+    """And nobody else is said to hang, who waits for another; nor does the launcher wait for who hangs."""
     options = "--timeout", 15, "--method", "fedit"
-    status, said, _ = struck(tmp_path / "run", 1, signal.SIGSTOP, *options, workers=workers)
+    status, said, seconds = struck(tmp_path / "run", index, signal.SIGSTOP, *options, workers=workers)
     assert status != 0
-    assert said.count("error: Worker 1 did not answer for 15 seconds (--timeout): it hangs.") == 2, said
+    assert said.count(f"error: Worker {index} did not answer for 15 seconds (--timeout): it hangs.") == 2, said
     assert said.count("error:") == 2, "at once, and at the end of what the launcher says"
     assert "LostWorker" not in said, "a message, not a traceback (but for the launcher's own)"
+    assert seconds < 15 + 15, said
     goes_on(tmp_path / "run")
 
 
 @pytest.mark.slow
-def test_worker_0_is_missed_by_the_others_when_it_hangs(tmp_path):
-    status, said, _ = struck(tmp_path / "run", 0, signal.SIGSTOP, "--timeout", 5, "--method", "fedit")
-    assert status != 0
-    assert said.count("error: Worker 0 did not answer for 10 seconds (--timeout): it hangs.") == 2, said
-    goes_on(tmp_path / "run")
+@pytest.mark.parametrize(
+    ("index", "place", "at"), [(1, "gather", 9), (1, "broadcast", 20), (2, "broadcast", 21), (0, "broadcast", 20)]
+)
+def test_a_worker_that_hangs_inside_a_transfer_is_named_too(tmp_path, index, place, at):
+    script, out = tmp_path / "hangs.py", tmp_path / "run"
+    script.write_text(HANGS)
+    options = (*SMALL, "--rounds", 50, "--method", "fedit", "--timeout", 10, "--out", out)
+    command = fabric(3, script, ROOT / "recipes", index, place, at, *options)
+    begun = time.monotonic()
+    done = run(command)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0
+    assert said.count(f"error: Worker {index} did not answer for 10 seconds (--timeout): it hangs.") == 2, said
+    assert said.count("error:") == 2, said
+    assert time.monotonic() - begun < 60
 
 
 @pytest.mark.slow

@@ -1,0 +1,77 @@
+"""Who of the workers is missing: how far each has come, on a board that the launcher keeps."""
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+GRACE = 4.0
+"""Seconds in which a worker that waits in vain may say so, and in which the board must answer."""
+KILL_WAIT = 2
+"""Seconds that a worker that hangs is left, so that the launcher hears first of the one that says so."""
+
+
+class RollCall:
+    """Every worker writes down how often it has arrived at a meeting and has left one.
+
+    It is the launcher's memory that is written to, so it is there whichever worker hangs; where worker 0 keeps it (no
+    `fabric run`), a board that does not answer is worker 0's hanging.
+    """
+
+    def __init__(self, index: int, count: int) -> None:
+        self.index, self.count, self.meeting = index, count, 0
+        store = dist.distributed_c10d._get_default_store().clone()
+        store.set_timeout(timedelta(seconds=GRACE))
+        self.store = dist.PrefixStore("fedsim", store)
+        self.store.set(f"process/{index}", f"{os.getpid()} {socket.gethostname()}")
+        self._write(0)
+
+    def arrive(self) -> None:
+        """Say that this worker is at the next meeting."""
+        self.meeting += 1
+        self._write(2 * self.meeting)
+
+    def leave(self) -> None:
+        """Say that this worker has done with the meeting, or waits in it in vain."""
+        self._write(2 * self.meeting + 1)
+
+    def missing(self) -> list[int]:
+        """Return who is furthest behind; whoever waits for others has `GRACE` seconds to get beyond them."""
+        self.leave()
+        end = time.monotonic() + GRACE
+        try:
+            while len(behind := self._furthest_behind()) > 1 and time.monotonic() < end:
+                time.sleep(0.1)
+            return behind
+        except (RuntimeError, ValueError):  # whoever keeps the board hangs or has ended
+            return [0] if self.index else []
+
+    def is_first_to_say(self) -> bool:
+        """Whether nobody has yet said why this run ends; from now on somebody has."""
+        try:
+            return self.store.add("said", 1) == 1
+        except RuntimeError:
+            return True
+
+    def end(self, workers: list[int]) -> None:
+        """Kill those of them that are on this machine, a little later: the launcher would wait for them for long."""
+        try:
+            processes = [self.store.get(f"process/{worker}").decode().split(maxsplit=1) for worker in workers]
+        except RuntimeError:
+            return
+        if here := [process for process, host in processes if host == socket.gethostname()]:
+            command = f'sleep {KILL_WAIT}; kill -{signal.SIGKILL.value} "$@"'
+            subprocess.Popen(["sh", "-c", command, "sh", *here], start_new_session=True, stderr=subprocess.DEVNULL)
+
+    def _write(self, steps: int) -> None:
+        with suppress(RuntimeError):  # where the launcher is gone, which is noticed elsewhere
+            self.store.set(f"steps/{self.index}", str(steps))
+
+    def _furthest_behind(self) -> list[int]:
+        steps = [int(self.store.get(f"steps/{worker}")) for worker in range(self.count)]
+        return [worker for worker, each in enumerate(steps) if each == min(steps) and each < steps[self.index]]
