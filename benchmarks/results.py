@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.provenance import environment
+from fedsim.storage.provenance import environment
 
 ROOT = Path(__file__).parent.parent
 

@@ -14,12 +14,12 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from fedsim.devices import DeviceProfiles
-from fedsim.disk import check_is_new
-from fedsim.faults import Fault, OnNan
+from fedsim.errors import Fault, OnNan
 from fedsim.interruption import Stopped, resume_command
 from fedsim.launch import launch, one_voice, tell_launcher
 from fedsim.options import check_options
-from fedsim.run_folder import check_same_recipe, read_recipe
+from fedsim.storage.disk import check_is_new
+from fedsim.storage.run_folder import check_same_recipe, read_recipe
 from fedsim.workers import TIMEOUT, check_timeout
 
 USAGE_ERROR = 2

@@ -15,17 +15,17 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.data.federated import FederatedData
-from fedsim.disk import check_is_new, read_json, write_atomically
 from fedsim.interruption import listening
 from fedsim.launch import check_threads, launch
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
-from fedsim.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
 from fedsim.setting import Setting
 from fedsim.simulation import simulate
-from fedsim.tables import lines_before
+from fedsim.storage.disk import check_is_new, read_json, write_atomically
+from fedsim.storage.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
+from fedsim.storage.tables import lines_before
 from fedsim.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.workers import TIMEOUT, Workers
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from fedsim.faults import Fault, OnNan
+from fedsim.errors import Fault, OnNan
 from fedsim.round import ClientError, ClientUpdate
 
 SECOND_LOSS = "also.train_loss"

@@ -7,8 +7,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot, parse_slot
-from fedsim.adapters.wire import pack, unpack
 from fedsim.round import ClientUpdate
+from fedsim.storage.wire import pack, unpack
 from fedsim.workers import as_tensor
 
 

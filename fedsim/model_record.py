@@ -18,12 +18,12 @@ from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Mixing, Slot
 from fedsim.adapters.peft_folder import as_safetensors
 from fedsim.data.federated import FederatedData
-from fedsim.disk import write_atomically
 from fedsim.models.adapted import heads_of, library_state, linear_at, started_from, transposed
 from fedsim.models.origin import origin_of, weights_digest
 from fedsim.plan import Method, slots_in_use
 from fedsim.round import Population, ServerState
 from fedsim.setting import Setting
+from fedsim.storage.disk import write_atomically
 
 JSON, TENSORS = "model.json", "model.safetensors"
 DATA = ("classes", "metric", "inputs", "shape", "preprocessing")

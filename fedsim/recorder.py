@@ -12,8 +12,6 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.wire import digest_of
-from fedsim.curves import Curves, Wandb
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
 from fedsim.devices import ClientCost
@@ -22,7 +20,9 @@ from fedsim.plan import Method, slots_in_use
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import NAMES, Result, summarise_run
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
-from fedsim.run_folder import RunFolder
+from fedsim.storage.loggers import Curves, Wandb
+from fedsim.storage.run_folder import RunFolder
+from fedsim.storage.wire import digest_of
 
 BLOCK_SIZE = "block_size"
 """Where a checkpoint keeps the number of clients that are trained together; it is no part of the server's state."""

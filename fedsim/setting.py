@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
-from fedsim.curves import Wandb, check_wandb
 from fedsim.data.federated import FederatedData
 from fedsim.devices import Clock, DeviceProfiles
-from fedsim.faults import OnNan
+from fedsim.errors import OnNan
 from fedsim.federation import check_cohort_size, population_of
 from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
@@ -23,10 +22,11 @@ from fedsim.options import check_options
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method, Plan
 from fedsim.profiling import profile
-from fedsim.provenance import fingerprint
 from fedsim.randomness import generator
 from fedsim.resources import MIB, Profile, by_layers, table
 from fedsim.round import Horizon, Population, ServerState
+from fedsim.storage.loggers import Wandb, check_wandb
+from fedsim.storage.provenance import fingerprint
 
 PLAIN = (
     "rounds",

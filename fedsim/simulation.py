@@ -15,7 +15,6 @@ from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
 from fedsim.blocks import largest_size
 from fedsim.data.placement import placed
-from fedsim.disk import only_writer
 from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
@@ -32,9 +31,10 @@ from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.resources import allocation_log
 from fedsim.round import ClientUpdate, ServerState
-from fedsim.run_folder import FINGERPRINT, RunFolder
 from fedsim.setting import Setting
 from fedsim.starting import start_of
+from fedsim.storage.disk import only_writer
+from fedsim.storage.run_folder import FINGERPRINT, RunFolder
 from fedsim.workers import TIMEOUT, Workers, check_timeout
 
 PROBED = 50

@@ -14,9 +14,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fedsim.adapters.wire import pack, unpack
-from fedsim.faults import Fault
+from fedsim.errors import Fault
 from fedsim.rollcall import RollCall
+from fedsim.storage.wire import pack, unpack
 
 TIMEOUT = 1800.0
 """Seconds for which workers wait for each other."""

@@ -9,8 +9,8 @@ import pytest
 from test_resume import Stopped, stop_after  # noqa: F401
 
 import fedsim
-from fedsim import curves
-from fedsim.curves import check_wandb
+from fedsim.storage import loggers as curves
+from fedsim.storage.loggers import check_wandb
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*pydantic.*", "ignore::ResourceWarning")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 import fedsim
-from fedsim import run_folder
-from fedsim.disk import DiskFull, FolderInUse, only_writer, writing
-from fedsim.faults import Fault
+from fedsim.errors import Fault
 from fedsim.report import figures
-from fedsim.run_folder import RunFolder, load_checkpoint
+from fedsim.storage import run_folder
+from fedsim.storage.disk import DiskFull, FolderInUse, only_writer, writing
+from fedsim.storage.run_folder import RunFolder, load_checkpoint
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_a_disk_that_is_full_at_any_write_loses_nothing(tiny_run, small_disk):
 
 
 def test_two_runs_do_not_write_to_one_folder(tiny_run, tmp_path, monkeypatch):
-    monkeypatch.setattr("fedsim.disk.LOCK_WAIT", 0.1)
+    monkeypatch.setattr("fedsim.storage.disk.LOCK_WAIT", 0.1)
     whole = tiny_run(rounds=1)
     before = rows(whole.folder)
     with only_writer(whole.folder), pytest.raises(FolderInUse, match=r"Another run is still writing to '.*run'"):

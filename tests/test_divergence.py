@@ -18,7 +18,7 @@ from fedsim.federation import sample_cohort
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.tree import TreeCuts
 from fedsim.round import ClientError, ClientUpdate
-from fedsim.run_folder import RunFolder, load_checkpoint, read_recipe
+from fedsim.storage.run_folder import RunFolder, load_checkpoint, read_recipe
 
 SICK = 2
 ENGINES = ("batched", "sequential")

@@ -10,7 +10,7 @@ import pytest
 from conftest import ROOT
 from runs import QUICKSTART, SMALL, environment, fabric, kill_all, run, worker_of
 
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 from fedsim.workers import Workers, check_timeout
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.adapters.wire import pack, structure_of
 from fedsim.parts.directions import SubspaceClustering
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
+from fedsim.storage.wire import pack, structure_of
 
 HILORA = fedsim.HiLoRA(lora_rank=2, clustering=SubspaceClustering(k_min=2))
 NAME = "bank|root/blocks.0.q_proj/B"

@@ -14,8 +14,8 @@ import pytest
 from conftest import TinyAttention, tiny_data
 
 import fedsim
-from fedsim import run_folder
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage import run_folder
+from fedsim.storage.run_folder import load_checkpoint
 
 KILLS = 20
 

@@ -9,10 +9,11 @@ from conftest import TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, fabric, finished, python, run
 
 import fedsim
-from fedsim import run_folder, simulation
+from fedsim import simulation
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.recorder import HORIZON
 from fedsim.round import Horizon, ServerState
+from fedsim.storage import run_folder
 
 TABLES = ("metrics.csv", "clients.csv", "costs.csv", "events.jsonl")
 HILORA = fedsim.HiLoRA(lora_rank=2, root_share=0.2, cluster_share=0.2)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim import provenance
 from fedsim.data.transforms import ImageTransform
-from fedsim.provenance import fingerprint
+from fedsim.storage import provenance
+from fedsim.storage.provenance import fingerprint
 
 SHIFT = 0.5
 

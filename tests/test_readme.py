@@ -54,6 +54,6 @@ def test_every_installation_hint_installs_from_the_checkout_and_not_a_namesake_f
         ),
     ]
     hints = [(path.name, hint) for path in texts for hint in re.findall(r"pip install ([^`\n]*)", path.read_text())]
-    assert ("curves.py", "-e '.[wandb]'") in hints
+    assert ("loggers.py", "-e '.[wandb]'") in hints
     assert [hint for hint in hints if re.search(r"\bfedsim\b", hint[1])] == []
     assert 'name = "fedsim-lora"' in (ROOT / "pyproject.toml").read_text()

@@ -12,8 +12,9 @@ from conftest import ROOT, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, environment, fabric, finished, kill_all
 
 import fedsim
-from fedsim import run_folder, simulation
+from fedsim import simulation
 from fedsim.devices import DeviceProfiles
+from fedsim.storage import run_folder
 
 
 class Stopped(Exception):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from test_architecture import FILES, RECIPES, TREES
 
-from fedsim.adapters.wire import unpack
+from fedsim.storage.wire import unpack
 
 MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "code", "codeop", "imp"}
 """Those that run what they read, or might."""

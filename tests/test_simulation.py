@@ -10,9 +10,9 @@ from conftest import TinyAttention, tiny_data
 
 import fedsim
 from fedsim import aggregator
-from fedsim.adapters.wire import pack
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.messages import pack_updates
+from fedsim.storage.wire import pack
 from fedsim.workers import Workers
 
 

@@ -11,9 +11,9 @@ from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
 import fedsim
 from fedsim.devices import DeviceProfiles
-from fedsim.faults import Fault
+from fedsim.errors import Fault
 from fedsim.parts.tree import TreeCuts
-from fedsim.run_folder import RunFolder
+from fedsim.storage.run_folder import RunFolder
 from fedsim.workers import Workers
 
 OPTIONS = (*SMALL, "--rounds", 4, "--cohort-size", 5, "--block-size", 2)
@@ -137,7 +137,7 @@ from conftest import TinyAttention
 data = fedsim.from_tensors(torch.randn(90, 12), torch.arange(90) % 3, torch.arange(90) // 10)
 try:
     fedsim.simulate(method=fedsim.FedIT(lora_rank=2), backbone=TinyAttention(), data=data, rounds=1, out=sys.argv[1])
-except fedsim.faults.Fault as fault:
+except fedsim.errors.Fault as fault:
     print(f"echo {{fault.is_echo}}: {{fault}}")
 """
 

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from fedsim.cache import made_once
 from fedsim.data.listing import Encoded
+from fedsim.storage.cache import made_once
 
 LARGEST = 2**26
 """Pixels of an image that is decoded: 8192 × 8192. A few bytes may claim many more, which would fill the memory."""

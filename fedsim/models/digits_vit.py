@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fedsim.cache import made_once
 from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.randomness import derive_seed, generator
+from fedsim.storage.cache import made_once
 
 ARCHITECTURE = dict(
     img_size=32, patch_size=8, in_chans=1, embed_dim=64, depth=4, num_heads=4, num_classes=10, mlp_ratio=2.0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import tyro
 
-from fedsim.faults import Fault
+from fedsim.errors import Fault
 from fedsim.report.page import write_report
 
 

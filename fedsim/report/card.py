@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fedsim.round import Population
-from fedsim.run_folder import RunFolder, read_recipe
+from fedsim.storage.run_folder import RunFolder, read_recipe
 
 PEFT_USAGE = """\
 ```python

@@ -12,11 +12,11 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from fedsim.disk import open_own
 from fedsim.report.cells import as_csv, tabular
 from fedsim.report.paired import RESAMPLES, Difference, differences_of, mean_and_sd
 from fedsim.report.summary import SIMULATED, Result
 from fedsim.report.table import discoveries
+from fedsim.storage.disk import open_own
 
 SHOWN = {
     "mean": "global.mean",

@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup, escape
 
-from fedsim.disk import own_bytes, write_atomically
 from fedsim.report.page_template import render
+from fedsim.storage.disk import own_bytes, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

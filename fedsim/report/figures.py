@@ -7,12 +7,12 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 from fedsim.data.federated import FederatedData
-from fedsim.disk import write_atomically
 from fedsim.report.allocation_figures import draw_allocations, draw_fisher
 from fedsim.report.split import describe_split
 from fedsim.report.split_figures import draw_split
 from fedsim.report.tree_figures import draw_tree
-from fedsim.run_folder import RunFolder
+from fedsim.storage.disk import write_atomically
+from fedsim.storage.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fedsim.disk import check_own_folder, write_atomically
 from fedsim.report.cluster_figures import clusters_of, draw_clusters
 from fedsim.report.comparison import Comparison, cells, notes, table_csv
 from fedsim.report.drawing import Picture, drawing, picture, read_picture
@@ -22,6 +21,7 @@ from fedsim.report.run_tables import Sheet, tables_of
 from fedsim.report.several import Rows, draw_several, rows_of
 from fedsim.report.summary import SIMULATED
 from fedsim.report.table import discoveries
+from fedsim.storage.disk import check_own_folder, write_atomically
 
 SECTIONS = {
     "Curves": ("curve", "loss"),

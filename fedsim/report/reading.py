@@ -10,8 +10,8 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedsim.disk import check_own_folder, own_bytes, parse_json, read_json
 from fedsim.report.summary import SIMULATED, Result, summarise_run
+from fedsim.storage.disk import check_own_folder, own_bytes, parse_json, read_json
 
 AFTER_TRAINING, AFTER_AGGREGATION = "after_training", "after_aggregation"
 PRICES = {

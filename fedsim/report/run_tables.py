@@ -7,13 +7,13 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fedsim.disk import write_atomically
 from fedsim.evaluation import STATISTICS
 from fedsim.report.cells import as_csv, tabular
 from fedsim.report.cluster_figures import Clusters
 from fedsim.report.page_template import render
 from fedsim.report.reading import Run
 from fedsim.report.run_figures import stages_of
+from fedsim.storage.disk import write_atomically
 
 Cell = str | float | int | None
 TITLES = {"mean": "mean", "weighted_mean": "weighted mean", "std": "std", "worst": "worst", "p10": "p10"}

@@ -12,7 +12,7 @@ from fedsim.report.comparison import Comparison
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
 from fedsim.report.paired import Difference
 from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, PRICES, Run
-from fedsim.run_folder import flat
+from fedsim.storage.run_folder import flat
 
 OF_EACH_RUN = ("seed", "seeds", "fingerprint", "environment", "out", "resume")
 """Fields of recipes in which the runs of one row may differ."""

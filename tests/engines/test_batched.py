@@ -31,7 +31,7 @@ from fedsim.engines.sequential import SequentialEngine
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan
 from fedsim.round import ClientError, Population
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 
 PLAN = Plan(population=Population(CLIENTS, tuple(range(CLIENTS)), (), SIZES))
 
@@ -269,7 +269,7 @@ def test_a_compiled_backbone_gives_the_same_result():
 def test_the_block_size_reaches_the_engine_and_the_run_folder_notes_the_machine(tiny_run):
     result = tiny_run(block_size=2, rounds=1)
     assert int(load_checkpoint(result.folder)[1]["block_size"]) == 2
-    metrics = fedsim.run_folder.RunFolder(result.folder).read_table("metrics.csv")
+    metrics = fedsim.storage.run_folder.RunFolder(result.folder).read_table("metrics.csv")
     assert metrics[0]["utilisation"] == "1.0", "one worker is always as busy as the mean"
     environment = json.loads((result.folder / "recipe.json").read_text())["environment"]
     assert (environment["workers"], environment["device"], environment["precision"]) == (1, "cpu", "32-true")

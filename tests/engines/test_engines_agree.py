@@ -22,7 +22,7 @@ from fedsim.parts.objectives import cross_entropy, tier_overlap
 from fedsim.parts.tree import TreeCuts
 from fedsim.plan import Plan
 from fedsim.round import Assignment, Population
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 
 CLIENTS, RANK = 6, 3
 SIZES = (16, 7, 12, 1, 0, 16)

@@ -27,8 +27,8 @@ from fedsim.models.client_module import ClientModule
 from fedsim.models.text import embedded_text_backbone, embedded_text_classifier
 from fedsim.parts.objectives import cross_entropy
 from fedsim.randomness import numpy_generator
-from fedsim.run_folder import digest_of
 from fedsim.setting import Setting
+from fedsim.storage.run_folder import digest_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks for it
 CLIENT, ROUNDS = 2, 3

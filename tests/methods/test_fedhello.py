@@ -12,7 +12,7 @@ from fedsim.adapters.layout import Slot
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.plan import Plan, equally
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 
 DEPTHS = {f"blocks.{depth}.{name}": depth for depth in range(12) for name in ("q", "v")} | {"head": 12}
 POPULATION = Population(101, tuple(range(100)), (), (10,) * 101, proxy=100)

@@ -19,7 +19,7 @@ from fedsim.parts.tree import TreeCuts
 from fedsim.plan import equally
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 from fedsim.workers import Workers
 
 N, DEPTHS = 4, 3

@@ -10,7 +10,7 @@ import fedsim
 from fedsim.adapters.layout import HEAD_TIER, Slot
 from fedsim.parts.objectives import cross_entropy
 from fedsim.round import Horizon, Population, ServerState
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 
 POPULATION = Population(6, (0, 1, 2, 3, 4), (5,), (12,) * 6)
 LABELS = torch.tensor([0, 1, 0, 1, 0, -1])

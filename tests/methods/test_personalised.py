@@ -21,7 +21,7 @@ from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.outer import nesterov_step
 from fedsim.parts.tree import TreeCuts, agglomerated, best_clusters
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
-from fedsim.run_folder import load_checkpoint
+from fedsim.storage.run_folder import load_checkpoint
 
 POPULATION = Population(6, (0, 1, 2, 3, 4), (5,), (12,) * 6)
 HELD = ("global.mean", "global.p10", "unseen.untuned.mean")

@@ -12,7 +12,7 @@ import fedsim
 from fedsim.parts.tree import TreeCuts
 from fedsim.report.figures import draw_figures
 from fedsim.report.tree_figures import draw_tree
-from fedsim.run_folder import RunFolder
+from fedsim.storage.run_folder import RunFolder
 
 
 def texts(path) -> list[str]:

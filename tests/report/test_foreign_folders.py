@@ -10,11 +10,11 @@ import pytest
 from conftest import TinyAttention, tiny_data
 
 import fedsim
-from fedsim.disk import DEEPEST, check_own_files, own_bytes, parse_json
 from fedsim.report.__main__ import main
 from fedsim.report.page import safe_name, write_report
 from fedsim.report.reading import read_run
-from fedsim.run_folder import RunFolder, load_checkpoint
+from fedsim.storage.disk import DEEPEST, check_own_files, own_bytes, parse_json
+from fedsim.storage.run_folder import RunFolder, load_checkpoint
 
 READ = ("recipe.json", "metrics.csv", "clients.csv", "timing.csv", "events.jsonl", "result.json", "split.json")
 

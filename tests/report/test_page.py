@@ -21,7 +21,7 @@ from fedsim.report.drawing import Picture, inlined, read_picture
 from fedsim.report.page import write_report
 from fedsim.report.reading import find_runs, read_run
 from fedsim.report.several import rows_of
-from fedsim.run_folder import RunFolder
+from fedsim.storage.run_folder import RunFolder
 
 GROUPS = [client % 2 for client in range(8)]
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from fedsim.faults import Fault
+from fedsim.errors import Fault
 
 LOCK_WAIT = 15.0
 """Seconds that a run waits for its folder: workers whose launcher was killed may need a moment to notice."""

@@ -19,12 +19,21 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedsim import disk
-from fedsim.adapters.wire import digest_of as digest_of
-from fedsim.adapters.wire import pack, structure_of, unpack
-from fedsim.disk import FolderInUse, append, check_is_new, open_own, read_json, to_disk, write_atomically, writing
-from fedsim.provenance import environment
-from fedsim.tables import TABLES, header, lines_before
+from fedsim.storage import disk
+from fedsim.storage.disk import (
+    FolderInUse,
+    append,
+    check_is_new,
+    open_own,
+    read_json,
+    to_disk,
+    write_atomically,
+    writing,
+)
+from fedsim.storage.provenance import environment
+from fedsim.storage.tables import TABLES, header, lines_before
+from fedsim.storage.wire import digest_of as digest_of
+from fedsim.storage.wire import pack, structure_of, unpack
 
 SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
-from fedsim.disk import read_json
-from fedsim.run_folder import RunFolder, read_recipe
+from fedsim.storage.disk import read_json
+from fedsim.storage.run_folder import RunFolder, read_recipe
 
 Wandb = Literal["offline", "online"]
 """Keep the run for `wandb sync`, or send it at once."""

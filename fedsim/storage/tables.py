@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator
 from pathlib import Path
 
-from fedsim.disk import open_own, own_bytes, parse_json
+from fedsim.storage.disk import open_own, own_bytes, parse_json
 
 TABLES = ("metrics.csv", "clients.csv", "costs.csv", "timing.csv", "events.jsonl")
 EVERY_ROUND = frozenset(TABLES) - {"clients.csv"}
