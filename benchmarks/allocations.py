@@ -17,6 +17,8 @@ from torch import Tensor
 
 import fedsim
 from fedsim.adapters.layout import Layout
+from fedsim.costs.profiler import profile
+from fedsim.costs.step_cost import MIB, Work
 from fedsim.data.federated import as_float
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
@@ -25,9 +27,7 @@ from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Plan
-from fedsim.profiling import profile
 from fedsim.randomness import generator
-from fedsim.resources import MIB, Work
 from fedsim.round import Assignment, Population
 
 LAYERS, CLIENTS, BATCH, RANK = (12, 9, 6, 3), 4, 2, 16

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
 from fedsim.blocks import Load, deal, form_blocks
-from fedsim.devices import ClientCost, Clock, billed
+from fedsim.costs.devices import ClientCost, Clock, billed
 from fedsim.federation import Hand
 from fedsim.local_training import LocalTraining
 from fedsim.messages import folded_update, pack_updates, unpack_updates

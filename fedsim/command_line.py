@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
-from fedsim.devices import DeviceProfiles
+from fedsim.costs.devices import DeviceProfiles
 from fedsim.errors import Fault, OnNan
 from fedsim.interruption import Stopped, resume_command
 from fedsim.launch import launch, one_voice, tell_launcher

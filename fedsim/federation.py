@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from fedsim.costs.devices import ClientCost
 from fedsim.data.federated import FederatedData
-from fedsim.devices import ClientCost
 from fedsim.plan import Plan
 from fedsim.randomness import numpy_generator
 from fedsim.round import Block, Population

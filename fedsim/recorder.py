@@ -12,9 +12,9 @@ from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
+from fedsim.costs.devices import ClientCost
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
-from fedsim.devices import ClientCost
 from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.plan import Method, slots_in_use
 from fedsim.report.figures import draw_figures, record_split

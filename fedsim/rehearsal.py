@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import Layout, Slot, byte_count
 from fedsim.aggregator import Aggregator
-from fedsim.devices import ClientCost
+from fedsim.costs.devices import ClientCost
 from fedsim.federation import Hand
 from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
+from fedsim.costs.devices import Clock, DeviceProfiles
+from fedsim.costs.profiler import profile
+from fedsim.costs.step_cost import MIB, Profile, by_layers, table
 from fedsim.data.federated import FederatedData
-from fedsim.devices import Clock, DeviceProfiles
 from fedsim.errors import OnNan
 from fedsim.federation import check_cohort_size, population_of
 from fedsim.launch import check_precision
@@ -21,9 +23,7 @@ from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_wei
 from fedsim.options import check_options
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method, Plan
-from fedsim.profiling import profile
 from fedsim.randomness import generator
-from fedsim.resources import MIB, Profile, by_layers, table
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.loggers import Wandb, check_wandb
 from fedsim.storage.provenance import fingerprint

@@ -14,6 +14,7 @@ from torch import Tensor
 from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
 from fedsim.blocks import largest_size
+from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import placed
 from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
@@ -29,7 +30,6 @@ from fedsim.plan import Plan, slots_in_use
 from fedsim.recorder import HORIZON, Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
-from fedsim.resources import allocation_log
 from fedsim.round import ClientUpdate, ServerState
 from fedsim.setting import Setting
 from fedsim.starting import start_of

@@ -13,7 +13,7 @@ from scipy import stats
 
 import fedsim
 from fedsim.comparison import Cells
-from fedsim.devices import DeviceProfiles
+from fedsim.costs.devices import DeviceProfiles
 from fedsim.rehearsal import rehearsed
 from fedsim.report.comparison import latex, markdown, scores_of, table_csv
 from fedsim.setting import Setting

@@ -12,9 +12,9 @@ from engines.test_engines_agree import METHODS
 
 import fedsim
 from fedsim import simulation
-from fedsim.devices import ClientCost, Clock, DeviceProfiles, Seconds, billed, read_table
+from fedsim.costs.devices import ClientCost, Clock, DeviceProfiles, Seconds, billed, read_table
+from fedsim.costs.step_cost import Piece, Profile
 from fedsim.rehearsal import rehearsed
-from fedsim.resources import Piece, Profile
 from fedsim.setting import Setting
 
 LOCAL = fedsim.LocalTraining(batch_size=4, learning_rate=1e-2)

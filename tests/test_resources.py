@@ -13,13 +13,13 @@ from torch.utils.flop_counter import FlopCounterMode
 import fedsim
 from fedsim.adapters.layout import Layout, Slot, fit_rank
 from fedsim.adapters.linear import ClientRows
+from fedsim.costs.profiler import profile
+from fedsim.costs.step_cost import MIB, Work, by_layers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
 from fedsim.parts.budgets import layers_that_fit
 from fedsim.parts.objectives import cross_entropy
 from fedsim.plan import Plan
-from fedsim.profiling import profile
-from fedsim.resources import MIB, Work, by_layers
 
 BATCH, RANK, TOLERANCE = 2, 8, 0.02
 NET = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=10)

@@ -13,7 +13,7 @@ from runs import QUICKSTART, SMALL, environment, fabric, finished, kill_all
 
 import fedsim
 from fedsim import simulation
-from fedsim.devices import DeviceProfiles
+from fedsim.costs.devices import DeviceProfiles
 from fedsim.storage import run_folder
 
 

@@ -10,7 +10,7 @@ from conftest import ROOT, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
 import fedsim
-from fedsim.devices import DeviceProfiles
+from fedsim.costs.devices import DeviceProfiles
 from fedsim.errors import Fault
 from fedsim.parts.tree import TreeCuts
 from fedsim.storage.run_folder import RunFolder

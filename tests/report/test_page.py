@@ -14,7 +14,7 @@ import pytest
 from conftest import TinyAttention, tiny_data
 
 import fedsim
-from fedsim.devices import DeviceProfiles
+from fedsim.costs.devices import DeviceProfiles
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.report.__main__ import main
 from fedsim.report.drawing import Picture, inlined, read_picture

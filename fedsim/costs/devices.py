@@ -16,8 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.costs.step_cost import Profile, Work
 from fedsim.randomness import numpy_generator
-from fedsim.resources import Profile, Work
 
 COLUMNS = ("computation", "communication")
 """Of a table in FedScale's format: ms of a forward pass of one sample, and kbit/s (1000 bits), down and up alike."""

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.adapters.layout import Site, byte_count
 from fedsim.adapters.linear import TieredLinear
-from fedsim.resources import Piece, Profile
+from fedsim.costs.step_cost import Piece, Profile
 
 BACKWARD = {"bmm": 2.0, "baddbmm": 2.0, "scaled_dot_product": 2.5}
 """FLOPs of the backward pass over those of the forward pass, for products of two activations. Fused attention computes
