@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
-from fedsim.blocks import Load, deal, form_blocks
 from fedsim.costs.devices import ClientCost, Clock, billed
+from fedsim.distributed.blocks import Load, deal, form_blocks
+from fedsim.distributed.messages import folded_update, pack_updates, unpack_updates
+from fedsim.distributed.workers import Workers
 from fedsim.federation import Hand
 from fedsim.local_training import LocalTraining
-from fedsim.messages import folded_update, pack_updates, unpack_updates
 from fedsim.plan import Method, Part, Plan
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
-from fedsim.workers import Workers
 from fedsim.workload import Workload
 
 

@@ -14,13 +14,13 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from fedsim.costs.devices import DeviceProfiles
+from fedsim.distributed.launch import launch, one_voice, tell_launcher
+from fedsim.distributed.signals import Stopped, resume_command
+from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
-from fedsim.interruption import Stopped, resume_command
-from fedsim.launch import launch, one_voice, tell_launcher
 from fedsim.options import check_options
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, read_recipe
-from fedsim.workers import TIMEOUT, check_timeout
 
 USAGE_ERROR = 2
 ECHO_WAIT = 5

@@ -19,6 +19,7 @@ from fedsim.adapters.layout import MIX_TIER, RANK_AXIS
 from fedsim.adapters.peft_folder import PeftAdapter, as_safetensors, write_adapter
 from fedsim.adapters.single import LowRankChange, concatenated, head_changes, single_adapter
 from fedsim.aggregator import Aggregator
+from fedsim.distributed.workers import Workers
 from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import changed_heads, library_state, with_changes
 from fedsim.models.origin import rebuilt, weights_digest
@@ -29,7 +30,6 @@ from fedsim.report.card import Exported, model_card
 from fedsim.round import Assignment, ServerState
 from fedsim.storage.disk import write_atomically
 from fedsim.storage.run_folder import load_checkpoint, read_recipe
-from fedsim.workers import Workers
 
 
 def export_adapter(

@@ -15,6 +15,7 @@ from torch import Tensor
 from fedsim.adapters.layout import Layout, Slot, byte_count
 from fedsim.aggregator import Aggregator
 from fedsim.costs.devices import ClientCost
+from fedsim.distributed.workers import Workers
 from fedsim.federation import Hand
 from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator
@@ -22,7 +23,6 @@ from fedsim.report.progress import LiveProgress
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
 from fedsim.setting import Setting
 from fedsim.simulation import Simulation
-from fedsim.workers import Workers
 from fedsim.workload import Workload, samples_of
 
 WIDTH = 16

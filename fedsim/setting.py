@@ -15,9 +15,9 @@ from fedsim.costs.devices import Clock, DeviceProfiles
 from fedsim.costs.profiler import profile
 from fedsim.costs.step_cost import MIB, Profile, by_layers, table
 from fedsim.data.federated import FederatedData
+from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
 from fedsim.federation import check_cohort_size, population_of
-from fedsim.launch import check_precision
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import check_options

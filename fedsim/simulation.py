@@ -13,17 +13,18 @@ from torch import Tensor
 
 from fedsim.adapters.layout import Slot
 from fedsim.aggregator import Aggregator
-from fedsim.blocks import largest_size
 from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import placed
+from fedsim.distributed.blocks import largest_size
+from fedsim.distributed.launch import check_threads, launch, set_threads
+from fedsim.distributed.signals import listening, stop_if_asked
+from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.federation import Hand, sample_cohort
-from fedsim.interruption import listening, stop_if_asked
-from fedsim.launch import check_threads, launch, set_threads
 from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
@@ -35,7 +36,6 @@ from fedsim.setting import Setting
 from fedsim.starting import start_of
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
-from fedsim.workers import TIMEOUT, Workers, check_timeout
 
 PROBED = 50
 """Seen clients whose placing is checked at the end."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import RANK_AXIS, Layout, Slot, byte_count, fit_rank
-from fedsim.blocks import Load
 from fedsim.costs.step_cost import Work
+from fedsim.distributed.blocks import Load
 from fedsim.local_training import LocalTraining
 from fedsim.parts.sharing import is_private
 from fedsim.plan import Method, Plan, is_adapter, is_measured, slots_in_use

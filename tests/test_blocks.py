@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from fedsim.blocks import Load, deal, form_blocks, largest_size
+from fedsim.distributed.blocks import Load, deal, form_blocks, largest_size
 
 # dealing
 

@@ -10,8 +10,8 @@ import pytest
 from conftest import ROOT
 from runs import QUICKSTART, SMALL, environment, fabric, kill_all, run, worker_of
 
+from fedsim.distributed.workers import Workers, check_timeout
 from fedsim.storage.run_folder import load_checkpoint
-from fedsim.workers import Workers, check_timeout
 
 
 def struck(out: Path, index: int, number: signal.Signals, *options: object, workers: int = 2) -> tuple[int, str, float]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from runs import QUICKSTART, SMALL, environment, fabric, run
 
-from fedsim import launch
-from fedsim.launch import set_threads
+from fedsim.distributed import launch
+from fedsim.distributed.launch import set_threads
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +40,7 @@ def test_threads_that_are_named_are_taken():
 
 @pytest.mark.parametrize("threads", [0, -1, 17, 9999])
 def test_threads_with_which_nothing_would_move_are_refused_before_anything_starts(tiny_run, monkeypatch, threads):
-    monkeypatch.setattr("fedsim.launch.cores", lambda: 2)
+    monkeypatch.setattr("fedsim.distributed.launch.cores", lambda: 2)
     monkeypatch.setattr("fedsim.simulation.launch", lambda: pytest.fail("processes have started"))
     allowed = r"it must lie in 1 … 16, 8 for each of the 2 cores here \(--threads\)"
     with pytest.raises(ValueError, match=rf"threads is {threads}; {allowed}"):
@@ -51,7 +51,7 @@ def test_threads_with_which_nothing_would_move_are_refused_before_anything_start
 @pytest.mark.parametrize(("cores", "threads", "said"), [(4, None, 1), (4, 1, 0), (1, None, 0)])
 def test_one_worker_says_once_how_to_use_further_cores(tiny_run, monkeypatch, capsys, cores, threads, said):
     launch._say_how_to_use_cores.cache_clear()
-    monkeypatch.setattr("fedsim.launch.cores", lambda: cores)
+    monkeypatch.setattr("fedsim.distributed.launch.cores", lambda: cores)
     for name in ("one", "two"):
         tiny_run(name, rounds=1, threads=threads)
     assert capsys.readouterr().err.count("same bits: fabric run … --devices 4. More threads give other bits") == said
@@ -59,7 +59,7 @@ def test_one_worker_says_once_how_to_use_further_cores(tiny_run, monkeypatch, ca
 
 def test_several_workers_and_gpus_say_nothing(monkeypatch, capsys):
     launch._say_how_to_use_cores.cache_clear()
-    monkeypatch.setattr("fedsim.launch.cores", lambda: 4)
+    monkeypatch.setattr("fedsim.distributed.launch.cores", lambda: 4)
     set_threads(None, torch.device("cpu"), is_alone=False)
     set_threads(None, torch.device("cuda"), is_alone=True)
     assert not capsys.readouterr().err

@@ -10,10 +10,10 @@ from conftest import TinyAttention, tiny_data
 
 import fedsim
 from fedsim import aggregator
+from fedsim.distributed.messages import pack_updates
+from fedsim.distributed.workers import Workers
 from fedsim.engines.sequential import SequentialEngine
-from fedsim.messages import pack_updates
 from fedsim.storage.wire import pack
-from fedsim.workers import Workers
 
 
 def rows(folder, table):

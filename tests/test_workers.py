@@ -11,10 +11,10 @@ from runs import QUICKSTART, SMALL, environment, fabric, finished, run
 
 import fedsim
 from fedsim.costs.devices import DeviceProfiles
+from fedsim.distributed.workers import Workers
 from fedsim.errors import Fault
 from fedsim.parts.tree import TreeCuts
 from fedsim.storage.run_folder import RunFolder
-from fedsim.workers import Workers
 
 OPTIONS = (*SMALL, "--rounds", 4, "--cohort-size", 5, "--block-size", 2)
 

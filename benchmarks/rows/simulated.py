@@ -8,11 +8,11 @@ from workloads import FOREVER, Workload
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.aggregator import Aggregator
-from fedsim.launch import launch
+from fedsim.distributed.launch import launch
+from fedsim.distributed.workers import Workers
 from fedsim.report.progress import LiveProgress
 from fedsim.round import Horizon, ServerState
 from fedsim.simulation import Simulation, prepare_engine
-from fedsim.workers import Workers
 
 
 class Simulated:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
-from fedsim.blocks import largest_size
+from fedsim.distributed.blocks import largest_size
 from fedsim.engines.batched import BatchedEngine
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Plan

@@ -12,6 +12,7 @@ import fedsim
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot, byte_count
 from fedsim.aggregator import Aggregator
+from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
 from fedsim.parts.initialisation import lora_initial
@@ -20,7 +21,6 @@ from fedsim.plan import equally
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.storage.run_folder import load_checkpoint
-from fedsim.workers import Workers
 
 N, DEPTHS = 4, 3
 POPULATION = Population(6, (0, 1, 2, 3), (5,), (10, 30, 60, 20, 0, 10))

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fedsim.distributed.rollcall import RollCall
 from fedsim.errors import Fault
-from fedsim.rollcall import RollCall
 from fedsim.storage.wire import pack, unpack
 
 TIMEOUT = 1800.0

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from fedsim.workers import Workers
+from fedsim.distributed.workers import Workers
 
 STOPPED = 75
 """Exit code of a run that stopped because it was asked to: EX_TEMPFAIL of sysexits.h, "try again later"."""

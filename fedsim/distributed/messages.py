@@ -7,9 +7,9 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot, parse_slot
+from fedsim.distributed.workers import as_tensor
 from fedsim.round import ClientUpdate
 from fedsim.storage.wire import pack, unpack
-from fedsim.workers import as_tensor
 
 
 def folded_update(update: ClientUpdate, factor: str | None, scale: float, power: int = 1) -> ClientUpdate:

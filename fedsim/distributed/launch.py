@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from lightning.fabric import Fabric
 
-from fedsim.interruption import is_launched
+from fedsim.distributed.signals import is_launched
 
 PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16")
 """What Lightning calls them. fp16 would need a loss scale for every client."""
