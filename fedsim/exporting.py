@@ -18,7 +18,6 @@ from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import MIX_TIER, RANK_AXIS
 from fedsim.adapters.peft_folder import PeftAdapter, as_safetensors, write_adapter
 from fedsim.adapters.single import LowRankChange, concatenated, head_changes, single_adapter
-from fedsim.aggregator import Aggregator
 from fedsim.distributed.workers import Workers
 from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import changed_heads, library_state, with_changes
@@ -28,6 +27,7 @@ from fedsim.recorded_model import RecordedModel, read_model
 from fedsim.recorder import restore_state
 from fedsim.report.card import Exported, model_card
 from fedsim.round import Assignment, ServerState
+from fedsim.server.aggregator import Aggregator
 from fedsim.storage.disk import write_atomically
 from fedsim.storage.run_folder import load_checkpoint, read_recipe
 

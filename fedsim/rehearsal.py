@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Layout, Slot, byte_count
-from fedsim.aggregator import Aggregator
 from fedsim.costs.devices import ClientCost
 from fedsim.distributed.workers import Workers
-from fedsim.federation import Hand
 from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator
 from fedsim.report.progress import LiveProgress
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
+from fedsim.server.aggregator import Aggregator
+from fedsim.server.cohort import Hand
+from fedsim.server.workload import Workload, samples_of
 from fedsim.setting import Setting
 from fedsim.simulation import Simulation
-from fedsim.workload import Workload, samples_of
 
 WIDTH = 16
 """Features that a site keeps in a rehearsal, at least; as many as the LoRA rank where that is larger."""

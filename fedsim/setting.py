@@ -17,7 +17,6 @@ from fedsim.costs.step_cost import MIB, Profile, by_layers, table
 from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
-from fedsim.federation import check_cohort_size, population_of
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import check_options
@@ -25,6 +24,7 @@ from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method, Plan
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
+from fedsim.server.cohort import check_cohort_size, population_of
 from fedsim.storage.loggers import Wandb, check_wandb
 from fedsim.storage.provenance import fingerprint
 

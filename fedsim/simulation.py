@@ -12,19 +12,16 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
-from fedsim.aggregator import Aggregator
 from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import placed
 from fedsim.distributed.blocks import largest_size
 from fedsim.distributed.launch import check_threads, launch, set_threads
 from fedsim.distributed.signals import listening, stop_if_asked
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
-from fedsim.divergence import event, set_aside, with_second
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
-from fedsim.federation import Hand, sample_cohort
 from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
@@ -32,6 +29,9 @@ from fedsim.recorder import HORIZON, Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
+from fedsim.server.aggregator import Aggregator
+from fedsim.server.cohort import Hand, sample_cohort
+from fedsim.server.divergence import event, set_aside, with_second
 from fedsim.setting import Setting
 from fedsim.starting import start_of
 from fedsim.storage.disk import only_writer

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fedsim.data.federated import FederatedData
-from fedsim.federation import check_cohort_size, population_of, sample_cohort
 from fedsim.round import Population
+from fedsim.server.cohort import check_cohort_size, population_of, sample_cohort
 
 POPULATION = Population(10, (0, 1, 3, 4, 5, 7, 8), (2, 6, 9), (10,) * 10)
 

@@ -9,10 +9,10 @@ import torch
 from conftest import TinyAttention, tiny_data
 
 import fedsim
-from fedsim import aggregator
 from fedsim.distributed.messages import pack_updates
 from fedsim.distributed.workers import Workers
 from fedsim.engines.sequential import SequentialEngine
+from fedsim.server import aggregator
 from fedsim.storage.wire import pack
 
 

@@ -7,11 +7,11 @@ from torch import Tensor
 from workloads import FOREVER, Workload
 
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.aggregator import Aggregator
 from fedsim.distributed.launch import launch
 from fedsim.distributed.workers import Workers
 from fedsim.report.progress import LiveProgress
 from fedsim.round import Horizon, ServerState
+from fedsim.server.aggregator import Aggregator
 from fedsim.simulation import Simulation, prepare_engine
 
 

@@ -12,7 +12,7 @@ from fedsim.data.digits import DigitStyles, digit_styles
 from fedsim.data.labelled import Labelled
 from fedsim.data.protocols import Domains, Skew, domain_clients, skewed_clients
 from fedsim.data.proxy import with_drawn_proxy
-from fedsim.federation import population_of, sample_cohort
+from fedsim.server.cohort import population_of, sample_cohort
 
 
 def labelled(counts: list[int]) -> Labelled:

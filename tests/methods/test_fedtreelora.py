@@ -11,7 +11,6 @@ from conftest import TinyAttention, tiny_data
 import fedsim
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot, byte_count
-from fedsim.aggregator import Aggregator
 from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
@@ -20,6 +19,7 @@ from fedsim.parts.tree import TreeCuts
 from fedsim.plan import equally
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
+from fedsim.server.aggregator import Aggregator
 from fedsim.storage.run_folder import load_checkpoint
 
 N, DEPTHS = 4, 3

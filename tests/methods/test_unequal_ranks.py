@@ -12,7 +12,6 @@ from torch import nn
 import fedsim
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot, fit_rank
-from fedsim.aggregator import Aggregator
 from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites, site_weights
@@ -20,6 +19,7 @@ from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.variates import CLIENT, SERVER, variate
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
+from fedsim.server.aggregator import Aggregator
 
 WIDTH, ALPHA = 12, 4.0
 RANKS = fedsim.LoraRanks(values=(1, 2, 4))

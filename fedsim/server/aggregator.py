@@ -17,11 +17,11 @@ from fedsim.costs.devices import ClientCost, Clock, billed
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import folded_update, pack_updates, unpack_updates
 from fedsim.distributed.workers import Workers
-from fedsim.federation import Hand
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method, Part, Plan
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
-from fedsim.workload import Workload
+from fedsim.server.cohort import Hand
+from fedsim.server.workload import Workload
 
 
 class Aggregator:
