@@ -1,10 +1,11 @@
 """fedsim simulates federated LoRA fine-tuning. `simulate` runs a federation; a recipe is a configuration of it."""
 
-from fedsim.command_line import RunOptions, cli
-from fedsim.comparison import compare
 from fedsim.data.federated import FederatedData, from_tensors
 from fedsim.data.proxy import set_aside, with_proxy
-from fedsim.exporting import export_adapter
+from fedsim.experiments.command_line import RunOptions, cli
+from fedsim.experiments.comparison import compare
+from fedsim.experiments.export import export_adapter
+from fedsim.experiments.tuning import Grid
 from fedsim.local_training import LocalTraining
 from fedsim.methods import (
     ClusteredFedAvg,
@@ -39,7 +40,6 @@ from fedsim.report.comparison import Comparison
 from fedsim.report.summary import Result
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
 from fedsim.simulation import simulate
-from fedsim.tuning import Grid
 
 __all__ = [
     "Assignment",

@@ -14,8 +14,8 @@ from typing import Annotated
 
 import tyro
 
-from fedsim.command_line import fail
-from fedsim.exporting import export_adapter
+from fedsim.experiments.command_line import fail
+from fedsim.experiments.export import export_adapter
 
 
 @dataclass(frozen=True, kw_only=True)

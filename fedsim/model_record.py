@@ -22,7 +22,7 @@ from fedsim.models.adapted import heads_of, library_state, linear_at, started_fr
 from fedsim.models.origin import origin_of, weights_digest
 from fedsim.plan import Method, slots_in_use
 from fedsim.round import Population, ServerState
-from fedsim.setting import Setting
+from fedsim.run_spec import Setting
 from fedsim.storage.disk import write_atomically
 
 JSON, TENSORS = "model.json", "model.safetensors"

@@ -29,10 +29,10 @@ from fedsim.recorder import HORIZON, Recorder, restore_state
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
+from fedsim.run_spec import Setting
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Hand, sample_cohort
 from fedsim.server.divergence import event, set_aside, with_second
-from fedsim.setting import Setting
 from fedsim.starting import start_of
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fedsim.distributed.workers import Workers
 from fedsim.recorder import BLOCK_SIZE, HORIZON, check_learnt, check_rounds, restore_state
+from fedsim.run_spec import Setting
 from fedsim.server.cohort import sample_cohort
-from fedsim.setting import Setting
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, load_checkpoint, read_environment
 from fedsim.storage.tables import lines_before

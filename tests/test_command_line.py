@@ -10,9 +10,9 @@ import pytest
 from runs import QUICKSTART, SMALL, fabric, python, run
 
 import fedsim
-from fedsim import command_line
 from fedsim.data.protocols import SkewedClients
-from fedsim.experiments import ImageExperiment
+from fedsim.experiments import command_line
+from fedsim.experiments.recipes import ImageExperiment
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,12 @@ from conftest import TinyAttention, tiny_data
 from scipy import stats
 
 import fedsim
-from fedsim.comparison import Cells
 from fedsim.costs.devices import DeviceProfiles
-from fedsim.rehearsal import rehearsed
+from fedsim.experiments.comparison import Cells
+from fedsim.experiments.dry_run import rehearsed
+from fedsim.experiments.tuning import with_validation
 from fedsim.report.comparison import latex, markdown, scores_of, table_csv
-from fedsim.setting import Setting
-from fedsim.tuning import with_validation
+from fedsim.run_spec import Setting
 
 METHODS = {
     "fedit": fedsim.FedIT(lora_rank=2),
@@ -123,7 +123,7 @@ def test_data_that_changed_are_noticed_also_where_the_next_cell_is_not_begun(tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(Cells, "_simulate", end)
-        patch.setattr("fedsim.comparison.listening", nullcontext)
+        patch.setattr("fedsim.experiments.comparison.listening", nullcontext)
         with pytest.raises(KeyboardInterrupt):
             fedsim.compare(two, federation, **arguments)
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())

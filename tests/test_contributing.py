@@ -9,8 +9,8 @@ import torch
 from conftest import ROOT, TinyAttention, tiny_data
 
 import fedsim
-from fedsim.rehearsal import rehearsed
-from fedsim.setting import Setting
+from fedsim.experiments.dry_run import rehearsed
+from fedsim.run_spec import Setting
 
 METHOD = '''"""Median: the median of factors instead of their mean; the last depth never leaves its client."""
 

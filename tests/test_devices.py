@@ -14,8 +14,8 @@ import fedsim
 from fedsim import simulation
 from fedsim.costs.devices import ClientCost, Clock, DeviceProfiles, Seconds, billed, read_table
 from fedsim.costs.step_cost import Piece, Profile
-from fedsim.rehearsal import rehearsed
-from fedsim.setting import Setting
+from fedsim.experiments.dry_run import rehearsed
+from fedsim.run_spec import Setting
 
 LOCAL = fedsim.LocalTraining(batch_size=4, learning_rate=1e-2)
 SLOW = DeviceProfiles(gflops=1e-6, mbps_down=0.008, mbps_up=0.004)

@@ -14,9 +14,9 @@ from conftest import ROOT, TinyAttention, tiny_data
 from runs import SMALL, environment, fabric, finished
 
 import fedsim
-from fedsim import command_line
 from fedsim.distributed import signals as interruption
 from fedsim.distributed.signals import INTERRUPTED, SIGNALS, Stopped, Wish
+from fedsim.experiments import command_line
 from fedsim.storage import run_folder
 
 

@@ -5,7 +5,7 @@ from conftest import TinyAttention, tiny_data
 
 from fedsim.local_training import LocalTraining
 from fedsim.methods import FedIT
-from fedsim.setting import Setting
+from fedsim.run_spec import Setting
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,13 @@ from conftest import TinyAttention, tiny_data
 from tyro.conf import arg
 
 import fedsim
-from fedsim import command_line
 from fedsim.data.digits import DigitStyles
 from fedsim.data.instructions import Instructions
 from fedsim.data.protocols import SkewedClients, SkewedTexts
+from fedsim.experiments import command_line
 from fedsim.options import check_options
 from fedsim.parts.directions import SubspaceClustering
-from fedsim.setting import Setting
+from fedsim.run_spec import Setting
 
 
 def setting(**changes):

@@ -18,8 +18,8 @@ from transformers import GPT2LMHeadModel
 
 import fedsim
 from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
+from fedsim.experiments.export import export_adapter, held_by_client, held_together, restored
 from fedsim.export import main as command_line
-from fedsim.exporting import export_adapter, held_by_client, held_together, restored
 from fedsim.models.adapted import library_state
 from fedsim.models.backbones import timm_backbone
 from fedsim.models.causal import causal_backbone
@@ -27,7 +27,7 @@ from fedsim.models.client_module import ClientModule
 from fedsim.models.text import embedded_text_backbone, embedded_text_classifier
 from fedsim.parts.objectives import cross_entropy
 from fedsim.randomness import numpy_generator
-from fedsim.setting import Setting
+from fedsim.run_spec import Setting
 from fedsim.storage.run_folder import digest_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks for it

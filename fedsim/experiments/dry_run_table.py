@@ -13,12 +13,12 @@ from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_threads, launch, set_threads
 from fedsim.distributed.workers import Workers
 from fedsim.engines.block_size import trial_assignment
+from fedsim.experiments.dry_run import Cost, rehearsed
+from fedsim.experiments.tuning import Grid, check_equal_trials, trials_of
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method, slots_in_use
-from fedsim.rehearsal import Cost, rehearsed
-from fedsim.setting import Setting
+from fedsim.run_spec import Setting
 from fedsim.simulation import prepare_engine
-from fedsim.tuning import Grid, check_equal_trials, trials_of
 
 PROBE_SAMPLES, QUICK = 8, 0.5
 """On a CPU the probe's first local step has so many samples; if it took longer, in seconds, there is no larger one."""

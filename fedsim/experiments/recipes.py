@@ -7,9 +7,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedsim.command_line import RunOptions
-from fedsim.comparison import check_names, compare
-from fedsim.cost import print_costs
 from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
 from fedsim.data.federated import FederatedData
 from fedsim.data.images import find_images
@@ -21,6 +18,10 @@ from fedsim.data.proxy import with_drawn_proxy
 from fedsim.data.texts import TextOptions, find_texts
 from fedsim.data.topics import PAD, TOPICS, VOCABULARY, topic_texts
 from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
+from fedsim.experiments.command_line import RunOptions
+from fedsim.experiments.comparison import check_names, compare
+from fedsim.experiments.dry_run_table import print_costs
+from fedsim.experiments.tuning import Grid
 from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import start_from_adapter
 from fedsim.models.backbones import TimmModel, timm_backbone, timm_statistics
@@ -33,7 +34,6 @@ from fedsim.report.comparison import print_comparison
 from fedsim.report.progress import show_pretraining
 from fedsim.report.table import print_result
 from fedsim.simulation import simulate
-from fedsim.tuning import Grid
 
 Split = Callable[[Any, tuple[Labelled, Labelled], np.random.Generator], FederatedData]
 Methods = Method | Mapping[str, Method | Grid]

@@ -19,10 +19,10 @@ from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator
 from fedsim.report.progress import LiveProgress
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
+from fedsim.run_spec import Setting
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Hand
 from fedsim.server.workload import Workload, samples_of
-from fedsim.setting import Setting
 from fedsim.simulation import Simulation
 
 WIDTH = 16

@@ -18,16 +18,16 @@ from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_threads, launch
 from fedsim.distributed.signals import listening
 from fedsim.distributed.workers import TIMEOUT, Workers
+from fedsim.experiments.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
-from fedsim.setting import Setting
+from fedsim.run_spec import Setting
 from fedsim.simulation import simulate
 from fedsim.storage.disk import check_is_new, read_json, write_atomically
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
 from fedsim.storage.tables import lines_before
-from fedsim.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 
 Methods = Mapping[str, Method | Grid]
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9 .,_+=-]{0,99}")

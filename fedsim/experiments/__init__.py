@@ -1,0 +1,1 @@
+"""What a person starts: command line, recipes' common parts, comparisons, tuning, estimates, exports."""
