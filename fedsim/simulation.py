@@ -22,10 +22,11 @@ from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
-from fedsim.model_record import holders, record_model
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
-from fedsim.recorder import HORIZON, Recorder, restore_state
+from fedsim.records.model_record import holders, record_model
+from fedsim.records.recorder import HORIZON, Recorder, restore_state
+from fedsim.records.resume import start_of
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
@@ -33,7 +34,6 @@ from fedsim.run_spec import Setting
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Hand, sample_cohort
 from fedsim.server.divergence import event, set_aside, with_second
-from fedsim.starting import start_of
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
 

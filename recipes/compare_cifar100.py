@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments.recipes import ImageExperiment, run_image_experiment
+from fedsim.experiments import ImageExperiment, run_image_experiment
 
 IMAGES = SkewedClients(dataset="cifar100")
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)

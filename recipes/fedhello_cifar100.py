@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments.recipes import ImageExperiment, run_image_experiment
+from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.models.backbones import TimmModel
 from fedsim.parts.fisher import FisherAllocation
 

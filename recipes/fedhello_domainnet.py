@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import fedsim
 from fedsim.data.protocols import DomainClients, domain_clients
-from fedsim.experiments.recipes import ImageExperiment, run_image_experiment
+from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.models.backbones import TimmModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12, assign="cycle"))

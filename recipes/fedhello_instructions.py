@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fedsim
 from fedsim.data.instructions import Instructions
-from fedsim.experiments.recipes import InstructionExperiment, run_instruction_experiment
+from fedsim.experiments import InstructionExperiment, run_instruction_experiment
 from fedsim.models.causal import CausalModel
 from fedsim.parts.fisher import FisherAllocation
 

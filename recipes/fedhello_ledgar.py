@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import fedsim
 from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments.recipes import TextExperiment, run_text_experiment
+from fedsim.experiments import TextExperiment, run_text_experiment
 from fedsim.models.text import TextModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fedsim
 from fedsim.data.instructions import Instructions
-from fedsim.experiments.recipes import InstructionExperiment, run_instruction_experiment
+from fedsim.experiments import InstructionExperiment, run_instruction_experiment
 from fedsim.models.causal import CausalModel
 
 FLAN = Instructions(

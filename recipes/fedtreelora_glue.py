@@ -14,7 +14,7 @@ from typing import Literal
 
 import fedsim
 from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments.recipes import TextExperiment, run_text_experiment
+from fedsim.experiments import TextExperiment, run_text_experiment
 from fedsim.models.text import TextModel
 
 TEXTS = SkewedTexts(task="qnli", partition="sized-dir", n_clients=20, unseen_fraction=0.0, max_length=128)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import fedsim
 from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments.recipes import TextExperiment, run_text_experiment
+from fedsim.experiments import TextExperiment, run_text_experiment
 from fedsim.models.text import TextModel
 
 TEXTS = SkewedTexts(

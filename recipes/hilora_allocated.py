@@ -11,7 +11,7 @@ from functools import partial
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments.recipes import ImageExperiment, run_image_experiment
+from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.parts.allocation import at_depths, pattern_set
 from fedsim.parts.concatenation import concatenated
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments.recipes import ImageExperiment, run_image_experiment
+from fedsim.experiments import ImageExperiment, run_image_experiment
 from fedsim.models.backbones import TimmModel
 
 IMAGES = SkewedClients(dataset="cifar100", n_clients=3, alpha=0.3, unseen_fraction=0.0, augment=False)

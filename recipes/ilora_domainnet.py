@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import fedsim
 from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments.recipes import ImageExperiment, run_image_experiment
+from fedsim.experiments import ImageExperiment, run_image_experiment
 
 IMAGES = SkewedClients(
     dataset="domainnet",

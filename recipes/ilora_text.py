@@ -13,7 +13,7 @@ from typing import Literal
 
 import fedsim
 from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments.recipes import TextExperiment, run_text_experiment
+from fedsim.experiments import TextExperiment, run_text_experiment
 
 TEXTS = SkewedTexts(task="qnli", n_clients=3, alpha=0.8, unseen_fraction=0.0)
 

@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 import fedsim
 from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
-from fedsim.experiments.recipes import run
+from fedsim.experiments import run
 from fedsim.models.digits_vit import DigitsViT, pretrained_digits_vit
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.randomness import numpy_generator

@@ -128,7 +128,7 @@ def test_a_run_that_went_on_while_another_waited_for_its_folder_is_not_overwritt
     (before_last / "checkpoints" / "round-000003.json").unlink()
     stale = load_checkpoint(before_last)
     assert stale[0] == 2
-    monkeypatch.setattr("fedsim.starting.load_checkpoint", lambda folder: stale)
+    monkeypatch.setattr("fedsim.records.resume.load_checkpoint", lambda folder: stale)
     with pytest.raises(FolderInUse):
         tiny_run(rounds=3, resume=True)
     assert rows(whole.folder) == before

@@ -11,7 +11,7 @@ from runs import QUICKSTART, SMALL, fabric, finished, python, run
 import fedsim
 from fedsim import simulation
 from fedsim.parts.fisher import FisherAllocation
-from fedsim.recorder import HORIZON
+from fedsim.records.recorder import HORIZON
 from fedsim.round import Horizon, ServerState
 from fedsim.storage import run_folder
 

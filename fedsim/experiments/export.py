@@ -23,8 +23,8 @@ from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import changed_heads, library_state, with_changes
 from fedsim.models.origin import rebuilt, weights_digest
 from fedsim.parts.sharing import is_private
-from fedsim.recorded_model import RecordedModel, read_model
-from fedsim.recorder import restore_state
+from fedsim.records.recorded_model import RecordedModel, read_model
+from fedsim.records.recorder import restore_state
 from fedsim.report.card import Exported, model_card
 from fedsim.round import Assignment, ServerState
 from fedsim.server.aggregator import Aggregator

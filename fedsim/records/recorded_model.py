@@ -14,10 +14,10 @@ from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Mixing, Site, Slot, fit_rank, parse_slot
 from fedsim.adapters.mixing import DepthGate, TierWeights, TokenRouter
 from fedsim.adapters.single import LowRankChange
-from fedsim.model_record import DATA, HOLDERS, JSON, TENSORS
 from fedsim.models import backbones, causal, digits_vit, text  # noqa: F401  # whose loaders are known from here on
 from fedsim.models.origin import Origin
 from fedsim.plan import Plan
+from fedsim.records.model_record import DATA, HOLDERS, JSON, TENSORS
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.disk import read_json
 from fedsim.storage.wire import unpack

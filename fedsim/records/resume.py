@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from fedsim.distributed.workers import Workers
-from fedsim.recorder import BLOCK_SIZE, HORIZON, check_learnt, check_rounds, restore_state
+from fedsim.records.recorder import BLOCK_SIZE, HORIZON, check_learnt, check_rounds, restore_state
 from fedsim.run_spec import Setting
 from fedsim.server.cohort import sample_cohort
 from fedsim.storage.disk import check_is_new
