@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fedsim.evaluation import STATISTICS, client_rows, mean_loss, summarise, summarise_updates
+from fedsim.report.evaluation import STATISTICS, client_rows, mean_loss, summarise, summarise_updates
 from fedsim.round import ClientUpdate
 
 ACCURACIES, SAMPLES = [0.5, 0.9, 0.2, 0.75, 0.9], [10, 20, 5, 40, 25]

@@ -13,11 +13,11 @@ import fedsim
 from fedsim.data.instruction_tables import Texts
 from fedsim.data.instructions import Instructions, federation
 from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
-from fedsim.evaluation import STATISTICS
 from fedsim.models.causal import causal_backbone, causal_tokenizer
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
 from fedsim.parts.tree import TreeCuts
+from fedsim.report.evaluation import STATISTICS
 
 needs_data = pytest.mark.skipif(not os.environ.get("FEDSIM_DATA"), reason="FEDSIM_DATA names no folder of data sets")
 SAY = {"greet": "Hello, my friend!", "thank": "Thank you so much.", "refuse": "No, I do not want to."}

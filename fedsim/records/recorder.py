@@ -15,8 +15,8 @@ from fedsim.adapters.bank import NEVER
 from fedsim.costs.devices import ClientCost
 from fedsim.data.federated import FederatedData
 from fedsim.data.task import Task
-from fedsim.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.plan import Method, slots_in_use
+from fedsim.report.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import NAMES, Result, summarise_run
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState

@@ -7,7 +7,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from fedsim.evaluation import mean_loss, summarise_updates
+from fedsim.report.evaluation import mean_loss, summarise_updates
 from fedsim.round import ClientUpdate
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from fedsim.evaluation import STATISTICS
 from fedsim.report.cells import as_csv, tabular
 from fedsim.report.cluster_figures import Clusters
+from fedsim.report.evaluation import STATISTICS
 from fedsim.report.page_template import render
 from fedsim.report.reading import Run
 from fedsim.report.run_figures import stages_of

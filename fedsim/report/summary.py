@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.evaluation import STATISTICS, prefixes, summarise
+from fedsim.report.evaluation import STATISTICS, prefixes, summarise
 
 Rows = Sequence[Mapping[str, str]]
 
