@@ -33,7 +33,7 @@ from torch import Tensor
 import fedsim
 from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import byte_count
-from fedsim.data.digits import normalise
+from fedsim.data.builtin.digits import normalise
 from fedsim.models.digits_vit import ARCHITECTURE
 from fedsim.parts.aggregation import normalised_weights, product_svd
 from fedsim.parts.clustering import column_basis, gaussian_affinity, spectral_clusters, subspace_distances

@@ -8,9 +8,9 @@ from torch import nn
 
 import fedsim
 from fedsim.data.federated import FederatedData
-from fedsim.data.images import find_images
+from fedsim.data.images.images import find_images
 from fedsim.data.protocols import DomainClients, SkewedClients, SkewedTexts, domain_clients, skewed_clients
-from fedsim.data.texts import find_texts
+from fedsim.data.texts.texts import find_texts
 from fedsim.models.backbones import timm_backbone, timm_statistics
 from fedsim.models.text import TextModel, text_backbone, text_tokenizer
 from fedsim.randomness import numpy_generator

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import fedsim
-from fedsim.data.instructions import Instructions
+from fedsim.data.instructions.instructions import Instructions
 from fedsim.experiments import InstructionExperiment, run_instruction_experiment
 from fedsim.models.causal import CausalModel
 from fedsim.parts.fisher import FisherAllocation

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import fedsim
-from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
+from fedsim.data.builtin.digits import DigitStyles, digit_styles, pretraining_set
 from fedsim.experiments import run
 from fedsim.models.digits_vit import DigitsViT, pretrained_digits_vit
 from fedsim.parts.directions import SubspaceClustering

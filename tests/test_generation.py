@@ -10,9 +10,9 @@ import pytest
 from language_models import tiny_llama
 
 import fedsim
-from fedsim.data.instruction_tables import Texts
-from fedsim.data.instructions import Instructions, federation
-from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
+from fedsim.data.builtin.toy_instructions import ToyInstructions, toy_instructions
+from fedsim.data.instructions.instructions import Instructions, federation
+from fedsim.data.instructions.tables import Texts
 from fedsim.models.causal import causal_backbone, causal_tokenizer
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites

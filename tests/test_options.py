@@ -10,8 +10,8 @@ from conftest import TinyAttention, tiny_data
 from tyro.conf import arg
 
 import fedsim
-from fedsim.data.digits import DigitStyles
-from fedsim.data.instructions import Instructions
+from fedsim.data.builtin.digits import DigitStyles
+from fedsim.data.instructions.instructions import Instructions
 from fedsim.data.protocols import SkewedClients, SkewedTexts
 from fedsim.experiments import command_line
 from fedsim.options import check_options

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.data.transforms import ImageTransform
+from fedsim.data.images.transforms import ImageTransform
 from fedsim.storage import provenance
 from fedsim.storage.provenance import fingerprint
 

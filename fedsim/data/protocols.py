@@ -10,14 +10,11 @@ import numpy as np
 import torch
 
 from fedsim.data.client_options import ClientOptions
-from fedsim.data.dealing import Split, n_classes
-from fedsim.data.even_partition import iid, quantity_skew
 from fedsim.data.federated import FederatedData
-from fedsim.data.flower_partition import flower_dirichlet
-from fedsim.data.images import ImageOptions
-from fedsim.data.labelled import Labelled, joined
-from fedsim.data.owner_partition import by_owner
-from fedsim.data.partition import (
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.partition.by_owner import by_owner
+from fedsim.data.partition.dealing import Split, n_classes
+from fedsim.data.partition.dirichlet import (
     by_group,
     choose_unseen,
     dirichlet,
@@ -25,9 +22,12 @@ from fedsim.data.partition import (
     superclass_dirichlet,
     superclass_of,
 )
+from fedsim.data.partition.equal import iid, quantity_skew
+from fedsim.data.partition.flower import flower_dirichlet
+from fedsim.data.partition.sized import sized_dirichlet
 from fedsim.data.proxy import set_aside, with_proxy
-from fedsim.data.sized_partition import sized_dirichlet
-from fedsim.data.texts import TextOptions
+from fedsim.data.sources.labelled import Labelled, joined
+from fedsim.data.texts.texts import TextOptions
 
 Splits = tuple[Labelled, Labelled]
 Pools = tuple[np.ndarray, np.ndarray]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.federated import FederatedData
-from fedsim.data.sized_partition import counts_by_shares
+from fedsim.data.partition.sized import counts_by_shares
 
 
 def set_aside(targets: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,17 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from fedsim.data.digits import DigitStyles, digit_styles, pretraining_set
+from fedsim.data.builtin.digits import DigitStyles, digit_styles, pretraining_set
+from fedsim.data.builtin.topics import PAD, TOPICS, VOCABULARY, topic_texts
+from fedsim.data.builtin.toy_instructions import ToyInstructions, toy_instructions
 from fedsim.data.federated import FederatedData
-from fedsim.data.images import find_images
-from fedsim.data.instructions import Instructions, instruction_clients
-from fedsim.data.labelled import Labelled
-from fedsim.data.prompts import ByteTokenizer
+from fedsim.data.images.images import find_images
+from fedsim.data.instructions.instructions import Instructions, instruction_clients
+from fedsim.data.instructions.prompts import ByteTokenizer
 from fedsim.data.protocols import DomainClients, SkewedClients
 from fedsim.data.proxy import with_drawn_proxy
-from fedsim.data.texts import TextOptions, find_texts
-from fedsim.data.topics import PAD, TOPICS, VOCABULARY, topic_texts
-from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
+from fedsim.data.sources.labelled import Labelled
+from fedsim.data.texts.texts import TextOptions, find_texts
 from fedsim.experiments.command_line import RunOptions
 from fedsim.experiments.comparison import check_names, compare
 from fedsim.experiments.dry_run_table import print_costs

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from fedsim.data.labelled import Labelled
+from fedsim.data.sources.labelled import Labelled
 
 COLOURS = {"bird": (255, 0, 0), "tea_pot": (0, 255, 0), "zebra": (0, 0, 255)}
 

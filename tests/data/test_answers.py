@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import fedsim
-from fedsim.data.answers import Generation, compare
-from fedsim.data.prompts import ByteTokenizer, tokens_of
+from fedsim.data.instructions.generation_task import Generation, compare
+from fedsim.data.instructions.prompts import ByteTokenizer, tokens_of
 
 BYTES = ByteTokenizer()
 TASK = Generation(BYTES.decode, BYTES.stop, max_new_tokens=12)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedsim.data.images import ImageOptions, find_images, load_images
+from fedsim.data.images.images import ImageOptions, find_images, load_images
 
 COLOURS = np.array([[250, 0, 0], [0, 250, 0], [0, 0, 250]], np.uint8)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from miniatures import write_parquet
 
-from fedsim.data.images import ImageOptions, find_images, load_images
-from fedsim.data.labelled import Labelled
-from fedsim.data.partition import by_group, pathological
+from fedsim.data.images.images import ImageOptions, find_images, load_images
+from fedsim.data.partition.dirichlet import by_group, pathological
+from fedsim.data.partition.sized import counts_by_shares
 from fedsim.data.protocols import (
     DomainClients,
     Domains,
@@ -23,8 +23,8 @@ from fedsim.data.protocols import (
     domain_clients,
     skewed_clients,
 )
-from fedsim.data.sized_partition import counts_by_shares
-from fedsim.data.texts import TextOptions, find_texts
+from fedsim.data.sources.labelled import Labelled
+from fedsim.data.texts.texts import TextOptions, find_texts
 
 PARTITIONS = Partition.__args__
 

@@ -14,10 +14,10 @@ import torch
 from miniatures import COLOURS, colours, names, picture, table, write_lists, write_parquet
 from PIL import Image
 
-from fedsim.data import decoding
-from fedsim.data.decoding import decode
-from fedsim.data.images import ImageOptions, find_images, load_images
-from fedsim.data.labelled import joined
+from fedsim.data.images import decode as decoding
+from fedsim.data.images.decode import decode
+from fedsim.data.images.images import ImageOptions, find_images, load_images
+from fedsim.data.sources.labelled import joined
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")

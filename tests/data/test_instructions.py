@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from fedsim.data.instruction_sets import INSTRUCTION_SETS, InstructionSetName
-from fedsim.data.instruction_tables import texts_of as texts_of_table
-from fedsim.data.instructions import Instructions, instruction_clients
-from fedsim.data.prompts import ByteTokenizer
-from fedsim.data.toy_instructions import TASKS, ToyInstructions, toy_instructions
+from fedsim.data.builtin.toy_instructions import TASKS, ToyInstructions, toy_instructions
+from fedsim.data.instructions.instructions import Instructions, instruction_clients
+from fedsim.data.instructions.prompts import ByteTokenizer
+from fedsim.data.instructions.registry import INSTRUCTION_SETS, InstructionSetName
+from fedsim.data.instructions.tables import texts_of as texts_of_table
 
 BYTES = ByteTokenizer()
 DATA = os.environ.get("FEDSIM_DATA")

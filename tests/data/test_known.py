@@ -12,11 +12,11 @@ import pytest
 from miniatures import COLOURS, colours, names, picture, table, write_parquet
 from transformers import BertTokenizerFast
 
-from fedsim.data.images import ImageOptions, ImageSetName, find_images, load_images
-from fedsim.data.instruction_sets import INSTRUCTION_SETS
-from fedsim.data.known import IMAGE_SETS, TEXT_SETS
+from fedsim.data.images.images import ImageOptions, ImageSetName, find_images, load_images
+from fedsim.data.instructions.registry import INSTRUCTION_SETS
 from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.data.texts import TaskName, TextOptions, find_texts
+from fedsim.data.sources.registry import IMAGE_SETS, TEXT_SETS
+from fedsim.data.texts.texts import TaskName, TextOptions, find_texts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedsim.data.listing import Listing, keep_some
+from fedsim.data.sources.listing import Listing, keep_some
 
 
 def split_of(sizes: list[int]) -> Listing:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.data.even_partition import iid, mixed, quantity_skew
-from fedsim.data.flower_partition import flower_dirichlet
-from fedsim.data.labelled import Labelled
-from fedsim.data.owner_partition import by_owner
-from fedsim.data.partition import dirichlet, pathological, superclass_of
+from fedsim.data.partition.by_owner import by_owner
+from fedsim.data.partition.dirichlet import dirichlet, pathological, superclass_of
+from fedsim.data.partition.equal import iid, mixed, quantity_skew
+from fedsim.data.partition.flower import flower_dirichlet
 from fedsim.data.protocols import Skew, skewed_clients
+from fedsim.data.sources.labelled import Labelled
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "flower_dirichlet.json").read_text())
 TRAIN, TEST = np.arange(20).repeat(60), np.arange(20).repeat(15)

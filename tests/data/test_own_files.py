@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from miniatures import COLOURS, colours, names, picture, write_lists, write_parquet
 
-from fedsim.data.images import ImageOptions, find_images, load_images
-from fedsim.data.known import IMAGE_SETS, TEXT_SETS
-from fedsim.data.text_files import OWN_FILES
-from fedsim.data.texts import TextOptions, find_texts
+from fedsim.data.images.images import ImageOptions, find_images, load_images
+from fedsim.data.sources.registry import IMAGE_SETS, TEXT_SETS
+from fedsim.data.texts.author_files import OWN_FILES
+from fedsim.data.texts.texts import TextOptions, find_texts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")

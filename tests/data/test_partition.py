@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.data.even_partition import iid
 from fedsim.data.federated import FederatedData
-from fedsim.data.images import load_images
-from fedsim.data.labelled import Labelled
-from fedsim.data.partition import (
+from fedsim.data.images.images import load_images
+from fedsim.data.partition.dirichlet import (
     by_group,
     choose_unseen,
     dirichlet,
@@ -20,7 +18,9 @@ from fedsim.data.partition import (
     superclass_dirichlet,
     superclass_of,
 )
+from fedsim.data.partition.equal import iid
 from fedsim.data.protocols import DomainClients, SkewedClients, domain_clients, skewed_clients
+from fedsim.data.sources.labelled import Labelled
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.data.prompts import TEMPLATES, ByteTokenizer, tokens_of
+from fedsim.data.instructions.prompts import TEMPLATES, ByteTokenizer, tokens_of
 
 BYTES = ByteTokenizer()
 START, STOP = BYTES.start, BYTES.stop

@@ -8,10 +8,10 @@ import torch
 from conftest import tiny_data
 
 import fedsim
-from fedsim.data.digits import DigitStyles, digit_styles
-from fedsim.data.labelled import Labelled
+from fedsim.data.builtin.digits import DigitStyles, digit_styles
 from fedsim.data.protocols import Domains, Skew, domain_clients, skewed_clients
 from fedsim.data.proxy import with_drawn_proxy
+from fedsim.data.sources.labelled import Labelled
 from fedsim.server.cohort import population_of, sample_cohort
 
 

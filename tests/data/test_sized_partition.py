@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fedsim.data.sized_partition import counts_by_shares, sized_dirichlet
+from fedsim.data.partition.sized import counts_by_shares, sized_dirichlet
 
 
 def split(n_clients=20, alpha=0.5, sizes=(100, 20), n_train=4000, n_test=900, seed=0, n_classes=3):

@@ -9,9 +9,9 @@ import pyarrow.parquet as pq
 import pytest
 from miniatures import COLOURS, picture, table, write_parquet
 
-from fedsim.data.images import ImageOptions, find_images
-from fedsim.data.known import IMAGE_SETS, TEXT_SETS
-from fedsim.data.texts import TextOptions, find_texts
+from fedsim.data.images.images import ImageOptions, find_images
+from fedsim.data.sources.registry import IMAGE_SETS, TEXT_SETS
+from fedsim.data.texts.texts import TextOptions, find_texts
 
 HOLD_OUT = r"an empty --data.test-split '' holds out a share of the training samples"
 

@@ -12,9 +12,9 @@ from sklearn.metrics import f1_score
 from torchmetrics.functional.classification import multiclass_accuracy
 
 import fedsim
-from fedsim.data.images import ImageOptions
+from fedsim.data.images.images import ImageOptions
 from fedsim.data.task import Classification, ClassificationF1
-from fedsim.data.texts import TextOptions
+from fedsim.data.texts.texts import TextOptions
 
 LOGITS = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.randint(0, 4, (20,), generator=torch.Generator().manual_seed(1))

@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from fedsim.data import texts
-from fedsim.data.known import TEXT_SETS
 from fedsim.data.protocols import DomainTexts, SkewedTexts, domain_clients, skewed_clients
-from fedsim.data.texts import TextOptions, find_texts
+from fedsim.data.sources.registry import TEXT_SETS
+from fedsim.data.texts import texts
+from fedsim.data.texts.texts import TextOptions, find_texts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")

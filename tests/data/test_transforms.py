@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2.functional import resized_crop
 
-from fedsim.data.transforms import ImageTransform, cropped, flip_some
+from fedsim.data.images.transforms import ImageTransform, cropped, flip_some
 
 HALF = ((0.5,) * 3, (0.5,) * 3)
 

@@ -11,8 +11,8 @@ from test_engines_agree import assert_same
 
 import fedsim
 from fedsim.adapters.layout import Layout
-from fedsim.data.answers import Generation
-from fedsim.data.prompts import ByteTokenizer, tokens_of
+from fedsim.data.instructions.generation_task import Generation
+from fedsim.data.instructions.prompts import ByteTokenizer, tokens_of
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.models.causal import causal_backbone, causal_tokenizer, without_convolutions

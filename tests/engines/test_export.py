@@ -17,7 +17,7 @@ from test_engines_agree import METHODS, backbone, federation
 from transformers import GPT2LMHeadModel
 
 import fedsim
-from fedsim.data.toy_instructions import ToyInstructions, toy_instructions
+from fedsim.data.builtin.toy_instructions import ToyInstructions, toy_instructions
 from fedsim.experiments.export import export_adapter, held_by_client, held_together, restored
 from fedsim.export import main as command_line
 from fedsim.models.adapted import library_state

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from fedsim.data.images import ImageOptions, load_images
-from fedsim.data.transforms import ImageTransform
+from fedsim.data.images.images import ImageOptions, load_images
+from fedsim.data.images.transforms import ImageTransform
 from fedsim.models.backbones import TimmModel, timm_backbone, transformers_backbone
 from fedsim.models.sites import find_sites
 

@@ -9,8 +9,8 @@ import transformers
 from transformers import BertTokenizerFast
 
 import fedsim
+from fedsim.data.builtin.topics import PAD, TOPICS, VOCABULARY, topic_texts
 from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.data.topics import PAD, TOPICS, VOCABULARY, topic_texts
 from fedsim.models.sites import find_sites
 from fedsim.models.text import TextModel, embedded_text_backbone, text_backbone, text_tokenizer
 

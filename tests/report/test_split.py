@@ -47,7 +47,7 @@ def test_clients_without_samples_and_data_without_classes_are_described_and_draw
 
 
 def test_targets_that_are_tokens_have_sizes_only():
-    from fedsim.data.answers import Generation
+    from fedsim.data.instructions.generation_task import Generation
 
     tokens = torch.tensor([-100, 7, 0]).repeat(200, 1)
     task = Generation(decode=lambda ids: "", stop=0, max_new_tokens=2, beams=1)

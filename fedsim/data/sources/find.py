@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 
 import datasets
 
-from fedsim.data.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
+from fedsim.data.sources.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
 from fedsim.data.task import ClassificationF1, Task
 from fedsim.options import check_options
 

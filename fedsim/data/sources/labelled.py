@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.listing import Item, Listing
+from fedsim.data.sources.listing import Item, Listing
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.sized_partition import counts_by_shares
+from fedsim.data.partition.sized import counts_by_shares
 
 Encoded = bytes | Path | np.ndarray
 """An image: the bytes of its file, where that is, or its pixels (H, W[, 3]) uint8."""

@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from fedsim.data.known import TEXT_SETS, filled
-from fedsim.data.labelled import Found, Labelled
-from fedsim.data.listing import Item, Listed, Reader
-from fedsim.data.sources import SourceOptions, find, find_splits
-from fedsim.data.tables import Content, Features, FindContent, label_columns, list_hub, list_parquet, listed
-from fedsim.data.text_files import OWN_FILES, OwnFiles
+from fedsim.data.sources.find import SourceOptions, find, find_splits
+from fedsim.data.sources.labelled import Found, Labelled
+from fedsim.data.sources.listing import Item, Listed, Reader
+from fedsim.data.sources.registry import TEXT_SETS, filled
+from fedsim.data.sources.tables import Content, Features, FindContent, label_columns, list_hub, list_parquet, listed
+from fedsim.data.texts.author_files import OWN_FILES, OwnFiles
 from fedsim.storage.cache import made_once
 
 if TYPE_CHECKING:

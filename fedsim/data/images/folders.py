@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.listing import Encoded, Listed, Listing, identity_of
-from fedsim.data.sources import SAME, SourceOptions, find_splits, words_for
+from fedsim.data.sources.find import SAME, SourceOptions, find_splits, words_for
+from fedsim.data.sources.listing import Encoded, Listed, Listing, identity_of
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
 

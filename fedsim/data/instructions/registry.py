@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 import datasets
 
-from fedsim.data.known import Known
-from fedsim.data.sources import Place, from_hub, looked_up
+from fedsim.data.sources.find import Place, from_hub, looked_up
+from fedsim.data.sources.registry import Known
 
 InstructionSetName = Literal["dolly", "flan", "natural-instructions", "own"]
 INSTRUCTION_SETS = {

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fedsim.data.answers import Generation
 from fedsim.data.federated import FederatedData
-from fedsim.data.instruction_sets import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
-from fedsim.data.instruction_tables import Texts, read_texts
-from fedsim.data.known import filled
-from fedsim.data.listing import evenly_marked
-from fedsim.data.partition import choose_unseen, dirichlet
-from fedsim.data.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
+from fedsim.data.instructions.generation_task import Generation
+from fedsim.data.instructions.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
+from fedsim.data.instructions.registry import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
+from fedsim.data.instructions.tables import Texts, read_texts
+from fedsim.data.partition.dirichlet import choose_unseen, dirichlet
+from fedsim.data.sources.listing import evenly_marked
+from fedsim.data.sources.registry import filled
 from fedsim.options import check_options
 
 SIZES = "--data.clients-per-task, --data.min-train, --data.min-test"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import torch
 
-from fedsim.data.dealing import Split
+from fedsim.data.partition.dealing import Split
 
 MIN_SHARE = 0.01
 """The least share of a class in a client's proportions, as in FedLEASE's released code (arXiv 2509.15087)."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dealing import Split, check, draw_large_enough, rounded
+from fedsim.data.partition.dealing import Split, check, draw_large_enough, rounded
 
 
 def iid(

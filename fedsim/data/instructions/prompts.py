@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from fedsim.data.answers import NO_TARGET
+from fedsim.data.instructions.generation_task import NO_TARGET
 
 
 class Tokenizer(Protocol):

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
-from fedsim.data.partition import by_group, choose_unseen
+from fedsim.data.partition.dirichlet import by_group, choose_unseen
 from fedsim.data.proxy import set_aside, with_proxy
 
 STYLES = ("flipped", "inverted", "rotated", "outline", "textured", "warped")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.dealing import SIZES, Split, check, deal_by_shares, draw_large_enough, n_classes
+from fedsim.data.partition.dealing import SIZES, Split, check, deal_by_shares, draw_large_enough, n_classes
 
 
 def dirichlet(

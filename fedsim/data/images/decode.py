@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import Tensor
 
-from fedsim.data.listing import Encoded
+from fedsim.data.sources.listing import Encoded
 from fedsim.storage.cache import made_once
 
 LARGEST = 2**26

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from fedsim.data.federated import FederatedData
-from fedsim.data.instruction_tables import Texts
-from fedsim.data.instructions import Instructions, federation
-from fedsim.data.prompts import ByteTokenizer
+from fedsim.data.instructions.instructions import Instructions, federation
+from fedsim.data.instructions.prompts import ByteTokenizer
+from fedsim.data.instructions.tables import Texts
 
 TASKS = ("repeat", "reverse", "first letter", "upper case")
 ANSWERS = {

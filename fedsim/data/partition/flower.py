@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fedsim.data.dealing import Split, check, deal_classes, draw_large_enough, n_classes
+from fedsim.data.partition.dealing import Split, check, deal_classes, draw_large_enough, n_classes
 
 
 def flower_dirichlet(

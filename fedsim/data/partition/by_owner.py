@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from fedsim.data.dealing import Split
+from fedsim.data.partition.dealing import Split
 
 
 def by_owner(

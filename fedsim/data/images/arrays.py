@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.listing import Encoded, Listed, Listing, identity_of
+from fedsim.data.sources.listing import Encoded, Listed, Listing, identity_of
 
 PIXELS = 3 * 32 * 32
 CIFAR_10 = ([f"data_batch_{k}.bin" for k in range(1, 6)], ["test_batch.bin"], ["batches.meta.txt"])

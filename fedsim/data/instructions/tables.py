@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.json
 import pyarrow.parquet as pq
 
-from fedsim.data.instruction_sets import SPLIT_BY_TASK, Place, files_of, find_instructions, is_task, read_task
+from fedsim.data.instructions.registry import SPLIT_BY_TASK, Place, files_of, find_instructions, is_task, read_task
 
 ROLES = ("instruction", "input", "answer", "task", "client", "split")
 SPLITS = {"train": False, "test": True}

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from fedsim.data.listing import Item, Listed, Listing, Reader, identity_of
-from fedsim.data.sources import SourceOptions, files_of_split, find_splits, from_hub, has_word, missing_shards
+from fedsim.data.sources.find import SourceOptions, files_of_split, find_splits, from_hub, has_word, missing_shards
+from fedsim.data.sources.listing import Item, Listed, Listing, Reader, identity_of
 
 Features = Mapping[str, Any]
 """A table's columns and their kinds, as `datasets` has them."""

@@ -7,7 +7,7 @@ there is nothing to tokenise.
 import numpy as np
 import torch
 
-from fedsim.data.labelled import Labelled
+from fedsim.data.sources.labelled import Labelled
 
 TOPICS = ("animals", "music", "sports", "weather")
 PAD, BEGIN, END, FIRST = 0, 1, 2, 3

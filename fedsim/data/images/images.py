@@ -13,21 +13,21 @@ from typing import Any, Literal
 import datasets
 import torch
 
-from fedsim.data.binary_files import list_arrays, list_binaries
-from fedsim.data.decoding import decoded_once
-from fedsim.data.image_sources import (
+from fedsim.data.images.arrays import list_arrays, list_binaries
+from fedsim.data.images.decode import decoded_once
+from fedsim.data.images.folders import (
     ANNOTATIONS,
     list_class_folders,
     list_lists,
     list_tiny_imagenet,
     refuse_pickles,
 )
-from fedsim.data.known import IMAGE_SETS, filled
-from fedsim.data.labelled import Found, Labelled
-from fedsim.data.listing import Encoded, Listed
-from fedsim.data.sources import SourceOptions, check_splits, find
-from fedsim.data.tables import Content, Features, list_hub, list_parquet
-from fedsim.data.transforms import ImageTransform
+from fedsim.data.images.transforms import ImageTransform
+from fedsim.data.sources.find import SourceOptions, check_splits, find
+from fedsim.data.sources.labelled import Found, Labelled
+from fedsim.data.sources.listing import Encoded, Listed
+from fedsim.data.sources.registry import IMAGE_SETS, filled
+from fedsim.data.sources.tables import Content, Features, list_hub, list_parquet
 
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
 LEFT_OUT = {"label_column": "label", "f1": False}

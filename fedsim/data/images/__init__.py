@@ -1,0 +1,1 @@
+"""Image classification: files and arrays read, decoded, transformed. Nothing of who gets which image."""

@@ -1,0 +1,1 @@
+"""Instruction sets: tables, prompts, tokens and how generated answers are scored."""

@@ -1,0 +1,1 @@
+"""Who gets which sample. Nothing of what a sample is."""

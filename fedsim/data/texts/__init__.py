@@ -1,0 +1,1 @@
+"""Text classification: texts read and made tokens."""
