@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, environment, fabric, kill_all, run, worker_of
 
+import fedsim
 from fedsim.distributed.workers import Workers, check_timeout
 from fedsim.storage.run_folder import load_checkpoint
 
@@ -126,9 +127,18 @@ def test_workers_whose_launcher_is_killed_end_too(tmp_path):
     goes_on(out)
 
 
-def test_a_time_out_is_a_positive_number_of_seconds(tiny_run):
+def compare_with(timeout: float, out: Path) -> None:
+    """Compare one method with itself, which a bad time-out must prevent."""
+    common = {"backbone": TinyAttention(), "rounds": 1, "threads": 1, "timeout": timeout}
+    fedsim.compare({"fedit": fedsim.FedIT(lora_rank=2)}, lambda seed: tiny_data(), out=out, **common)
+
+
+def test_a_time_out_is_a_positive_number_of_seconds(tiny_run, tmp_path):
     for timeout in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=r"timeout is .*; it must be a positive number of seconds \(--timeout\)"):
             tiny_run(timeout=timeout)
+        with pytest.raises(ValueError, match=r"it must be a positive number of seconds \(--timeout\)"):
+            compare_with(timeout, tmp_path / "all")
+    assert not (tmp_path / "all").exists()
     check_timeout(0.5)
     assert Workers().timeout == 1800

@@ -88,11 +88,8 @@ def write_adapter(folder: Path, adapter: PeftAdapter, base_model: str | None = N
 
 
 def as_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Return tensors, which may share memory, as a file that PEFT, timm and transformers read."""
-    return save(
-        {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
-        metadata={"format": "pt"},
-    )
+    """Return tensors, of which no two may share memory, as a file that PEFT, timm and transformers read."""
+    return save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
 
 
 def read_adapter(folder: Path, shapes: Mapping[str, torch.Size]) -> PeftAdapter:

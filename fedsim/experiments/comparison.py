@@ -17,7 +17,7 @@ from typing import Any
 from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_threads, launch
 from fedsim.distributed.signals import listening
-from fedsim.distributed.workers import TIMEOUT, Workers
+from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.experiments.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
@@ -52,7 +52,8 @@ def compare(
     the others). With `resume`, finished runs are read and unfinished ones go on, and `seeds` may have further ones
     behind those of before. Raises ValueError for anything that does not fit, before a file exists.
     """
-    check_names(methods, seeds, reference), check_threads(common.get("threads"))
+    check_names(methods, seeds, reference)
+    check_threads(common.get("threads")), check_timeout(common.get("timeout", TIMEOUT))
     table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common))
     recipe = dict(recipe or table.describe())
     table.check()
@@ -61,8 +62,7 @@ def compare(
     launch()  # from here on every worker has passed the checks, and worker 0 may write
     Workers.from_environment(common.get("timeout", TIMEOUT)).check_same(flat(table.loaded))
     if Workers.is_first_or_alone():
-        begun = recipe | {FINGERPRINT: table.loaded}
-        RunFolder.extend(table.out, begun) if resume else RunFolder.create(table.out, begun)
+        (RunFolder.extend if resume else RunFolder.create)(table.out, recipe | {FINGERPRINT: table.loaded})
     with listening():
         results = table.run(recipe, chosen := table.tune(recipe))
     if not Workers.is_first_or_alone():

@@ -38,7 +38,8 @@ def record_model(folder: Path, what: Setting, initial: Mapping[Slot, Tensor]) ->
         return
     layout, backbone, population = what.layout, what.backbone, what.population
     heads, start = heads_of(backbone, layout.sites), started_from(backbone)
-    tensors = {f"initial|{slot}": value for slot, value in initial.items()} | {f"head|{n}": t for n, t in heads.items()}
+    tensors = {f"initial|{slot}": value.clone() for slot, value in initial.items()}  # tiers may start from one tensor
+    tensors |= {f"head|{name}": tensor for name, tensor in heads.items()}
     for module, change in start.items():
         tensors |= {f"start|{module}|{factor}": tensor for factor, tensor in change._asdict().items()}
     method = what.method

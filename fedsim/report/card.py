@@ -45,7 +45,7 @@ class Exported:
 
 
 class Recorded(Protocol):
-    """What a card wants to know of a run's model (`fedsim.records.model_record.RecordedModel`)."""
+    """What a card wants to know of a run's model (`fedsim.records.recorded_model.RecordedModel`)."""
 
     @property
     def method(self) -> Any:
