@@ -21,7 +21,7 @@ from fedsim.data.placement import placed
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.parts.initialisation import lora_initial
 from fedsim.randomness import generator
-from fedsim.simulation import Setting
+from fedsim.simulation import RunSpec
 
 SEED = 0
 FOREVER = 10**6
@@ -128,9 +128,9 @@ class Workload:
             "head": "model.classifier",
         }
 
-    def setting(self, engine: str = "batched") -> Setting:
+    def setting(self, engine: str = "batched") -> RunSpec:
         """A simulation of it that goes on for as long as it is asked for rounds."""
-        return Setting(
+        return RunSpec(
             **self.arguments(),
             rounds=FOREVER,
             evaluate_every=FOREVER,
@@ -139,7 +139,7 @@ class Workload:
             engine=engine,
         )
 
-    def initial(self, setting: Setting) -> dict[Slot, Tensor]:
+    def initial(self, setting: RunSpec) -> dict[Slot, Tensor]:
         """The trainable tensors that all rows start from; a head's are its change."""
         return lora_initial(setting.layout, generator(SEED, "initial"))
 

@@ -44,7 +44,7 @@ PLAIN = (
 
 
 @dataclass(frozen=True)
-class Setting:
+class RunSpec:
     """What to simulate. Building one checks that its parts fit; raises ValueError, with nothing started or written.
 
     `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names

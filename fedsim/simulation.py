@@ -30,7 +30,7 @@ from fedsim.records.resume import start_of
 from fedsim.report.progress import LiveProgress
 from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Hand, sample_cohort
 from fedsim.server.divergence import event, set_aside, with_second
@@ -50,11 +50,11 @@ def simulate(
     threads: int | None = None,
     timeout: float = TIMEOUT,
     recipe: Mapping[str, Any] | None = None,
-    **setting: Any,
+    **fields: Any,
 ) -> Result | None:
     """Simulate a federation and return its result on worker 0 (None on the others).
 
-    `setting` are the fields of `Setting`: method, backbone, data and rounds, and what else differs from its defaults.
+    `fields` are the fields of `RunSpec`: method, backbone, data and rounds, and what else differs from its defaults.
     Everything is recorded in the folder `out`; with `resume` the run there is continued, also to more rounds than it
     had, unless what it has done depends on their number. `recipe` is what recipe.json records, `threads` the CPU
     threads of a worker, `timeout` the seconds for which workers wait for each other. Raises ValueError for anything
@@ -62,31 +62,31 @@ def simulate(
     rounds when a signal asks for it.
     """
     check_timeout(timeout), check_threads(threads)
-    what, out = Setting(**setting), Path(out)
-    recipe = dict(recipe or what.describe() | {"threads": threads})
-    loaded = what.fingerprint()
-    start = start_of(what, out, recipe, loaded, resume, threads)
+    spec, out = RunSpec(**fields), Path(out)
+    recipe = dict(recipe or spec.describe() | {"threads": threads})
+    loaded = spec.fingerprint()
+    start = start_of(spec, out, recipe, loaded, resume, threads)
     fabric, workers = launch(), Workers.from_environment(timeout)
     start = start.agreed(workers, loaded)
     n_threads = set_threads(start.threads, fabric.device, workers.count == 1)
-    state, initial = what.state(start.round_index), what.initial_slots()
-    title, metric = type(what.method).__name__, what.data.task.metrics[0]
-    progress = LiveProgress(title, what.rounds, start.round_index, workers.is_first, metric=metric)
+    state, initial = spec.state(start.round_index), spec.initial_slots()
+    title, metric = type(spec.method).__name__, spec.data.task.metrics[0]
+    progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
     with listening(), only_writer(out) if workers.is_first else nullcontext(), progress:
-        engine = prepare_engine(what, fabric, initial, workers, start.block_size, progress.client_done)
-        server = prepare_server(what, initial, workers, engine.block_size)
+        engine = prepare_engine(spec, fabric, initial, workers, start.block_size, progress.client_done)
+        server = prepare_server(spec, initial, workers, engine.block_size)
         recorder = None
         if workers.is_first:
-            state = restore_state(what.state(start.round_index, initial), start.tensors)
+            state = restore_state(spec.state(start.round_index, initial), start.tensors)
             made_with = recipe | {FINGERPRINT: loaded}, machine(fabric, n_threads)
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
-            record_model(out, what, initial)
-            recorder = Recorder(folder, what.population, engine.block_size, what.data.task, what.wandb)
-        return Simulation(what, server, engine, progress, recorder).run(state)
+            record_model(out, spec, initial)
+            recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
+        return Simulation(spec, server, engine, progress, recorder).run(state)
 
 
 def prepare_engine(
-    what: Setting,
+    spec: RunSpec,
     fabric: Fabric,
     initial: dict[Slot, Tensor],
     workers: Workers,
@@ -97,28 +97,28 @@ def prepare_engine(
 
     `kept_block_size` is that of the run which is resumed. On a GPU it is measured: what fits on the fullest one.
     """
-    data, layout = placed(what.data, fabric.device), what.layout
-    module = fabric.to_device(ClientModule(what.backbone, layout.sites, what.compile, layout.mixing))
-    if what.engine == "sequential":
-        return SequentialEngine(fabric, module, data, what.seed, on_client)
-    block_size = what.block_size or kept_block_size
-    engine = BatchedEngine(fabric, module, data, what.seed, block_size or cpu_block_size(what.local, what.n_cohort))
+    data, layout = placed(spec.data, fabric.device), spec.layout
+    module = fabric.to_device(ClientModule(spec.backbone, layout.sites, spec.compile, layout.mixing))
+    if spec.engine == "sequential":
+        return SequentialEngine(fabric, module, data, spec.seed, on_client)
+    block_size = spec.block_size or kept_block_size
+    engine = BatchedEngine(fabric, module, data, spec.seed, block_size or cpu_block_size(spec.local, spec.n_cohort))
     if block_size is None and fabric.device.type == "cuda":
-        plan = what.method.plan(what.state(0), what.population)
-        client = max(what.population.seen, key=what.data.train_size)
-        tensors = {slot: initial[slot] for slot in slots_in_use(plan, what.method, initial)}
-        fits = measured_block_size(engine, plan, trial_assignment(plan, client, tensors, what.local))
-        share = largest_size(what.n_cohort, workers.count)
+        plan = spec.method.plan(spec.state(0), spec.population)
+        client = max(spec.population.seen, key=spec.data.train_size)
+        tensors = {slot: initial[slot] for slot in slots_in_use(plan, spec.method, initial)}
+        fits = measured_block_size(engine, plan, trial_assignment(plan, client, tensors, spec.local))
+        share = largest_size(spec.n_cohort, workers.count)
         engine.resize(min(share, *workers.all_numbers(fits)))
     engine.on_client = on_client
     return engine
 
 
-def prepare_server(what: Setting, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
+def prepare_server(spec: RunSpec, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
     """Return the server's half of the setting's rounds."""
-    parts = what.method, what.population, what.layout, initial
-    n_blocks = -(-what.n_cohort // block_size)
-    return Aggregator(*parts, workers, what.local, block_size, n_blocks, what.clock)
+    parts = spec.method, spec.population, spec.layout, initial
+    n_blocks = -(-spec.n_cohort // block_size)
+    return Aggregator(*parts, workers, spec.local, block_size, n_blocks, spec.clock)
 
 
 def machine(fabric: Fabric, threads: int) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def machine(fabric: Fabric, threads: int) -> dict[str, Any]:
 class Simulation:
     """One prepared run. Every worker goes through the same calls; only worker 0 has a recorder."""
 
-    what: Setting
+    spec: RunSpec
     aggregator: Aggregator
     engine: Engine
     progress: LiveProgress
@@ -140,18 +140,18 @@ class Simulation:
     def run(self, state: ServerState) -> Result | None:
         """Say how the data were made, run the rounds that are left, then let the unseen clients meet the model."""
         if self.recorder:
-            self.recorder.started(state.round_index, self.what.data)
-            self.progress.show_data(self.what.data.notes)
+            self.recorder.started(state.round_index, self.spec.data)
+            self.progress.show_data(self.spec.data.notes)
         while True:
-            stop_if_asked(self.aggregator.workers, state.round_index, self.what.rounds)
-            if state.round_index == self.what.rounds:
+            stop_if_asked(self.aggregator.workers, state.round_index, self.spec.rounds)
+            if state.round_index == self.spec.rounds:
                 return self.meet_unseen(state)
             state = self.run_round(state)
 
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""
         server, population = self.aggregator, self.aggregator.population
-        cohort = sample_cohort(population, self.what.n_cohort, self.what.seed, state.round_index)
+        cohort = sample_cohort(population, self.spec.n_cohort, self.spec.seed, state.round_index)
         state = replace(state, cohort=tuple(cohort))
         hand = server.begin_round(state, cohort)
         updates = self.train(state, hand)
@@ -159,14 +159,14 @@ class Simulation:
             more = self.train(state, server.hand_out(state, hand.clients, part="also"))
             updates = [with_second(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.ask_proxy(state, hand.plan)]
-        aside = set_aside(every, self.what.on_nan, state.round_index, hand.plan.stage)
+        aside = set_aside(every, self.spec.on_nan, state.round_index, hand.plan.stage)
         after, log, costs = server.step(state, hand, every, aside)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
-        is_due = after.round_index % self.what.evaluate_every == 0 or after.round_index == self.what.rounds
+        is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
             log = {**self.resources(hand.plan, hand.clients), **log, **event(aside), "utilisation": hand.utilisation}
-            log |= {"resources": self.what.costs()} if state.round_index == 0 else {}
+            log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
             held = holders(server.method, replace(after, cohort=()), population, list(server.initial))
             self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held})
             self.progress.end_round(updates, evaluated)
@@ -179,7 +179,7 @@ class Simulation:
 
     def resources(self, plan: Plan, clients: Sequence[int]) -> dict[str, object]:
         """Return what is logged of who trained which depths, where a plan allocates them."""
-        return allocation_log(self.what.profile, plan.allocations, clients, partial(self.aggregator.workload.of, plan))
+        return allocation_log(self.spec.profile, plan.allocations, clients, partial(self.aggregator.workload.of, plan))
 
     def ask_proxy(self, state: ServerState, plan: Plan) -> list[ClientUpdate]:
         """Let the server's proxy client measure the model of this round, where the plan asks for it."""
@@ -193,8 +193,8 @@ class Simulation:
     def evaluate(self, state: ServerState, clients: Sequence[int]) -> list[ClientUpdate]:
         """Evaluate what clients hold, a cohort's worth at a time so that memory does not grow with the population."""
         evaluated: list[ClientUpdate] = []
-        chunk = max(self.what.n_cohort, EVALUATED)
-        test_sizes = {client: self.what.data.test_size(client) for client in clients}
+        chunk = max(self.spec.n_cohort, EVALUATED)
+        test_sizes = {client: self.spec.data.test_size(client) for client in clients}
         for begin in range(0, len(clients), chunk):
             hand = self.aggregator.hand_out(state, clients[begin : begin + chunk], test_sizes=test_sizes)
             evaluated += self.aggregator.collect(hand.plan, self.engine.evaluate(hand.plan, hand.blocks))
@@ -208,7 +208,7 @@ class Simulation:
         hand = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
         self.progress.begin_phase(state.round_index, "tuning", hand.n_clients)
         tuned = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
-        aside = [*aside, *set_aside(tuned, self.what.on_nan, state.round_index, "tuning")]
+        aside = [*aside, *set_aside(tuned, self.spec.on_nan, state.round_index, "tuning")]
         if not self.recorder:
             return None
         self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
@@ -225,11 +225,11 @@ class Simulation:
         plan = server.hand_out(state, []).plan
         if plan.probe is None:
             return state, {}, []
-        seen = sample_cohort(population, min(PROBED, len(population.seen)), self.what.seed, state.round_index)
+        seen = sample_cohort(population, min(PROBED, len(population.seen)), self.spec.seed, state.round_index)
         hand = server.hand_out(state, [*population.unseen, *seen], part="probe")
         self.progress.begin_phase(state.round_index, "probe", hand.n_clients)
         probes = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
-        aside = set_aside(probes, self.what.on_nan, state.round_index, "probe")
+        aside = set_aside(probes, self.spec.on_nan, state.round_index, "probe")
         if not self.recorder:
             return state, {}, []
         outcome = plan.admit(state, population, [probe for probe in probes if probe.client not in aside])

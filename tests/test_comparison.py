@@ -17,7 +17,7 @@ from fedsim.experiments.comparison import Cells
 from fedsim.experiments.dry_run import rehearsed
 from fedsim.experiments.tuning import with_validation
 from fedsim.report.comparison import latex, markdown, scores_of, table_csv
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 
 METHODS = {
     "fedit": fedsim.FedIT(lora_rank=2),
@@ -315,7 +315,7 @@ def test_a_dry_run_counts_the_bytes_that_a_run_sends(name, tiny_run):
     is_grouped = name in ("hilora", "tree")  # who shares a group is learnt, and a part of the cohort shows it
     setting = {"method": COUNTED[name], "rounds": 5, "cohort_size": None if is_grouped else 3}
     result = tiny_run(**setting)
-    cost = rehearsed(Setting(backbone=TinyAttention(), data=tiny_data(), local=LOCAL, **setting))
+    cost = rehearsed(RunSpec(backbone=TinyAttention(), data=tiny_data(), local=LOCAL, **setting))
     with (result.folder / "metrics.csv").open(newline="") as file:
         rows = [(int(row["bytes.up"]), int(row["bytes.down"])) for row in csv.DictReader(file)]
     assert list(cost.traffic) == rows
@@ -337,7 +337,7 @@ def test_steps_and_samples_are_those_of_the_engine(tiny_run, monkeypatch):
     setting = {"method": METHODS["fedit"], "rounds": 2, "local": local}
     tiny_run(engine="sequential", cohort_size=4, data=replace(tiny_data(), unseen=frozenset()), **setting)
     data = replace(tiny_data(), unseen=frozenset())
-    cost = rehearsed(Setting(backbone=TinyAttention(), data=data, cohort_size=4, **setting))
+    cost = rehearsed(RunSpec(backbone=TinyAttention(), data=data, cohort_size=4, **setting))
     assert (cost.steps, cost.samples) == (len(seen), sum(seen))
 
 

@@ -15,7 +15,7 @@ from fedsim import simulation
 from fedsim.costs.devices import ClientCost, Clock, DeviceProfiles, Seconds, billed, read_table
 from fedsim.costs.step_cost import Piece, Profile
 from fedsim.experiments.dry_run import rehearsed
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 
 LOCAL = fedsim.LocalTraining(batch_size=4, learning_rate=1e-2)
 SLOW = DeviceProfiles(gflops=1e-6, mbps_down=0.008, mbps_up=0.004)
@@ -248,7 +248,7 @@ def test_every_method_goes_on_where_clients_drop_out(tiny_run, name):
 def test_a_dry_run_knows_who_drops_out(tiny_run):
     setting = {"data": uneven(), "local": LOCAL, "rounds": 3, "devices_profile": replace(SLOW, deadline=60.0)}
     result = tiny_run(**setting)
-    rehearsal = rehearsed(Setting(method=fedsim.FedIT(lora_rank=2), backbone=TinyAttention(), **setting))
+    rehearsal = rehearsed(RunSpec(method=fedsim.FedIT(lora_rank=2), backbone=TinyAttention(), **setting))
     sent = [(int(row["bytes.up"]), int(row["bytes.down"])) for row in table(result, "metrics.csv")]
     assert result.summary["dropped"] > 0
     assert list(rehearsal.traffic) == sent

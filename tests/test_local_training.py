@@ -5,7 +5,7 @@ from conftest import TinyAttention, tiny_data
 
 from fedsim.local_training import LocalTraining
 from fedsim.methods import FedIT
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 
 
 @pytest.mark.parametrize(
@@ -35,4 +35,4 @@ def test_unsuitable_options_are_refused(options, message):
 )
 def test_unsuitable_arguments_of_a_simulation_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        Setting(**{"method": FedIT(), "backbone": TinyAttention(), "data": tiny_data(), "rounds": 1} | changes)
+        RunSpec(**{"method": FedIT(), "backbone": TinyAttention(), "data": tiny_data(), "rounds": 1} | changes)

@@ -16,11 +16,11 @@ from fedsim.data.protocols import SkewedClients, SkewedTexts
 from fedsim.experiments import command_line
 from fedsim.options import check_options
 from fedsim.parts.directions import SubspaceClustering
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 
 
 def setting(**changes):
-    return Setting(
+    return RunSpec(
         **{"method": fedsim.FedIT(), "backbone": TinyAttention(), "data": tiny_data(), "rounds": 1} | changes
     )
 

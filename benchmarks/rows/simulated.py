@@ -36,9 +36,9 @@ class Simulated:
 
     def step_size(self) -> int:
         """Samples of a pass: those of the clients of one block."""
-        what = self.simulation.what
-        n_blocks = -(-what.n_cohort // self.simulation.engine.block_size)
-        return -(-what.n_cohort // n_blocks) * what.local.batch_size
+        spec = self.simulation.spec
+        n_blocks = -(-spec.n_cohort // self.simulation.engine.block_size)
+        return -(-spec.n_cohort // n_blocks) * spec.local.batch_size
 
     def evaluate(self) -> None:
         """Evaluate every client on its own test split."""

@@ -23,7 +23,7 @@ from fedsim.local_training import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.simulation import simulate
 from fedsim.storage.disk import check_is_new, read_json, write_atomically
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
@@ -149,9 +149,9 @@ class Cells:
         own = {"methods": methods, "local": local, "seeds": list(self.seeds), "threads": self.common.get("threads")}
         return common | own | {"validation_share": self.validation_share}
 
-    def _setting(self, trial: Trial, data: FederatedData, seed: int) -> Setting:
+    def _setting(self, trial: Trial, data: FederatedData, seed: int) -> RunSpec:
         fields = {name: value for name, value in self.common.items() if name not in ("threads", "timeout", "local")}
-        return Setting(method=trial.method, local=trial.local, data=data, seed=seed, **fields)
+        return RunSpec(method=trial.method, local=trial.local, data=data, seed=seed, **fields)
 
     def check(self) -> None:
         """Raise ValueError where a method, a seed's data and the common arguments do not fit together."""
@@ -159,8 +159,8 @@ class Cells:
             federation = self.data(seed)
             for of_method in self.trials.values():
                 for trial in of_method:
-                    what = self._setting(trial, federation, seed)
-            self.loaded[f"seed-{seed}"] = what.fingerprint()
+                    spec = self._setting(trial, federation, seed)
+            self.loaded[f"seed-{seed}"] = spec.fingerprint()
         if self.is_tuned:
             with_validation(self.data(self.seeds[0]), self.validation_share, self.seeds[0])
 

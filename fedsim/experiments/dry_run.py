@@ -19,7 +19,7 @@ from fedsim.plan import Plan, is_measured
 from fedsim.randomness import generator
 from fedsim.report.progress import LiveProgress
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Hand
 from fedsim.server.workload import Workload, samples_of
@@ -46,19 +46,19 @@ class Cost:
         return self.samples + self.evaluated / 2
 
 
-def rehearsed(what: Setting) -> Cost:
+def rehearsed(spec: RunSpec) -> Cost:
     """Return the cost of a run, by going through its rounds without training."""
-    engine = _Rehearsal(what)
-    server = _Counting(what, engine)
-    state = what.state(0, server.initial)
-    progress = LiveProgress("dry run", what.rounds, 0, is_shown=False)
-    simulation = Simulation(replace(what, evaluate_every=what.rounds + 1), server, engine, progress, None)
-    while state.round_index < what.rounds:
+    engine = _Rehearsal(spec)
+    server = _Counting(spec, engine)
+    state = spec.state(0, server.initial)
+    progress = LiveProgress("dry run", spec.rounds, 0, is_shown=False)
+    simulation = Simulation(replace(spec, evaluate_every=spec.rounds + 1), server, engine, progress, None)
+    while state.round_index < spec.rounds:
         state = simulation.run_round(state)
-    every = sum(map(what.data.test_size, what.population.seen))
-    evaluated = engine.evaluated + every * -(-what.rounds // what.evaluate_every)
-    clients = len(what.population.seen)
-    return Cost(clients, what.n_cohort, engine.steps, engine.samples, evaluated, tuple(server.sent))
+    every = sum(map(spec.data.test_size, spec.population.seen))
+    evaluated = engine.evaluated + every * -(-spec.rounds // spec.evaluate_every)
+    clients = len(spec.population.seen)
+    return Cost(clients, spec.n_cohort, engine.steps, engine.samples, evaluated, tuple(server.sent))
 
 
 class _Rehearsal:
@@ -66,8 +66,8 @@ class _Rehearsal:
 
     block_size = 1
 
-    def __init__(self, what: Setting):
-        self.what, self.steps, self.samples, self.evaluated = what, 0, 0, 0
+    def __init__(self, spec: RunSpec):
+        self.spec, self.steps, self.samples, self.evaluated = spec, 0, 0, 0
 
     def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Count what these clients would do."""
@@ -82,12 +82,12 @@ class _Rehearsal:
         return [replace(self._update(plan, replace(a, steps=0)), tensors={}) for block in blocks for a in block]
 
     def _update(self, plan: Plan, assignment: Assignment) -> ClientUpdate:
-        client, n = assignment.client, self.what.data.train_size(assignment.client)
+        client, n = assignment.client, self.spec.data.train_size(assignment.client)
         if assignment.trains and n:
             self.steps += assignment.steps
             self.samples += samples_of(n, assignment.steps, assignment.local.batch_size) + n * is_measured(plan, client)
-        self.evaluated += self.what.data.test_size(client)
-        random = generator(self.what.seed, "rehearsal", assignment.round_index, client)
+        self.evaluated += self.spec.data.test_size(client)
+        random = generator(self.spec.seed, "rehearsal", assignment.round_index, client)
         noise = {slot: 0.1 * torch.randn(value.shape, generator=random) for slot, value in assignment.tensors.items()}
         trained = {slot: value + noise[slot] for slot, value in assignment.tensors.items() if slot in assignment.trains}
         measured = {slot: noise[slot].square() for slot in trained} if is_measured(plan, client) else {}
@@ -108,11 +108,11 @@ class _Billed(Workload):
 class _Counting(Aggregator):
     """A server of narrow adapters that counts bytes as one of the real ones would send them."""
 
-    def __init__(self, what: Setting, engine: _Rehearsal):
-        small = _narrow(what.layout)
-        initial, parts = narrow_values(what, small), (what.method, what.population)
-        super().__init__(*parts, small, initial, Workers(), what.local, clock=what.clock)
-        self.billed = self.real = _Billed(*parts, what.layout, what.initial_slots(), what.local)
+    def __init__(self, spec: RunSpec, engine: _Rehearsal):
+        small = _narrow(spec.layout)
+        initial, parts = narrow_values(spec, small), (spec.method, spec.population)
+        super().__init__(*parts, small, initial, Workers(), spec.local, clock=spec.clock)
+        self.billed = self.real = _Billed(*parts, spec.layout, spec.initial_slots(), spec.local)
         self.sent: list[tuple[int, int]] = []
 
     def stack_bytes(self, outcome: Outcome) -> int:
@@ -135,12 +135,12 @@ class _Counting(Aggregator):
         return after, log, costs
 
 
-def narrow_values(what: Setting, narrow: Layout) -> dict[Slot, Tensor]:
+def narrow_values(spec: RunSpec, narrow: Layout) -> dict[Slot, Tensor]:
     """Return what the slots of a narrow layout hold at the start, on random weights."""
-    random = generator(what.seed, "rehearsal")
+    random = generator(spec.seed, "rehearsal")
     sites = [site for site in narrow.sites if not site.is_head]
     weights = {site.name: torch.randn(site.out_features, site.in_features, generator=random) for site in sites}
-    return what.initial_slots(narrow, weights)
+    return spec.initial_slots(narrow, weights)
 
 
 def _narrow(layout: Layout) -> Layout:

@@ -17,14 +17,14 @@ from fedsim.experiments.dry_run import Cost, rehearsed
 from fedsim.experiments.tuning import Grid, check_equal_trials, trials_of
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method, slots_in_use
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.simulation import prepare_engine
 
 PROBE_SAMPLES, QUICK = 8, 0.5
 """On a CPU the probe's first local step has so many samples; if it took longer, in seconds, there is no larger one."""
 
 
-def seconds_per_sample(what: Setting, threads: int | None = None) -> tuple[float, str]:
+def seconds_per_sample(spec: RunSpec, threads: int | None = None) -> tuple[float, str]:
     """Return how long one worker here takes to train on a sample, and the kind of its device, from a local step.
 
     The step is that of a block of clients; on a CPU that of one client with few samples, if that already takes long.
@@ -32,30 +32,30 @@ def seconds_per_sample(what: Setting, threads: int | None = None) -> tuple[float
     check_threads(threads)
     fabric = launch()
     set_threads(threads, fabric.device)
-    few = replace(what.local, batch_size=min(what.local.batch_size, PROBE_SAMPLES), dropout=0.0)
+    few = replace(spec.local, batch_size=min(spec.local.batch_size, PROBE_SAMPLES), dropout=0.0)
     seconds = float("inf")
     if fabric.device.type == "cpu":
-        seconds = _timed_step(what, few, fabric, 1)
+        seconds = _timed_step(spec, few, fabric, 1)
         if seconds * few.batch_size > QUICK:
             return seconds, "cpu"
-    return min(seconds, _timed_step(what, replace(what.local, dropout=0.0), fabric)), fabric.device.type
+    return min(seconds, _timed_step(spec, replace(spec.local, dropout=0.0), fabric)), fabric.device.type
 
 
-def _timed_step(what: Setting, local: LocalTraining, fabric: Fabric, block_size: int | None = None) -> float:
+def _timed_step(spec: RunSpec, local: LocalTraining, fabric: Fabric, block_size: int | None = None) -> float:
     """Seconds per sample of the second of two local steps of a block."""
-    nothing = [rows[:0] for rows in what.data.test]
-    what = replace(what, data=replace(what.data, test=nothing), local=local)
-    state = what.state(0)
-    plan = replace(what.method.plan(state, what.population), correction=None, measures=None, also=None)
-    initial = what.initial_slots()
-    engine = prepare_engine(what, fabric, initial, Workers(), block_size)
-    client = max(what.population.seen, key=what.data.train_size)
-    tensors = {slot: initial[slot] for slot in slots_in_use(plan, what.method, initial)}
+    nothing = [rows[:0] for rows in spec.data.test]
+    spec = replace(spec, data=replace(spec.data, test=nothing), local=local)
+    state = spec.state(0)
+    plan = replace(spec.method.plan(state, spec.population), correction=None, measures=None, also=None)
+    initial = spec.initial_slots()
+    engine = prepare_engine(spec, fabric, initial, Workers(), block_size)
+    client = max(spec.population.seen, key=spec.data.train_size)
+    tensors = {slot: initial[slot] for slot in slots_in_use(plan, spec.method, initial)}
     block = [trial_assignment(plan, client, tensors, local)] * engine.block_size
     engine.local_update(plan, [block])
     begun = time.perf_counter()
     engine.local_update(plan, [block])
-    return (time.perf_counter() - begun) / (min(local.batch_size, what.data.train_size(client)) * len(block))
+    return (time.perf_counter() - begun) / (min(local.batch_size, spec.data.train_size(client)) * len(block))
 
 
 def print_costs(
@@ -74,14 +74,14 @@ def print_costs(
     fields = {name: value for name, value in common.items() if name not in ("out", "resume", "recipe", "timeout")}
     federation, trials = data(seeds[0]), {name: trials_of(entry, local) for name, entry in methods.items()}
     settings = {
-        name: Setting(method=found[0].method, local=found[0].local, data=federation, seed=seeds[0], **fields)
+        name: RunSpec(method=found[0].method, local=found[0].local, data=federation, seed=seeds[0], **fields)
         for name, found in trials.items()
     }
     check_equal_trials(trials)
     fabric = launch()
     if not Workers.is_first_or_alone():
         return
-    costs = {name: rehearsed(what) for name, what in settings.items()}
+    costs = {name: rehearsed(spec) for name, spec in settings.items()}
     each, device = seconds_per_sample(next(iter(settings.values())), threads)
     hours = {name: cost.load * each / fabric.world_size / 3600 for name, cost in costs.items()}
     tuned = {name: len(found) if len(found) > 1 else 0 for name, found in trials.items()}

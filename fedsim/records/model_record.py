@@ -22,7 +22,7 @@ from fedsim.models.adapted import heads_of, library_state, linear_at, started_fr
 from fedsim.models.origin import origin_of, weights_digest
 from fedsim.plan import Method, slots_in_use
 from fedsim.round import Population, ServerState
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.storage.disk import write_atomically
 
 JSON, TENSORS = "model.json", "model.safetensors"
@@ -32,17 +32,17 @@ HOLDERS = "holders|"
 """Prefix of a checkpoint's tensors that say who holds what; they are no part of the server's state."""
 
 
-def record_model(folder: Path, what: Setting, initial: Mapping[Slot, Tensor]) -> None:
+def record_model(folder: Path, spec: RunSpec, initial: Mapping[Slot, Tensor]) -> None:
     """Write model.safetensors and model.json, which an export reads; nothing where they are there already."""
     if (folder / JSON).exists():
         return
-    layout, backbone, population = what.layout, what.backbone, what.population
+    layout, backbone, population = spec.layout, spec.backbone, spec.population
     heads, start = heads_of(backbone, layout.sites), started_from(backbone)
     tensors = {f"initial|{slot}": value.clone() for slot, value in initial.items()}  # tiers may start from one tensor
     tensors |= {f"head|{name}": tensor for name, tensor in heads.items()}
     for module, change in start.items():
         tensors |= {f"start|{module}|{factor}": tensor for factor, tensor in change._asdict().items()}
-    method = what.method
+    method = spec.method
     about = {
         "method": {name: getattr(method, name) for name in ("lora_rank", "lora_alpha", "head_policy", "tiers")}
         | {"name": type(method).__name__, "mixing": _mixing(layout.mixing)},
@@ -51,7 +51,7 @@ def record_model(folder: Path, what: Setting, initial: Mapping[Slot, Tensor]) ->
         "transposed": transposed(backbone),
         "population": asdict(population),
         "backbone": _about_backbone(backbone, tuple(heads)),
-        "data": _about_data(what.data),
+        "data": _about_data(spec.data),
     }
     write_atomically(folder / TENSORS, as_safetensors(tensors))
     write_atomically(folder / JSON, (json.dumps(about, indent=1) + "\n").encode())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedsim.distributed.workers import Workers
 from fedsim.records.recorder import BLOCK_SIZE, HORIZON, check_learnt, check_rounds, restore_state
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.server.cohort import sample_cohort
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, load_checkpoint, read_environment
@@ -37,7 +37,7 @@ class Start:
 
 
 def start_of(
-    what: Setting, out: Path, recipe: Mapping[str, Any], loaded: Mapping[str, str], resume: bool, threads: int | None
+    spec: RunSpec, out: Path, recipe: Mapping[str, Any], loaded: Mapping[str, str], resume: bool, threads: int | None
 ) -> Start:
     """Return where a run starts; `loaded` is its data's and weights' fingerprint, `threads` what was asked for.
 
@@ -54,20 +54,20 @@ def start_of(
     round_index, tensors = load_checkpoint(out)
     if tensors:
         known = HORIZON in tensors and tensors[HORIZON].shape == (2,)  # not so of earlier versions
-        check_rounds(what.rounds, type(what.method).__name__, tensors) if known else check_same_recipe(out, recipe)
-        check_fits(what, out, round_index, tensors)
+        check_rounds(spec.rounds, type(spec.method).__name__, tensors) if known else check_same_recipe(out, recipe)
+        check_fits(spec, out, round_index, tensors)
     if is_first:
         lines_before(out, round_index)  # are its tables whole?
     return Start(round_index, tensors, int(tensors.get(BLOCK_SIZE, 0)) or None, threads)
 
 
-def check_fits(what: Setting, out: Path, round_index: int, tensors: Mapping[str, Tensor]) -> None:
+def check_fits(spec: RunSpec, out: Path, round_index: int, tensors: Mapping[str, Tensor]) -> None:
     """Raise ValueError where a run cannot go on from a checkpoint: it is another run's, or no run writes such a one."""
     try:
-        if round_index > what.rounds:
-            raise ValueError(f"It begins with round {round_index}, and the run has {what.rounds}.")
-        state = restore_state(what.state(round_index, what.initial_slots()), tensors)
-        cohort = sample_cohort(what.population, what.n_cohort, what.seed, round_index)
-        check_learnt(replace(state, cohort=tuple(cohort)), what.method, what.population)
+        if round_index > spec.rounds:
+            raise ValueError(f"It begins with round {round_index}, and the run has {spec.rounds}.")
+        state = restore_state(spec.state(round_index, spec.initial_slots()), tensors)
+        cohort = sample_cohort(spec.population, spec.n_cohort, spec.seed, round_index)
+        check_learnt(replace(state, cohort=tuple(cohort)), spec.method, spec.population)
     except ValueError as error:
         raise ValueError(f"The run cannot go on from '{out}/checkpoints/round-{round_index:06d}': {error}") from error

@@ -27,7 +27,7 @@ from fedsim.models.client_module import ClientModule
 from fedsim.models.text import embedded_text_backbone, embedded_text_classifier
 from fedsim.parts.objectives import cross_entropy
 from fedsim.randomness import numpy_generator
-from fedsim.run_spec import Setting
+from fedsim.run_spec import RunSpec
 from fedsim.storage.run_folder import digest_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks for it
@@ -67,11 +67,11 @@ PARTS = {
 """A fused map of query, key and value from timm; separate ones from transformers."""
 
 
-def setting(kind: str, name: str, **changes: object) -> Setting:
+def setting(kind: str, name: str, **changes: object) -> RunSpec:
     build, _, data, _ = PARTS[kind]
     with_proxy = fedsim.with_proxy(data(), torch.arange(0, 60, 7))
     arguments = {"method": METHODS[name], "backbone": build(), "data": with_proxy, "rounds": ROUNDS, "local": LOCAL}
-    return Setting(**(arguments | {"evaluate_every": ROUNDS} | changes))
+    return RunSpec(**(arguments | {"evaluate_every": ROUNDS} | changes))
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +81,9 @@ def run_of(tmp_path_factory):
     @cache
     def run_of(kind: str, name: str):
         out = tmp_path_factory.mktemp("runs") / f"{kind}-{name}"
-        what = setting(kind, name)
+        spec = setting(kind, name)
         fields = ("method", "backbone", "data", "rounds", "local", "evaluate_every")
-        fedsim.simulate(out=out, threads=1, **{field: getattr(what, field) for field in fields})
+        fedsim.simulate(out=out, threads=1, **{field: getattr(spec, field) for field in fields})
         return out
 
     return run_of
@@ -94,8 +94,8 @@ def inputs_of(kind: str) -> torch.Tensor:
 
 
 @torch.no_grad()
-def logits_inside(kind: str, what: Setting, held: fedsim.Assignment) -> torch.Tensor:
-    module = ClientModule(PARTS[kind][0](), what.layout.sites, mixing=what.layout.mixing)
+def logits_inside(kind: str, spec: RunSpec, held: fedsim.Assignment) -> torch.Tensor:
+    module = ClientModule(PARTS[kind][0](), spec.layout.sites, mixing=spec.layout.mixing)
     module.install(held.tensors, held.scales, cross_entropy)
     inputs = inputs_of(kind)
     return module(inputs / 255 if kind == "vit" else inputs)
@@ -119,7 +119,7 @@ close = partial(torch.testing.assert_close, rtol=0, atol=1e-5)
 @pytest.mark.parametrize("kind", ["vit", pytest.param("bert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", METHODS)
 def test_peft_gives_the_logits_of_every_methods_client(run_of, tmp_path, kind, name):
-    run, what = run_of(kind, name), setting(kind, name)
+    run, spec = run_of(kind, name), setting(kind, name)
     if name in TOKENWISE:
         with pytest.raises(ValueError, match="token by token"):
             export_adapter(run, tmp_path / "adapter", client=CLIENT)
@@ -127,7 +127,7 @@ def test_peft_gives_the_logits_of_every_methods_client(run_of, tmp_path, kind, n
         return
     export_adapter(run, tmp_path / "adapter", client=CLIENT)
     held, _ = held_by_client(*restored(run), CLIENT)
-    inside = logits_inside(kind, what, held)
+    inside = logits_inside(kind, spec, held)
     assert (inside - logits_of_backbone(kind)).abs().max() > 1e-4
     close(logits_outside(kind, tmp_path / "adapter"), inside)
 
@@ -135,7 +135,7 @@ def test_peft_gives_the_logits_of_every_methods_client(run_of, tmp_path, kind, n
 @pytest.mark.parametrize("kind", PARTS)
 def test_merged_weights_load_into_the_plain_backbone(run_of, tmp_path, kind):
     _, plain, _, call = PARTS[kind]
-    run, what = run_of(kind, "hilora"), setting(kind, "hilora")
+    run, spec = run_of(kind, "hilora"), setting(kind, "hilora")
     save_file(library_state(plain()), tmp_path / "plain.safetensors")
     file = {"backbone": tmp_path / "plain.safetensors"} if kind == "vit" else {}  # which no loader of fedsim has built
     export_adapter(run, tmp_path / "merged", client=CLIENT, merged=True, **file)
@@ -143,15 +143,15 @@ def test_merged_weights_load_into_the_plain_backbone(run_of, tmp_path, kind):
     model.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"))
     held, _ = held_by_client(*restored(run), CLIENT)
     with torch.no_grad():
-        close(call(model, inputs_of(kind)), logits_inside(kind, what, held))
+        close(call(model, inputs_of(kind)), logits_inside(kind, spec, held))
 
 
 def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
-    run, what = run_of("vit", "hilora"), setting("vit", "hilora")
+    run, spec = run_of("vit", "hilora"), setting("vit", "hilora")
     export_adapter(run, tmp_path / "shared")
     held, _ = held_by_client(*restored(run), CLIENT)
     root = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier == "root"}
-    inside = logits_inside("vit", what, dataclasses.replace(held, tensors=root))
+    inside = logits_inside("vit", spec, dataclasses.replace(held, tensors=root))
     close(logits_outside("vit", tmp_path / "shared"), inside)
     card = (tmp_path / "shared" / "README.md").read_text()
     assert "The shared model of HiLoRA" in card
@@ -162,14 +162,14 @@ def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
 
 
 def test_a_clusters_model_is_the_tiers_that_its_clients_share(run_of, tmp_path):
-    run, what = run_of("vit", "hilora"), setting("vit", "hilora")
+    run, spec = run_of("vit", "hilora"), setting("vit", "hilora")
     model, server, state = restored(run)
-    labels = {client: int(state.learnt["labels"][client]) for client in what.population.seen}
+    labels = {client: int(state.learnt["labels"][client]) for client in spec.population.seen}
     cluster = labels[CLIENT]
     export_adapter(run, tmp_path / "cluster", cluster=cluster)
     held, _ = held_by_client(model, server, state, CLIENT)
     shared = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier in ("root", "cluster")}
-    inside = logits_inside("vit", what, dataclasses.replace(held, tensors=shared))
+    inside = logits_inside("vit", spec, dataclasses.replace(held, tensors=shared))
     close(logits_outside("vit", tmp_path / "cluster"), inside)
     card = (tmp_path / "cluster" / "README.md").read_text()
     assert f"cluster {cluster}".lower() in card.lower()
@@ -256,12 +256,12 @@ def test_a_federation_starts_from_an_adapter_as_from_the_model_that_it_makes(run
     with torch.no_grad():
         logits = ClientModule(started, ())(inputs / 255 if kind == "vit" else inputs)
     close(logits, logits_outside(kind, tmp_path / "first"))
-    what = setting(kind, "fedit", backbone=started, rounds=1)
+    spec = setting(kind, "fedit", backbone=started, rounds=1)
     fields = ("method", "backbone", "data", "rounds", "local")
-    fedsim.simulate(out=tmp_path / "run", threads=1, **{field: getattr(what, field) for field in fields})
+    fedsim.simulate(out=tmp_path / "run", threads=1, **{field: getattr(spec, field) for field in fields})
     export_adapter(tmp_path / "run", tmp_path / "second", client=CLIENT)
     held, _ = held_by_client(*restored(tmp_path / "run"), CLIENT)
-    module = ClientModule(started, what.layout.sites)
+    module = ClientModule(started, spec.layout.sites)
     module.install(held.tensors, held.scales, cross_entropy)
     with torch.no_grad():
         inside = module(inputs / 255 if kind == "vit" else inputs)
