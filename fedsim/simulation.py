@@ -32,7 +32,7 @@ from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
-from fedsim.server.cohort import Hand, sample_cohort
+from fedsim.server.cohort import Dispatch, sample_cohort
 from fedsim.server.divergence import event, set_aside, with_second
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
@@ -153,29 +153,36 @@ class Simulation:
         server, population = self.aggregator, self.aggregator.population
         cohort = sample_cohort(population, self.spec.n_cohort, self.spec.seed, state.round_index)
         state = replace(state, cohort=tuple(cohort))
-        hand = server.begin_round(state, cohort)
-        updates = self.train(state, hand)
-        if hand.plan.also is not None:
-            more = self.train(state, server.hand_out(state, hand.clients, part="also"))
+        dispatch = server.begin_round(state, cohort)
+        updates = self.train(state, dispatch)
+        if dispatch.plan.also is not None:
+            more = self.train(state, server.dispatch(state, dispatch.clients, part="also"))
             updates = [with_second(update, second) for update, second in zip(updates, more, strict=True)]
-        every = [*updates, *self.ask_proxy(state, hand.plan)]
-        aside = set_aside(every, self.spec.on_nan, state.round_index, hand.plan.stage)
-        after, log, costs = server.step(state, hand, every, aside)
+        every = [*updates, *self.ask_proxy(state, dispatch.plan)]
+        aside = set_aside(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
+        after, log, costs = server.step(state, dispatch, every, aside)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
         is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
-            log = {**self.resources(hand.plan, hand.clients), **log, **event(aside), "utilisation": hand.utilisation}
+            log = {
+                **self.resources(dispatch.plan, dispatch.clients),
+                **log,
+                **event(aside),
+                "utilisation": dispatch.utilisation,
+            }
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
             held = holders(server.method, replace(after, cohort=()), population, list(server.initial))
-            self.recorder.round_done(after, hand.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held})
+            self.recorder.round_done(
+                after, dispatch.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held}
+            )
             self.progress.end_round(updates, evaluated)
         return after
 
-    def train(self, state: ServerState, hand: Hand) -> list[ClientUpdate]:
+    def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
         """Train the clients of a hand; worker 0 gets everyone's updates."""
-        self.progress.begin_phase(state.round_index, hand.plan.stage, hand.n_clients)
-        return self.aggregator.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
+        self.progress.begin_phase(state.round_index, dispatch.plan.stage, dispatch.n_clients)
+        return self.aggregator.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
 
     def resources(self, plan: Plan, clients: Sequence[int]) -> dict[str, object]:
         """Return what is logged of who trained which depths, where a plan allocates them."""
@@ -187,8 +194,8 @@ class Simulation:
             return []
         if (proxy := self.aggregator.population.proxy) is None:
             raise ValueError("The method measures on the server's own data and there are none (--data.proxy-samples).")
-        hand = self.aggregator.hand_out(state, [proxy])
-        return self.aggregator.collect(hand.plan, self.engine.measure(hand.plan, hand.blocks))
+        dispatch = self.aggregator.dispatch(state, [proxy])
+        return self.aggregator.collect(dispatch.plan, self.engine.measure(dispatch.plan, dispatch.blocks))
 
     def evaluate(self, state: ServerState, clients: Sequence[int]) -> list[ClientUpdate]:
         """Evaluate what clients hold, a cohort's worth at a time so that memory does not grow with the population."""
@@ -196,8 +203,8 @@ class Simulation:
         chunk = max(self.spec.n_cohort, EVALUATED)
         test_sizes = {client: self.spec.data.test_size(client) for client in clients}
         for begin in range(0, len(clients), chunk):
-            hand = self.aggregator.hand_out(state, clients[begin : begin + chunk], test_sizes=test_sizes)
-            evaluated += self.aggregator.collect(hand.plan, self.engine.evaluate(hand.plan, hand.blocks))
+            dispatch = self.aggregator.dispatch(state, clients[begin : begin + chunk], test_sizes=test_sizes)
+            evaluated += self.aggregator.collect(dispatch.plan, self.engine.evaluate(dispatch.plan, dispatch.blocks))
         return evaluated
 
     def meet_unseen(self, state: ServerState) -> Result | None:
@@ -205,9 +212,9 @@ class Simulation:
         server, population = self.aggregator, self.aggregator.population
         state, admission, aside = self.admit(state)
         untuned = self.evaluate(state, population.unseen)
-        hand = server.hand_out(state, population.unseen, epochs=server.local.tune_epochs)
-        self.progress.begin_phase(state.round_index, "tuning", hand.n_clients)
-        tuned = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
+        dispatch = server.dispatch(state, population.unseen, epochs=server.local.tune_epochs)
+        self.progress.begin_phase(state.round_index, "tuning", dispatch.n_clients)
+        tuned = server.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
         aside = [*aside, *set_aside(tuned, self.spec.on_nan, state.round_index, "tuning")]
         if not self.recorder:
             return None
@@ -222,13 +229,13 @@ class Simulation:
         state, what to log and the clients whose probe was set aside; those are not placed.
         """
         server, population = self.aggregator, self.aggregator.population
-        plan = server.hand_out(state, []).plan
+        plan = server.dispatch(state, []).plan
         if plan.probe is None:
             return state, {}, []
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.spec.seed, state.round_index)
-        hand = server.hand_out(state, [*population.unseen, *seen], part="probe")
-        self.progress.begin_phase(state.round_index, "probe", hand.n_clients)
-        probes = server.collect(hand.plan, self.engine.local_update(hand.plan, hand.blocks))
+        dispatch = server.dispatch(state, [*population.unseen, *seen], part="probe")
+        self.progress.begin_phase(state.round_index, "probe", dispatch.n_clients)
+        probes = server.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
         aside = set_aside(probes, self.spec.on_nan, state.round_index, "probe")
         if not self.recorder:
             return state, {}, []

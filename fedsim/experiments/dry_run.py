@@ -21,7 +21,7 @@ from fedsim.report.progress import LiveProgress
 from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
-from fedsim.server.cohort import Hand
+from fedsim.server.cohort import Dispatch
 from fedsim.server.workload import Workload, samples_of
 from fedsim.simulation import Simulation
 
@@ -127,10 +127,10 @@ class _Counting(Aggregator):
         return round(stack * real / small)
 
     def step(
-        self, state: ServerState, hand: Hand, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
+        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
     ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
         """Update, and note the bytes."""
-        after, log, costs = super().step(state, hand, updates, aside)
+        after, log, costs = super().step(state, dispatch, updates, aside)
         self.sent.append((int(log["bytes.up"]), int(log["bytes.down"])))  # type: ignore[call-overload]
         return after, log, costs
 

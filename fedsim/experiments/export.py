@@ -144,14 +144,14 @@ def held_by_client(
     """Return what a client is handed, at its own LoRA rank, and what a card should say about it."""
     if not 0 <= client < model.population.n_participants:
         raise ValueError(f"client is {client}; it must lie in 0 … {model.population.n_participants - 1} (--client).")
-    hand = server.hand_out(state, [client], part="evaluates")
+    dispatch = server.dispatch(state, [client], part="evaluates")
     if client in model.population.unseen and model.is_probed:
         raise ValueError(
             f"Client {client} took no part in training. {model.method.name} places such clients by a probe of "
             "their own, which is not kept; export a cluster's model by --cluster instead."
         )
     note = "Evaluations are of the largest LoRA rank; this model has the client's own."
-    return hand.blocks[0][0], [note] if hand.plan.evaluate_largest else []
+    return dispatch.blocks[0][0], [note] if dispatch.plan.evaluate_largest else []
 
 
 def held_together(
@@ -161,9 +161,9 @@ def held_together(
 
     Raises ValueError when there is no such adapter, or when each client weighs them in its own way.
     """
-    plan = server.hand_out(state, [], part="evaluates").plan
+    plan = server.dispatch(state, [], part="evaluates").plan
     widest = max(members, key=lambda client: (plan.lora_ranks or [0] * (client + 1))[client])
-    held = server.hand_out(state, [widest], test_sizes={widest: 1}).blocks[0][0]
+    held = server.dispatch(state, [widest], test_sizes={widest: 1}).blocks[0][0]
     own = {slot.tier for slot in held.tensors if not _is_one_copy(plan.groups(slot), members)}
     tensors = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier not in own}
     tiers = {slot.tier for slot in tensors if slot.factor in RANK_AXIS}

@@ -1,6 +1,6 @@
 """The server's half of a round: hands out copies, collects updates, applies the server update.
 
-A round has two exchanges: `hand_out` (worker 0 to all: what was learnt and the copies that the cohort starts from) and
+A round has two exchanges: `dispatch` (worker 0 to all: what was learnt and the copies that the cohort starts from) and
 `collect` (all to worker 0: the updates). An exchange is a length and then one flat buffer, on a gloo group, since the
 server's state is in CPU memory. What travels grows with the cohort, never with the population.
 """
@@ -20,7 +20,7 @@ from fedsim.distributed.workers import Workers
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Method, Part, Plan
 from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
-from fedsim.server.cohort import Hand
+from fedsim.server.cohort import Dispatch
 from fedsim.server.workload import Workload
 
 
@@ -50,14 +50,14 @@ class Aggregator:
         self.workload = Workload(method, population, layout, initial, local)
         self.billed = self.workload
 
-    def begin_round(self, state: ServerState, cohort: Sequence[int]) -> Hand:
+    def begin_round(self, state: ServerState, cohort: Sequence[int]) -> Dispatch:
         """Hand out to the cohort of a round, but for those who would miss the deadline of simulated devices.
 
         On worker 0, which decides that, the hand says what the round costs each client of the cohort.
         """
         costs = self.costs(state, cohort) if self.workers.is_first else []
-        hand = self.hand_out(state, [cost.client for cost in costs if not cost.is_dropped])
-        return replace(hand, costs=costs)
+        dispatch = self.dispatch(state, [cost.client for cost in costs if not cost.is_dropped])
+        return replace(dispatch, costs=costs)
 
     def costs(self, state: ServerState, clients: Sequence[int]) -> list[ClientCost]:
         """Return what this round will cost these clients, on worker 0."""
@@ -74,7 +74,7 @@ class Aggregator:
         done = [[(work.of(part, c), work.samples(part, c)) for part in parts] for c in clients]
         return clock.on_time([clock.timed(cost, of_client) for cost, of_client in zip(costs, done, strict=True)])
 
-    def hand_out(
+    def dispatch(
         self,
         state: ServerState,
         clients: Sequence[int],
@@ -82,7 +82,7 @@ class Aggregator:
         part: Part | None = None,
         epochs: int | None = None,
         test_sizes: Mapping[int, int] | None = None,
-    ) -> Hand:
+    ) -> Dispatch:
         """Return this round's plan and this worker's blocks of `clients`, dealt by load; worker 0 says who they are.
 
         A load is local steps x samples x depths passed forward and backward; for an evaluation, `test_sizes` are the
@@ -105,7 +105,7 @@ class Aggregator:
             [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]
             for block in hands[self.workers.index]
         ]
-        return Hand(plan, mine, utilisation, clients)
+        return Dispatch(plan, mine, utilisation, clients)
 
     def collect(self, plan: Plan, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return everyone's updates in client order on worker 0, and nothing elsewhere.
@@ -119,7 +119,7 @@ class Aggregator:
         return sorted(collected, key=lambda update: update.client)
 
     def step(
-        self, state: ServerState, hand: Hand, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
+        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
     ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
         """Run the method's server update; return the state with which the next round begins, what to log, and costs.
 
@@ -131,11 +131,11 @@ class Aggregator:
             return after, {}, []
         sound = [update for update in updates if update.client not in aside]
         merged = [update.client for update in sound if update.client != self.population.proxy]
-        outcome = hand.plan.server_update(state, hand.plan, sound) if merged else Outcome()
-        costs, sums = billed(hand.costs, self.stack_bytes(outcome), self.clock)
+        outcome = dispatch.plan.server_update(state, dispatch.plan, sound) if merged else Outcome()
+        costs, sums = billed(dispatch.costs, self.stack_bytes(outcome), self.clock)
         last_seen = state.last_seen.clone()
         last_seen[merged] = state.round_index
-        after = replace(self.apply(state, hand.plan, outcome), round_index=after.round_index, last_seen=last_seen)
+        after = replace(self.apply(state, dispatch.plan, outcome), round_index=after.round_index, last_seen=last_seen)
         return after, {**outcome.log, **sums}, costs
 
     def stack_bytes(self, outcome: Outcome) -> int:

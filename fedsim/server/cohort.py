@@ -11,7 +11,7 @@ from fedsim.round import Block, Population
 
 
 @dataclass(frozen=True)
-class Hand:
+class Dispatch:
     """What a worker is dealt: the round's plan, its blocks, and the busiest worker's load over the mean.
 
     `clients` are those of all workers; `costs` what a round costs each of its cohort, on worker 0.

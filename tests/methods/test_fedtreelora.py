@@ -45,20 +45,20 @@ class Server:
         self.hub = Aggregator(self.method, population, self.layout, self.initial, Workers(), local)
 
     def assignments(self, clients):
-        hand = self.hub.hand_out(self.state, clients)
-        return {a.client: a for block in hand.blocks for a in block}
+        dispatch = self.hub.dispatch(self.state, clients)
+        return {a.client: a for block in dispatch.blocks for a in block}
 
     def round(self, clients=range(N)) -> dict[int, ClientUpdate]:
         """Let these clients add noise of their own to what they train; what they sent."""
-        hand = self.hub.begin_round(self.state, list(clients))
+        dispatch = self.hub.begin_round(self.state, list(clients))
         updates = []
-        for a in [a for block in hand.blocks for a in block]:
+        for a in [a for block in dispatch.blocks for a in block]:
             random = torch.Generator().manual_seed(100 * self.state.round_index + a.client)
             tensors = {
                 slot: a.tensors[slot] + torch.randn(a.tensors[slot].shape, generator=random) for slot in a.trains
             }
             updates.append(ClientUpdate(a.client, self.population.samples[a.client], tensors))
-        self.state, self.log, _ = self.hub.step(self.state, hand, self.hub.collect(hand.plan, updates))
+        self.state, self.log, _ = self.hub.step(self.state, dispatch, self.hub.collect(dispatch.plan, updates))
         return {update.client: update for update in updates}
 
 

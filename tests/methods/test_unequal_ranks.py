@@ -44,26 +44,26 @@ class Server:
 
     def assignments(self):
         """What the three clients are given, by client."""
-        hand = self.hub.hand_out(self.state, [0, 1, 2])
-        return {a.client: a for block in hand.blocks for a in block}
+        dispatch = self.hub.dispatch(self.state, [0, 1, 2])
+        return {a.client: a for block in dispatch.blocks for a in block}
 
     def round(self, train, measured=lambda client, slot, tensor: None) -> dict[int, ClientUpdate]:
         """Let `train(client, slot, tensor)` change what clients train, and update the server; what they sent."""
-        hand = self.hub.begin_round(self.state, [0, 1, 2])
+        dispatch = self.hub.begin_round(self.state, [0, 1, 2])
         updates = []
-        for a in [a for block in hand.blocks for a in block]:
+        for a in [a for block in dispatch.blocks for a in block]:
             tensors = {slot: train(a.client, slot, a.tensors[slot]) for slot in a.tensors if slot in a.trains}
             gradients = {slot: measured(a.client, slot, a.tensors[slot]) for slot in tensors}
             gradients = {slot: g for slot, g in gradients.items() if g is not None}
             updates.append(ClientUpdate(a.client, SAMPLES[a.client], tensors, measured=gradients))
-        self.state, self.log, _ = self.hub.step(self.state, hand, self.hub.collect(hand.plan, updates))
+        self.state, self.log, _ = self.hub.step(self.state, dispatch, self.hub.collect(dispatch.plan, updates))
         return {update.client: update for update in sorted(updates, key=lambda update: update.client)}
 
     def function(self, client: int, largest: bool = False) -> np.ndarray:
         """What all tiers of a client (or at the largest rank) add to the site's weight, dense."""
         sizes = {0: 1, 1: 1, 2: 1} if largest else None
-        hand = self.hub.hand_out(self.state, [0, 1, 2], test_sizes=sizes)
-        (a,) = [a for block in hand.blocks for a in block if a.client == client]
+        dispatch = self.hub.dispatch(self.state, [0, 1, 2], test_sizes=sizes)
+        (a,) = [a for block in dispatch.blocks for a in block if a.client == client]
         return added(a.tensors, a.scales, self.method.tiers)
 
 
