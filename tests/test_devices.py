@@ -12,7 +12,7 @@ from engines.test_engines_agree import METHODS
 
 import fedsim
 from fedsim import simulation
-from fedsim.costs.devices import ClientCost, Clock, DeviceProfiles, Seconds, billed, read_table
+from fedsim.costs.devices import ClientCost, Clock, DeviceProfiles, Seconds, account_round, read_table
 from fedsim.costs.step_cost import Piece, Profile
 from fedsim.experiments.dry_run import rehearsed
 from fedsim.run_spec import RunSpec
@@ -200,7 +200,7 @@ def test_a_round_waits_for_the_slowest_or_until_the_deadline():
     assert [c.is_dropped for c in found] == [False, False, True]
     assert [c.bytes_up for c in found] == [10, 10, 0]
     assert clock(5.5).round_seconds(found) == 5.5
-    rows, log = billed(found, 2000, clock(5.5))  # 2000 bytes that all in time are sent at the end: 2 s
+    rows, log = account_round(found, 2000, clock(5.5))  # 2000 bytes that all in time are sent at the end: 2 s
     assert log == {"bytes.up": 20, "bytes.down": 3 * 100 + 2 * 2000, "simulated_seconds": 7.5, "dropped": 1}
     assert [row.bytes_down for row in rows] == [2100, 2100, 100]
     assert [row.seconds.down for row in rows] == [3, 4, 4]

@@ -195,7 +195,9 @@ class Clock:
         return replace(cost, seconds=cost.seconds._replace(down=cost.seconds.down + more))
 
 
-def billed(costs: Sequence[ClientCost], stack: int, clock: Clock | None) -> tuple[list[ClientCost], dict[str, object]]:
+def account_round(
+    costs: Sequence[ClientCost], stack: int, clock: Clock | None
+) -> tuple[list[ClientCost], dict[str, object]]:
     """Return the costs of a round that is over, and their sums for the log: bytes, and with a clock time and drops.
 
     `stack` are the bytes that were added to a tier that grows, which those who took part are sent too.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
-from fedsim.costs.devices import ClientCost, Clock, billed
+from fedsim.costs.devices import ClientCost, Clock, account_round
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import folded_update, pack_updates, unpack_updates
 from fedsim.distributed.workers import Workers
@@ -29,7 +29,7 @@ class Aggregator:
 
     `block_size` is the number of clients that the engine trains together, `n_blocks` how many blocks there are at least
     where there are clients enough, so that no worker waits while few are at work; `clock` that of simulated devices.
-    `workload` says what a plan asks of each client, and `billed` what of it is counted.
+    `workload` says what a plan asks of each client, and `account_round` what of it is counted.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Aggregator:
         sound = [update for update in updates if update.client not in aside]
         merged = [update.client for update in sound if update.client != self.population.proxy]
         outcome = dispatch.plan.server_update(state, dispatch.plan, sound) if merged else Outcome()
-        costs, sums = billed(dispatch.costs, self.stack_bytes(outcome), self.clock)
+        costs, sums = account_round(dispatch.costs, self.stack_bytes(outcome), self.clock)
         last_seen = state.last_seen.clone()
         last_seen[merged] = state.round_index
         after = replace(self.apply(state, dispatch.plan, outcome), round_index=after.round_index, last_seen=last_seen)
