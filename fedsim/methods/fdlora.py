@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, HeadPolicy, Layout, Slot
 from fedsim.adapters.mixing import TierWeights
-from fedsim.parts.experts import called
+from fedsim.parts.experts import rename_tiers
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.objectives import with_small_weights
 from fedsim.parts.outer import outer_step, personal_copies
@@ -110,7 +110,7 @@ class FDLoRA:
         merged, n_round = merge_groups(plan, updates), state.round_index + 1 - round(self.personal_share * state.rounds)
         if n_round < 0:
             return merged
-        updates = [called(update, {plan.stage: GLOBAL}) for update in updates]
+        updates = [rename_tiers(update, {plan.stage: GLOBAL}) for update in updates]
         copies = merge_groups(plan, updates).tensors
         if n_round:
             copies = outer_step(state.bank, copies, (GLOBAL, VELOCITY), self.outer_rate, self.outer_momentum)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import MIX_TIER, RANK_AXIS, HeadPolicy, Slot
 from fedsim.adapters.mixing import TokenRouter, two_way
-from fedsim.parts.experts import called, inside_and_outside, last_uploads
+from fedsim.parts.experts import inside_and_outside, last_uploads, rename_tiers
 from fedsim.parts.sharing import alone, owners, with_head
 from fedsim.plan import Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -76,7 +76,7 @@ class FedALT:
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         merged, n_clients = merge_groups(plan, updates), plan.population.n_clients
-        sent = [called(update, {INDIVIDUAL: INDIVIDUAL}) for update in updates if update.n_samples]
+        sent = [rename_tiers(update, {INDIVIDUAL: INDIVIDUAL}) for update in updates if update.n_samples]
         if not sent:
             return merged
         has_own, others = owners(state.learnt, plan.population, sent)

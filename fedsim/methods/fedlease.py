@@ -24,7 +24,7 @@ from torch import Tensor
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, RANK_AXIS, HeadPolicy, Slot
 from fedsim.adapters.mixing import TokenRouter, adaptive_top
-from fedsim.parts.experts import called, inside_and_outside, with_latecomers
+from fedsim.parts.experts import inside_and_outside, rename_tiers, with_latecomers
 from fedsim.parts.sharing import alone, ungrouped, with_head
 from fedsim.parts.tree import best_clusters
 from fedsim.plan import Plan, equally, merge_groups, train_tier
@@ -100,7 +100,7 @@ class FedLEASE:
         return with_head(self.head_policy, slot, groups, population)
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
-        sent = [called(update, {LOCAL: OWN, OWN: OWN}) for update in updates if update.n_samples]
+        sent = [rename_tiers(update, {LOCAL: OWN, OWN: OWN}) for update in updates if update.n_samples]
         if not sent or state.round_index + 1 < self.warmup_rounds:
             return merge_groups(plan, updates)
         if plan.stage == "warm-up":
@@ -109,7 +109,7 @@ class FedLEASE:
         else:
             learnt, log = with_latecomers(state.bank, state.learnt, sent, plan.groups, "cosine")
         after = self.plan(replace(state, learnt=learnt), plan.population)
-        rest = [called(update, {MIX_TIER: MIX_TIER, HEAD_TIER: HEAD_TIER}) for update in updates]
+        rest = [rename_tiers(update, {MIX_TIER: MIX_TIER, HEAD_TIER: HEAD_TIER}) for update in updates]
         copies = dict(merge_groups(after, rest).tensors)
         clients, n_groups = [update.client for update in sent], int(learnt["labels"].max()) + 2
         for slot in sent[0].tensors:

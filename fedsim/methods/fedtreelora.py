@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, HeadPolicy, Mixing, Slot
 from fedsim.adapters.mixing import DepthGate, TokenRouter
-from fedsim.parts.experts import both_experts, called, last_uploads, logged_lambdas, with_latecomers
+from fedsim.parts.experts import both_experts, last_uploads, logged_lambdas, rename_tiers, with_latecomers
 from fedsim.parts.sharing import alone, everyone, with_head
 from fedsim.parts.tree import TreeCuts
 from fedsim.plan import Plan, equally, merge_groups, train_tier
@@ -102,8 +102,8 @@ class FedTreeLoRA:
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         kept = {LOCAL: LOCAL, MIX_TIER: MIX_TIER, HEAD_TIER: HEAD_TIER} | ({CLUSTER: LOCAL} if self.rebuild else {})
-        merged = merge_groups(plan, [called(update, kept) for update in updates])
-        sent = [called(update, {LOCAL: CLUSTER, CLUSTER: CLUSTER}) for update in updates if update.n_samples]
+        merged = merge_groups(plan, [rename_tiers(update, kept) for update in updates])
+        sent = [rename_tiers(update, {LOCAL: CLUSTER, CLUSTER: CLUSTER}) for update in updates if update.n_samples]
         if not sent or state.round_index + 1 < self.warmup_rounds:
             return merged
         if self.rebuild or "labels" not in state.learnt:

@@ -97,7 +97,7 @@ def logged_lambdas(bank: Bank, updates: Sequence[ClientUpdate]) -> dict[str, obj
     return {"lambda": means, "lambda_by_client": of_client} if of_client else {}
 
 
-def called(update: ClientUpdate, names: Mapping[str, str]) -> ClientUpdate:
+def rename_tiers(update: ClientUpdate, names: Mapping[str, str]) -> ClientUpdate:
     """Return what an update holds in the tiers that `names` renames; the others are left out."""
     tensors = {s._replace(tier=names[s.tier]): tensor for s, tensor in update.tensors.items() if s.tier in names}
     return replace(update, tensors=tensors)

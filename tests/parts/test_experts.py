@@ -5,7 +5,7 @@ import torch
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Slot
-from fedsim.parts.experts import called, inside_and_outside, last_uploads, with_latecomers
+from fedsim.parts.experts import inside_and_outside, last_uploads, rename_tiers, with_latecomers
 from fedsim.round import ClientUpdate, Population
 
 A, B = Slot("cluster", "q", "A"), Slot("cluster", "q", "B")
@@ -60,4 +60,4 @@ def test_those_absent_count_with_what_they_last_uploaded_and_those_never_met_not
 
 def test_tiers_are_renamed_and_others_left_out():
     update = ClientUpdate(0, 1, {B: torch.zeros(1), Slot("mix", "depth.0", "gate"): torch.ones(())})
-    assert list(called(update, {"cluster": "local"}).tensors) == [B._replace(tier="local")]
+    assert list(rename_tiers(update, {"cluster": "local"}).tensors) == [B._replace(tier="local")]
