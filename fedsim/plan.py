@@ -17,7 +17,7 @@ from fedsim.parts.objectives import cross_entropy, label_logit
 from fedsim.parts.sharing import is_private, share_all
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
-Part = Literal["also", "evaluates", "probe"]
+Part = Literal["second_pass", "evaluates", "probe"]
 """A plan inside a plan."""
 Combine = Callable[[Tensor, Tensor, Tensor], Merged]
 """Merges a group at one site: B (n, O, R), A (n, R, I), weights (n,) to one adapter."""
@@ -136,7 +136,7 @@ class Plan:
     """Who measures: those that train, or the server's proxy client."""
     correction: Callable[[Bank, Slot, int, int], Tensor] | None = None
     """(bank, slot, client, its LoRA rank) to what is added to its raw gradients of the slot in every step."""
-    also: "Plan | None" = None
+    second_pass: "Plan | None" = None
     """What clients train besides in the same round, from what they received too; its logs are not kept."""
     evaluates: "Plan | None" = None
     """The model that is evaluated after aggregation, where it is not the one in training."""

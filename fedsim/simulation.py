@@ -33,7 +33,7 @@ from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Dispatch, sample_cohort
-from fedsim.server.divergence import event, set_aside, with_second
+from fedsim.server.divergence import event, merge_second_pass, set_aside
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
 
@@ -155,9 +155,9 @@ class Simulation:
         state = replace(state, cohort=tuple(cohort))
         dispatch = server.begin_round(state, cohort)
         updates = self.train(state, dispatch)
-        if dispatch.plan.also is not None:
-            more = self.train(state, server.dispatch(state, dispatch.clients, part="also"))
-            updates = [with_second(update, second) for update, second in zip(updates, more, strict=True)]
+        if dispatch.plan.second_pass is not None:
+            more = self.train(state, server.dispatch(state, dispatch.clients, part="second_pass"))
+            updates = [merge_second_pass(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.ask_proxy(state, dispatch.plan)]
         aside = set_aside(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
         after, log, costs = server.step(state, dispatch, every, aside)

@@ -17,7 +17,7 @@ from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.tree import TreeCuts
 from fedsim.round import ClientError, ClientUpdate
 from fedsim.server.cohort import sample_cohort
-from fedsim.server.divergence import diverged, with_second
+from fedsim.server.divergence import diverged, merge_second_pass
 from fedsim.storage.run_folder import RunFolder, load_checkpoint, read_recipe
 
 SICK = 2
@@ -157,9 +157,9 @@ def test_a_sick_proxy_does_not_score_layers(tiny_run):
 def test_a_second_training_in_the_round_counts_too():
     sound = ClientUpdate(0, 1, {Slot("a", "s", "A"): torch.ones(1)}, {"train_loss": 1.0})
     lost = ClientUpdate(0, 1, {Slot("b", "s", "A"): torch.ones(1)}, {"train_loss": math.inf})
-    assert not diverged([with_second(sound, sound)])
-    assert "its training loss is inf" in diverged([with_second(sound, lost)])[0]
-    assert "its training loss is inf" in diverged([with_second(lost, sound)])[0]
+    assert not diverged([merge_second_pass(sound, sound)])
+    assert "its training loss is inf" in diverged([merge_second_pass(sound, lost)])[0]
+    assert "its training loss is inf" in diverged([merge_second_pass(lost, sound)])[0]
 
 
 def test_a_value_in_the_update_counts_even_where_the_loss_is_a_number():

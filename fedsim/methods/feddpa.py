@@ -58,8 +58,8 @@ class FedDPA:
         mixed = {GLOBAL: 1 - self.local_weight, LOCAL: self.local_weight}
         has_own_head = self.head_policy == "local"
         if self.variant == "T":
-            also = self._train(population, GLOBAL, head=not has_own_head)
-            return self._train(population, LOCAL, mixed, head=has_own_head, also=also)
+            second_pass = self._train(population, GLOBAL, head=not has_own_head)
+            return self._train(population, LOCAL, mixed, head=has_own_head, second_pass=second_pass)
         if state.round_index < self._first_tuned(state):
             return self._train(population, GLOBAL)
         return self._train(population, LOCAL, {GLOBAL: 0.0}, evaluates=self._train(population, LOCAL, mixed))
@@ -70,7 +70,7 @@ class FedDPA:
         tier: str,
         scales: dict[str, float] | None = None,
         head: bool = True,
-        also: Plan | None = None,
+        second_pass: Plan | None = None,
         evaluates: Plan | None = None,
     ) -> Plan:
         """Train one adapter, the global one alone; with the head, where that is a tier of its own."""
@@ -82,7 +82,7 @@ class FedDPA:
             trains=lambda slot: slot.tier == tier or (head and slot.tier == HEAD_TIER),
             sharing=self._sharing,
             server_update=self._server_update,
-            also=also,
+            second_pass=second_pass,
             evaluates=evaluates,
         )
 

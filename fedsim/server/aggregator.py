@@ -62,7 +62,7 @@ class Aggregator:
     def costs(self, state: ServerState, clients: Sequence[int]) -> list[ClientCost]:
         """Return what this round will cost these clients, on worker 0."""
         plan, work, clock = self._plan(state, None), self.billed, self.clock
-        parts = [plan, plan.also] if plan.also else [plan]
+        parts = [plan, plan.second_pass] if plan.second_pass else [plan]
         down = [down for down, _ in work.traffic(state, plan, clients)]
         up = zip(*([up for _, up in work.traffic(state, part, clients)] for part in parts), strict=True)
         costs = [

@@ -10,7 +10,7 @@ from dataclasses import replace
 from fedsim.errors import Fault, OnNan
 from fedsim.round import ClientError, ClientUpdate
 
-SECOND_LOSS = "also.train_loss"
+SECOND_LOSS = "second_pass.train_loss"
 """Where an update keeps the training loss of what its client trained besides."""
 
 
@@ -18,7 +18,7 @@ class Diverged(ClientError, Fault):
     """A client's training loss, or a value in its update, is not finite."""
 
 
-def with_second(update: ClientUpdate, second: ClientUpdate) -> ClientUpdate:
+def merge_second_pass(update: ClientUpdate, second: ClientUpdate) -> ClientUpdate:
     """Return a client's update with what it trained besides; of the second one's logs only the loss is kept."""
     logs = {SECOND_LOSS: second.logs["train_loss"]} if "train_loss" in second.logs else {}
     return replace(update, tensors={**second.tensors, **update.tensors}, logs={**update.logs, **logs})

@@ -168,16 +168,16 @@ def test_feddpa_f_is_fedit_and_then_fine_tuning_of_its_copy(tiny_run):
 
 def test_feddpa_uploads_the_global_adapter_only():
     plan = plan_of(fedsim.FedDPA(variant="T", head_policy="global"))
-    assert plan.also is not None
+    assert plan.second_pass is not None
     trained = {
         (part, tier)
-        for part, each in (("first", plan), ("also", plan.also))
+        for part, each in (("first", plan), ("second_pass", plan.second_pass))
         for tier in ("global", "local", HEAD_TIER)
         if each.trains(Slot(tier, "q", "B"))
     }
-    assert trained == {("first", "local"), ("also", "global"), ("also", HEAD_TIER)}
+    assert trained == {("first", "local"), ("second_pass", "global"), ("second_pass", HEAD_TIER)}
     assert plan.tier_scales == {"global": 0.5, "local": 0.5}
-    assert plan.also.tiers == ("global",)
+    assert plan.second_pass.tiers == ("global",)
     assert plan.groups(Slot("local", "q", "B")).tolist() == list(range(6))
 
 
