@@ -17,7 +17,7 @@ from fedsim.parts.objectives import cross_entropy, label_logit
 from fedsim.parts.sharing import is_private, share_all
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
-Part = Literal["second_pass", "evaluates", "probe"]
+Part = Literal["second_pass", "eval_plan", "probe"]
 """A plan inside a plan."""
 Combine = Callable[[Tensor, Tensor, Tensor], Merged]
 """Merges a group at one site: B (n, O, R), A (n, R, I), weights (n,) to one adapter."""
@@ -138,7 +138,7 @@ class Plan:
     """(bank, slot, client, its LoRA rank) to what is added to its raw gradients of the slot in every step."""
     second_pass: "Plan | None" = None
     """What clients train besides in the same round, from what they received too; its logs are not kept."""
-    evaluates: "Plan | None" = None
+    eval_plan: "Plan | None" = None
     """The model that is evaluated after aggregation, where it is not the one in training."""
     probe: "Plan | None" = None
     """What a client trains briefly so that the server can place it; None where no placing is needed."""

@@ -144,7 +144,7 @@ def held_by_client(
     """Return what a client is handed, at its own LoRA rank, and what a card should say about it."""
     if not 0 <= client < model.population.n_participants:
         raise ValueError(f"client is {client}; it must lie in 0 … {model.population.n_participants - 1} (--client).")
-    dispatch = server.dispatch(state, [client], part="evaluates")
+    dispatch = server.dispatch(state, [client], part="eval_plan")
     if client in model.population.unseen and model.is_probed:
         raise ValueError(
             f"Client {client} took no part in training. {model.method.name} places such clients by a probe of "
@@ -161,7 +161,7 @@ def held_together(
 
     Raises ValueError when there is no such adapter, or when each client weighs them in its own way.
     """
-    plan = server.dispatch(state, [], part="evaluates").plan
+    plan = server.dispatch(state, [], part="eval_plan").plan
     widest = max(members, key=lambda client: (plan.lora_ranks or [0] * (client + 1))[client])
     held = server.dispatch(state, [widest], test_sizes={widest: 1}).blocks[0][0]
     own = {slot.tier for slot in held.tensors if not _is_one_copy(plan.groups(slot), members)}

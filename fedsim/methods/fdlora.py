@@ -92,7 +92,7 @@ class FDLoRA:
             tiers=(stage,),
             uses=lambda slot: slot.tier != MIX_TIER,
             server_update=self._server_update,
-            evaluates=both if stage == GLOBAL else None,
+            eval_plan=both if stage == GLOBAL else None,
         )
         return both if stage == FUSION else single
 

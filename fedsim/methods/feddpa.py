@@ -62,7 +62,7 @@ class FedDPA:
             return self._train(population, LOCAL, mixed, head=has_own_head, second_pass=second_pass)
         if state.round_index < self._first_tuned(state):
             return self._train(population, GLOBAL)
-        return self._train(population, LOCAL, {GLOBAL: 0.0}, evaluates=self._train(population, LOCAL, mixed))
+        return self._train(population, LOCAL, {GLOBAL: 0.0}, eval_plan=self._train(population, LOCAL, mixed))
 
     def _train(
         self,
@@ -71,7 +71,7 @@ class FedDPA:
         scales: dict[str, float] | None = None,
         head: bool = True,
         second_pass: Plan | None = None,
-        evaluates: Plan | None = None,
+        eval_plan: Plan | None = None,
     ) -> Plan:
         """Train one adapter, the global one alone; with the head, where that is a tier of its own."""
         return Plan(
@@ -83,7 +83,7 @@ class FedDPA:
             sharing=self._sharing,
             server_update=self._server_update,
             second_pass=second_pass,
-            evaluates=evaluates,
+            eval_plan=eval_plan,
         )
 
     def _sharing(self, slot: Slot, population: Population) -> Tensor:

@@ -104,7 +104,7 @@ def holders(method: Method, state: ServerState, population: Population, slots: l
     `slots` are all that there are; described are those of the model that is evaluated.
     """
     training = method.plan(state, population)
-    plan = training.evaluates or training
+    plan = training.eval_plan or training
     vectors: dict[bytes, int] = {}
     rows: list[Tensor] = []
     of_slot = {}

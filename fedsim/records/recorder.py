@@ -187,7 +187,7 @@ def check_learnt(state: ServerState, method: Method, population: Population) -> 
     """Raise ValueError where a method cannot plan a round from what a checkpoint says that it has learnt."""
     try:
         plan = method.plan(state, population)
-        parts = [part for part in (plan, plan.second_pass, plan.evaluates) if part is not None]
+        parts = [part for part in (plan, plan.second_pass, plan.eval_plan) if part is not None]
         groups = [part.groups(slot) for part in parts for slot in slots_in_use(part, method, state.bank.initial)]
     except Exception as error:  # whatever a method stumbles over
         raise ValueError(f"The checkpoint's learnt tensors do not fit: {type(error).__name__}: {error}.") from error

@@ -88,7 +88,7 @@ class Aggregator:
         A load is local steps x samples x depths passed forward and backward; for an evaluation, `test_sizes` are the
         loads. `part` asks for a plan inside the plan instead; `epochs` overrides the recipe's.
         """
-        part = part if test_sizes is None else "evaluates"
+        part = part if test_sizes is None else "eval_plan"
         arrived = self.workers.share(self._copies(state, clients, part) if self.workers.is_first else None)
         clients = arrived["clients"].tolist()
         learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
