@@ -100,7 +100,7 @@ class Plan:
     stage: str = "train"
     tiers: tuple[str, ...] | None = None
     """The tiers summed in the forward pass; None means all of them."""
-    uses: Callable[[Slot], bool] = every_slot
+    active: Callable[[Slot], bool] = every_slot
     """The slots of those tiers, of the head and of the mixing that take part; others are not sent."""
     trains: Callable[[Slot], bool] = train_all
     sharing: Callable[[Slot, Population], Tensor] = share_all
@@ -186,7 +186,7 @@ class Method(Protocol):
 def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot]:
     """Return those slots that take part in the plan's forward pass."""
     tiers = {*(plan.tiers or method.tiers), HEAD_TIER, MIX_TIER}
-    return [slot for slot in slots if slot.tier in tiers and plan.uses(slot)]
+    return [slot for slot in slots if slot.tier in tiers and plan.active(slot)]
 
 
 def is_measured(plan: Plan, client: int) -> bool:

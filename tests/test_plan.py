@@ -143,7 +143,7 @@ def test_what_trains_is_told_by_the_slot():
 
 def test_slots_may_be_left_out_one_by_one():
     gate = Slot("mix", "depth.0", "gate")
-    used = slots_in_use(plan(uses=lambda slot: slot != B), fedsim.FedIT(), [A, B, gate, Slot("other", "q", "A")])
+    used = slots_in_use(plan(active=lambda slot: slot != B), fedsim.FedIT(), [A, B, gate, Slot("other", "q", "A")])
     assert used == [A, gate]
 
 

@@ -90,7 +90,7 @@ class FDLoRA:
         single = replace(
             base,
             tiers=(stage,),
-            uses=lambda slot: slot.tier != MIX_TIER,
+            active=lambda slot: slot.tier != MIX_TIER,
             server_update=self._server_update,
             eval_plan=both if stage == GLOBAL else None,
         )

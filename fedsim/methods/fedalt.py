@@ -62,7 +62,7 @@ class FedALT:
             population=population,
             stage="warm-up" if is_warmup else "mixed",
             tiers=(INDIVIDUAL,) if is_warmup else self.tiers,
-            uses=lambda slot: slot.tier != MIX_TIER if is_warmup else slot.tier != WORLD or slot.factor in RANK_AXIS,
+            active=lambda slot: slot.tier != MIX_TIER if is_warmup else slot.tier != WORLD or slot.factor in RANK_AXIS,
             trains=partial(train_tier, INDIVIDUAL),
             sharing=self._sharing,
             uploads=lambda slot: slot.tier == INDIVIDUAL and slot.factor in RANK_AXIS,

@@ -78,7 +78,7 @@ class FedLEASE:
             population=population,
             stage="warm-up" if is_warmup else "experts",
             tiers=(LOCAL,) if is_warmup else self.experts[:n_experts],
-            uses=partial(self._uses, n_experts),
+            active=partial(self._active, n_experts),
             trains=partial(train_tier, held),
             sharing=partial(self._sharing, labels),
             uploads=lambda slot: slot.tier == LOCAL,
@@ -87,7 +87,7 @@ class FedLEASE:
             server_update=self._server_update,
         )
 
-    def _uses(self, n_experts: int, slot: Slot) -> bool:
+    def _active(self, n_experts: int, slot: Slot) -> bool:
         """Routers where there is a choice; of the others' experts the adapters."""
         return n_experts > 1 if slot.tier == MIX_TIER else slot.tier not in self.experts[1:] or slot.factor in RANK_AXIS
 

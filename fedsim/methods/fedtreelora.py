@@ -79,7 +79,7 @@ class FedTreeLoRA:
             population=population,
             stage="warm-up" if is_warmup else "tree",
             tiers=(LOCAL,) if is_warmup else (CLUSTER, EXTERNAL),
-            uses=partial(self._uses, state),
+            active=partial(self._active, state),
             trains=partial(train_tier, LOCAL if is_warmup else CLUSTER),
             sharing=partial(self._sharing, state),
             rate=lambda slot, rate: self.lambda_rate if slot.factor == "gate" else rate,
@@ -94,7 +94,7 @@ class FedTreeLoRA:
         held = alone(population) if slot.tier in (LOCAL, MIX_TIER) else groups
         return with_head(self.head_policy, slot, held, population)
 
-    def _uses(self, state: ServerState, slot: Slot) -> bool:
+    def _active(self, state: ServerState, slot: Slot) -> bool:
         """External adapters and what weighs them are there only where a depth is split."""
         is_split = bool(state.learnt.get(f"groups.{state.depths[slot.site]}", torch.zeros(0)).any())
         is_both = self.external and is_split and slot.factor not in ("W", "b")
@@ -113,4 +113,4 @@ class FedTreeLoRA:
             learnt, log = with_latecomers(state.bank, state.learnt, sent, plan.groups, self.tree.distance)
         after = self.plan(replace(state, round_index=state.round_index + 1, learnt=learnt), plan.population)
         log = {**merged.log, **log, **logged_lambdas(state.bank, updates)}
-        return Outcome({**merged.tensors, **both_experts(sent, after.groups, after.uses, EXTERNAL)}, learnt, log)
+        return Outcome({**merged.tensors, **both_experts(sent, after.groups, after.active, EXTERNAL)}, learnt, log)

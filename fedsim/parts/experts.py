@@ -33,14 +33,14 @@ def inside_and_outside(values: Tensor, groups: Tensor, n_groups: int) -> tuple[d
 
 
 def both_experts(
-    updates: Sequence[ClientUpdate], groups: Callable[[Slot], Tensor], uses: Callable[[Slot], bool], external: str
+    updates: Sequence[ClientUpdate], groups: Callable[[Slot], Tensor], active: Callable[[Slot], bool], external: str
 ) -> dict[Slot, Mapping[int, Tensor]]:
     """Return new copies of the updates' slots and, where they are in use, of those of the tier `external`."""
     clients, copies = [update.client for update in updates], dict[Slot, Mapping[int, Tensor]]()
     for slot in updates[0].tensors:
         values, outsider = torch.stack([update.tensors[slot] for update in updates]), slot._replace(tier=external)
         inside, outside = inside_and_outside(values, groups(slot)[clients], int(groups(slot).max()) + 1)
-        copies |= {slot: inside, outsider: outside} if uses(outsider) else {slot: inside}
+        copies |= {slot: inside, outsider: outside} if active(outsider) else {slot: inside}
     return copies
 
 

@@ -130,7 +130,7 @@ def _read_plan(said: Mapping[str, Any], population: Population, checkpoint: Mapp
     return Plan(
         population=population,
         tiers=said["tiers"] and tuple(said["tiers"]),
-        uses=rows.__contains__,
+        active=rows.__contains__,
         sharing=lambda slot, population: rows[slot],
         lora_ranks=None if ranks is None else ranks.tolist(),
         tier_scales=said["tier_scales"],
