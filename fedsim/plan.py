@@ -121,7 +121,7 @@ class Plan:
     """Local steps; None means the recipe's local epochs."""
     tier_scales: Mapping[str, float] = field(default_factory=dict)
     """A factor in front of a tier beside α/R; 1 where nothing is said."""
-    fold: Literal["A", "B"] | None = "A"
+    scaled_factor: Literal["A", "B"] | None = "A"
     """The factor that travels times α/R, which clients of unequal LoRA rank have unequal; None merges bare factors."""
     whole_tiers: frozenset[str] = frozenset()
     """Tiers that every client gets at full width, whatever its LoRA rank."""

@@ -79,7 +79,7 @@ class FDLoRA:
         """Train the adapter of the stage alone; hold both."""
         stage = self._stage(state.round_index, state.rounds)
         tuned = (PERSONAL, HEAD_TIER, MIX_TIER) if state.round_index >= state.rounds else (MIX_TIER,)  # newcomers
-        base = Plan(population=population, stage=stage, sharing=self._sharing, fold=None)
+        base = Plan(population=population, stage=stage, sharing=self._sharing, scaled_factor=None)
         both = replace(
             base,
             tiers=(GLOBAL, PERSONAL),

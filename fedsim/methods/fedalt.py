@@ -66,7 +66,7 @@ class FedALT:
             trains=partial(train_tier, INDIVIDUAL),
             sharing=self._sharing,
             uploads=lambda slot: slot.tier == INDIVIDUAL and slot.factor in RANK_AXIS,
-            fold=None,
+            scaled_factor=None,
             server_update=self._server_update,
         )
 

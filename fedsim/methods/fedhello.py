@@ -79,7 +79,7 @@ class FedHeLLo:
             sharing=self._sharing,
             allocations=at_depths(allocations, depths),
             weights=equally if self.average == "uniform" else by_samples,
-            fold=None,
+            scaled_factor=None,
             measures=self.fim.measures if self.strategy == "fim" and self.fim.is_scoring(state) else None,
             measured_by="proxy",
             server_update=self._server_update,

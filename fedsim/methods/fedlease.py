@@ -83,7 +83,7 @@ class FedLEASE:
             sharing=partial(self._sharing, labels),
             uploads=lambda slot: slot.tier == LOCAL,
             weights=equally,
-            fold=None,
+            scaled_factor=None,
             server_update=self._server_update,
         )
 

@@ -85,7 +85,7 @@ class FedTreeLoRA:
             rate=lambda slot, rate: self.lambda_rate if slot.factor == "gate" else rate,
             uploads=lambda slot: slot.tier == LOCAL,
             weights=equally,
-            fold=None,
+            scaled_factor=None,
             server_update=self._server_update,
         )
 

@@ -41,7 +41,7 @@ class FFALoRA:
             trains=_is_not_a,
             sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_participants),
-            fold="B",
+            scaled_factor="B",
             evaluate_largest=True,
         )
 

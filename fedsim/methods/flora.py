@@ -54,7 +54,7 @@ class FLoRA:
             sharing=partial(one_copy, self.head_policy),
             lora_ranks=self.ranks.of(population.n_participants),
             whole_tiers=frozenset({"merged"}),
-            fold="B",
+            scaled_factor="B",
             evaluate_largest=True,
             server_update=self._server_update,
         )

@@ -93,7 +93,7 @@ class ILoRA:
             sharing=self._sharing,
             lora_ranks=self.ranks.of(population.n_participants),
             tier_scales={OFFSET: -1.0},
-            fold="A" if self.fold_scaling else None,
+            scaled_factor="A" if self.fold_scaling else None,
             combine=exact if self.aggregation == "concatenated" else mean_factors,
             evaluate_largest=True,
             measures="gradient" if self.control else None,

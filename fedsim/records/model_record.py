@@ -120,7 +120,7 @@ def holders(method: Method, state: ServerState, population: Population, slots: l
         "slots": of_slot,
         "tiers": plan.tiers,
         "tier_scales": dict(plan.tier_scales),
-        "fold": plan.fold,
+        "scaled_factor": plan.scaled_factor,
         "whole_tiers": sorted(plan.whole_tiers),
         "evaluate_largest": plan.evaluate_largest,
         "is_probed": training.probe is not None,

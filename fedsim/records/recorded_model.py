@@ -134,7 +134,7 @@ def _read_plan(said: Mapping[str, Any], population: Population, checkpoint: Mapp
         sharing=lambda slot, population: rows[slot],
         lora_ranks=None if ranks is None else ranks.tolist(),
         tier_scales=said["tier_scales"],
-        fold=said["fold"],
+        scaled_factor=said["scaled_factor"],
         whole_tiers=frozenset(said["whole_tiers"]),
         evaluate_largest=said["evaluate_largest"],
     )

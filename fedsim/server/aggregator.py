@@ -113,7 +113,9 @@ class Aggregator:
         Where the plan folds the scale α/R into a factor, that arrives times it and its gradient divided by it.
         """
         power = 1 if plan.measures == "gradient" else 2
-        collected = [folded_update(update, plan.fold, self._fold(plan, update.client), power) for update in updates]
+        collected = [
+            folded_update(update, plan.scaled_factor, self._fold(plan, update.client), power) for update in updates
+        ]
         if self.workers.count > 1:
             collected = [u for part in self.workers.gather(pack_updates(collected)) for u in unpack_updates(part)]
         return sorted(collected, key=lambda update: update.client)
@@ -159,7 +161,7 @@ class Aggregator:
     def _fold(self, plan: Plan, client: int) -> float:
         """The scale α/R of a client that the bank's copies hold; 1 where it is not folded."""
         alpha = self.method.lora_alpha
-        return alpha / self.workload.lora_rank(plan, client) if plan.fold and alpha is not None else 1.0
+        return alpha / self.workload.lora_rank(plan, client) if plan.scaled_factor and alpha is not None else 1.0
 
     def _copies(self, state: ServerState, clients: Sequence[int], part: Part | None) -> dict[str, Tensor]:
         """Who takes part, what was learnt and, once each, the written copies that these clients hold."""
@@ -193,7 +195,7 @@ class Aggregator:
             copy = arrived.get(f"{slot}|{holders[client]}")
             value = self.initial[slot] if copy is None else copy
             value = value if slot.tier in plan.whole_tiers else fit_rank(value, slot.factor, rank)
-            is_folded = slot.factor == plan.fold and fold != 1
+            is_folded = slot.factor == plan.scaled_factor and fold != 1
             tensors[slot] = value / fold if is_folded and copy is not None else value
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
                 corrections[slot] = correction * fold if is_folded else correction

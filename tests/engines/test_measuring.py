@@ -124,7 +124,7 @@ class Scored:
 
     lora_rank: int = 2
     lora_alpha: float | None = 6.0
-    fold: str | None = "A"
+    scaled_factor: str | None = "A"
     head_policy: str = "local"
     measures: str = "fisher"
     tiers = ("adapter",)
@@ -137,7 +137,7 @@ class Scored:
             lora_ranks=[1] * population.n_participants,
             allocations=[frozenset({0})] * population.n_participants,
             server_update=self._server_update,
-            fold=self.fold,
+            scaled_factor=self.scaled_factor,
         )
 
     def _server_update(self, state, plan, updates):
@@ -174,7 +174,10 @@ def test_the_proxy_measures_when_it_is_asked_at_full_rank_and_every_depth(tiny_r
 
 def test_squares_of_gradients_are_in_the_units_in_which_the_server_merges(tiny_run):
     """With A folded the server holds 3 A, and so a third of the gradient: a ninth of its square. B is as it was."""
-    folded, bare = (events(run(tiny_run, str(fold), method=Scored(fold=fold), rounds=1)) for fold in ("A", None))
+    folded, bare = (
+        events(run(tiny_run, str(scaled_factor), method=Scored(scaled_factor=scaled_factor), rounds=1))
+        for scaled_factor in ("A", None)
+    )
     for slot, (score, *_) in bare[0]["scores"].items():
         times = 9 if slot.endswith("/A") else 1
         assert folded[0]["scores"][slot][0] * times == pytest.approx(score, rel=1e-4, abs=1e-12)
