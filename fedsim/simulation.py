@@ -145,7 +145,7 @@ class Simulation:
         while True:
             stop_if_asked(self.aggregator.workers, state.round_index, self.spec.rounds)
             if state.round_index == self.spec.rounds:
-                return self.meet_unseen(state)
+                return self.evaluate_unseen(state)
             state = self.run_round(state)
 
     def run_round(self, state: ServerState) -> ServerState:
@@ -158,7 +158,7 @@ class Simulation:
         if dispatch.plan.second_pass is not None:
             more = self.train(state, server.dispatch(state, dispatch.clients, part="second_pass"))
             updates = [merge_second_pass(update, second) for update, second in zip(updates, more, strict=True)]
-        every = [*updates, *self.ask_proxy(state, dispatch.plan)]
+        every = [*updates, *self.measure_on_proxy(state, dispatch.plan)]
         aside = set_aside(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
         after, log, costs = server.step(state, dispatch, every, aside)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
@@ -188,7 +188,7 @@ class Simulation:
         """Return what is logged of who trained which depths, where a plan allocates them."""
         return allocation_log(self.spec.profile, plan.allocations, clients, partial(self.aggregator.workload.of, plan))
 
-    def ask_proxy(self, state: ServerState, plan: Plan) -> list[ClientUpdate]:
+    def measure_on_proxy(self, state: ServerState, plan: Plan) -> list[ClientUpdate]:
         """Let the server's proxy client measure the model of this round, where the plan asks for it."""
         if plan.measures is None or plan.measured_by != "proxy":
             return []
@@ -207,7 +207,7 @@ class Simulation:
             evaluated += self.aggregator.collect(dispatch.plan, self.engine.evaluate(dispatch.plan, dispatch.blocks))
         return evaluated
 
-    def meet_unseen(self, state: ServerState) -> Result | None:
+    def evaluate_unseen(self, state: ServerState) -> Result | None:
         """Place the unseen clients where the method asks for it, evaluate them untuned, let them tune, and finish."""
         server, population = self.aggregator, self.aggregator.population
         state, admission, aside = self.admit(state)
