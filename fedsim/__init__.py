@@ -1,7 +1,7 @@
 """fedsim simulates federated LoRA fine-tuning. `simulate` runs a federation; a recipe is a configuration of it."""
 
 from fedsim.data.federated import FederatedData, from_tensors
-from fedsim.data.proxy import set_aside, with_proxy
+from fedsim.data.proxy import split_off_proxy, with_proxy
 from fedsim.experiments.command_line import RunOptions, cli
 from fedsim.experiments.comparison import compare
 from fedsim.experiments.export import export_adapter
@@ -84,8 +84,8 @@ __all__ = [
     "compare",
     "export_adapter",
     "from_tensors",
-    "set_aside",
     "simulate",
+    "split_off_proxy",
     "start_from_adapter",
     "with_proxy",
 ]

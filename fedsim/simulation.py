@@ -33,7 +33,7 @@ from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Dispatch, sample_cohort
-from fedsim.server.divergence import event, merge_second_pass, set_aside
+from fedsim.server.divergence import diverged_clients, event, merge_second_pass
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
 
@@ -159,8 +159,8 @@ class Simulation:
             more = self.train(state, server.dispatch(state, dispatch.clients, part="second_pass"))
             updates = [merge_second_pass(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.measure_on_proxy(state, dispatch.plan)]
-        aside = set_aside(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
-        after, log, costs = server.step(state, dispatch, every, aside)
+        excluded = diverged_clients(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
+        after, log, costs = server.step(state, dispatch, every, excluded)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
         is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
@@ -168,7 +168,7 @@ class Simulation:
             log = {
                 **self.resources(dispatch.plan, dispatch.clients),
                 **log,
-                **event(aside),
+                **event(excluded),
                 "utilisation": dispatch.utilisation,
             }
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
@@ -210,17 +210,17 @@ class Simulation:
     def evaluate_unseen(self, state: ServerState) -> Result | None:
         """Place the unseen clients where the method asks for it, evaluate them untuned, let them tune, and finish."""
         server, population = self.aggregator, self.aggregator.population
-        state, admission, aside = self.admit(state)
+        state, admission, excluded = self.admit(state)
         untuned = self.evaluate(state, population.unseen)
         dispatch = server.dispatch(state, population.unseen, epochs=server.local.tune_epochs)
         self.progress.begin_phase(state.round_index, "tuning", dispatch.n_clients)
         tuned = server.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
-        aside = [*aside, *set_aside(tuned, self.spec.on_nan, state.round_index, "tuning")]
+        excluded = [*excluded, *diverged_clients(tuned, self.spec.on_nan, state.round_index, "tuning")]
         if not self.recorder:
             return None
         self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
         self.recorder.clients_done(state.round_index, "unseen", tuned, {"after_training": "unseen_tuned"})
-        return self.recorder.finish(state, {**admission, **event(sorted(set(aside)))})
+        return self.recorder.finish(state, {**admission, **event(sorted(set(excluded)))})
 
     def admit(self, state: ServerState) -> tuple[ServerState, Mapping[str, Any], list[int]]:
         """Let unseen clients train the method's probe, if there is one, and place them by it.
@@ -236,8 +236,8 @@ class Simulation:
         dispatch = server.dispatch(state, [*population.unseen, *seen], part="probe")
         self.progress.begin_phase(state.round_index, "probe", dispatch.n_clients)
         probes = server.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
-        aside = set_aside(probes, self.spec.on_nan, state.round_index, "probe")
+        excluded = diverged_clients(probes, self.spec.on_nan, state.round_index, "probe")
         if not self.recorder:
             return state, {}, []
-        outcome = plan.admit(state, population, [probe for probe in probes if probe.client not in aside])
-        return server.apply(state, plan, outcome), outcome.log, aside
+        outcome = plan.admit(state, population, [probe for probe in probes if probe.client not in excluded])
+        return server.apply(state, plan, outcome), outcome.log, excluded

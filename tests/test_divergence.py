@@ -98,11 +98,13 @@ def test_setting_an_update_aside_is_as_if_its_client_had_not_been_sampled(tiny_r
     monkeypatch.setattr(simulation, "sample_cohort", lambda *a: [c for c in real(*a) if c != SICK])
     without = tiny_run("without", data=sick_data(SICK), **common)
     assert aside.digest == without.digest
-    assert [(row["clients"], row["set_aside"]) for row in rows(aside)] == [("5", "1")] * 4
-    assert [row["set_aside"] for row in rows(without)] == ["0"] * 4
+    assert [(row["clients"], row["diverged_clients"]) for row in rows(aside)] == [("5", "1")] * 4
+    assert [row["diverged_clients"] for row in rows(without)] == ["0"] * 4
     assert [row["train_loss"] for row in rows(aside)] == [row["train_loss"] for row in rows(without)]
     events = RunFolder(aside.folder).read_events()
-    assert [event["set_aside"] for event in events if "set_aside" in event and event["round"] < 4] == [[SICK]] * 4
+    assert [event["diverged_clients"] for event in events if "diverged_clients" in event and event["round"] < 4] == [
+        [SICK]
+    ] * 4
 
 
 def test_what_a_client_set_aside_was_measured_at_is_shown(tiny_run):
@@ -121,7 +123,7 @@ def test_what_a_client_set_aside_was_measured_at_is_shown(tiny_run):
 def test_a_round_whose_updates_are_all_set_aside_leaves_the_state_as_it_was(tiny_run, name, engine):
     common = {"method": METHODS[name], "engine": engine, "data": sick_data(0, 1, 2, 3, 4), "rounds": 4}
     result = tiny_run(on_nan="skip", **common)
-    assert [row["set_aside"] for row in rows(result)] == ["5"] * 4
+    assert [row["diverged_clients"] for row in rows(result)] == ["5"] * 4
     assert [row["train_loss"] for row in rows(result)] == ["nan"] * 4
     _, tensors = load_checkpoint(result.folder)
     assert {name for name in tensors if not name.startswith("holders|")} == {"last_seen", "block_size", "horizon"}
@@ -136,7 +138,7 @@ def test_a_sick_newcomer_stops_the_run_or_is_counted(tiny_run, tmp_path):
     result = tiny_run("stopped", resume=True, on_nan="skip", **common)
     assert read_recipe(result.folder)["on_nan"] == "skip", "so that the next --resume goes on like this one"
     (met,) = [event for event in RunFolder(result.folder).read_events() if event["stage"] == "unseen"]
-    assert met["set_aside"] == [4, 5]
+    assert met["diverged_clients"] == [4, 5]
     assert met["routed"] == {}, "nobody is placed by numbers that are not finite"
     tuned = [row for row in rows(result, "clients.csv") if row["evaluation"] == "unseen_tuned"]
     assert [float(row["accuracy"]) for row in tuned] == [0, 0]
@@ -148,9 +150,9 @@ def test_a_sick_proxy_does_not_score_layers(tiny_run):
     with pytest.raises(ClientError, match=rf"client {data.proxy} failed in round \d, .*what it measured is not finite"):
         tiny_run("stopped", method=method, data=data)
     result = tiny_run("aside", method=method, data=data, on_nan="skip")
-    told = [event for event in RunFolder(result.folder).read_events() if "set_aside" in event]
+    told = [event for event in RunFolder(result.folder).read_events() if "diverged_clients" in event]
     assert told
-    assert all(event["set_aside"] == [data.proxy] for event in told)
+    assert all(event["diverged_clients"] == [data.proxy] for event in told)
     assert all("fisher_scores" not in event for event in told)
 
 

@@ -25,7 +25,7 @@ from fedsim.data.partition.dirichlet import (
 from fedsim.data.partition.equal import iid, quantity_skew
 from fedsim.data.partition.flower import flower_dirichlet
 from fedsim.data.partition.sized import sized_dirichlet
-from fedsim.data.proxy import set_aside, with_proxy
+from fedsim.data.proxy import split_off_proxy, with_proxy
 from fedsim.data.sources.labelled import Labelled, joined
 from fedsim.data.texts.texts import TextOptions
 
@@ -108,7 +108,7 @@ def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -
     train, test = splits
     if train.groups is None or test.groups is None:
         raise ValueError("The data have no domains; say which column holds them (--data.group-column).")
-    proxy, rest = set_aside(train.targets.numpy(), options.proxy_samples, rng)
+    proxy, rest = split_off_proxy(train.targets.numpy(), options.proxy_samples, rng)
     *tables, groups = by_group(
         (train.targets[rest].numpy(), train.groups[rest].numpy()),
         (test.targets.numpy(), test.groups.numpy()),
@@ -129,7 +129,7 @@ def skewed_clients(options: Skew, splits: Splits, rng: np.random.Generator) -> F
     Raises ValueError when there are no owners or super-classes to work with or the split cannot be made.
     """
     train, test = splits
-    proxy, rest = set_aside(train.targets.numpy(), options.proxy_samples, rng)
+    proxy, rest = split_off_proxy(train.targets.numpy(), options.proxy_samples, rng)
     pools, owners = (train.targets[rest].numpy(), test.targets.numpy()), None
     if train.groups is not None and test.groups is not None:
         owners = train.groups[rest].numpy(), test.groups.numpy()

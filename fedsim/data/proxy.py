@@ -10,7 +10,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.partition.sized import counts_by_shares
 
 
-def set_aside(targets: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+def split_off_proxy(targets: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     """Return the rows of `n_samples` samples, in the proportions of their classes, and all other rows; ascending.
 
     Where there are fewer samples than classes, chance decides among those that are equally large.

@@ -127,10 +127,10 @@ class _Counting(Aggregator):
         return round(stack * real / small)
 
     def step(
-        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
+        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], excluded: Sequence[int] = ()
     ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
         """Update, and note the bytes."""
-        after, log, costs = super().step(state, dispatch, updates, aside)
+        after, log, costs = super().step(state, dispatch, updates, excluded)
         self.sent.append((int(log["bytes.up"]), int(log["bytes.down"])))  # type: ignore[call-overload]
         return after, log, costs
 

@@ -64,9 +64,9 @@ class Recorder:
     ) -> None:
         """Record the round before `after`: tables, then the checkpoint, which keeps `beside` too."""
         self.folder.check_is_ours()
-        round_index, aside = after.round_index - 1, log.get("set_aside", ())
+        round_index, excluded = after.round_index - 1, log.get("diverged_clients", ())
         metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
-        metrics |= {"set_aside": sum(update.client in aside for update in updates)}
+        metrics |= {"diverged_clients": sum(update.client in excluded for update in updates)}
         metrics |= {"train_loss": mean_loss(updates)}
         for evaluation, source in (("after_training", updates), ("after_aggregation", evaluated)):
             summary = summarise_updates(source, evaluation, self.task.metrics)

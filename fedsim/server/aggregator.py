@@ -121,17 +121,17 @@ class Aggregator:
         return sorted(collected, key=lambda update: update.client)
 
     def step(
-        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], aside: Sequence[int] = ()
+        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], excluded: Sequence[int] = ()
     ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
         """Run the method's server update; return the state with which the next round begins, what to log, and costs.
 
-        Nothing of the clients set `aside` is merged, as if they had not been sampled, but their bytes count: they were
-        sent. Only worker 0 has a server's state to update; on the others the round's number goes up.
+        Nothing of the `excluded` clients is merged, as if they had not been sampled. Their bytes count: they were sent.
+        Only worker 0 has a server's state to update; on the others the round's number goes up.
         """
         after = replace(state, round_index=state.round_index + 1)
         if not self.workers.is_first:
             return after, {}, []
-        sound = [update for update in updates if update.client not in aside]
+        sound = [update for update in updates if update.client not in excluded]
         merged = [update.client for update in sound if update.client != self.population.proxy]
         outcome = dispatch.plan.server_update(state, dispatch.plan, sound) if merged else Outcome()
         costs, sums = account_round(dispatch.costs, self.stack_bytes(outcome), self.clock)

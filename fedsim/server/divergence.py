@@ -29,7 +29,7 @@ def diverged(updates: Sequence[ClientUpdate]) -> dict[int, str]:
     return {update.client: problem for update in updates if (problem := _problem(update))}
 
 
-def set_aside(updates: Sequence[ClientUpdate], on_nan: OnNan, round_index: int, stage: str) -> list[int]:
+def diverged_clients(updates: Sequence[ClientUpdate], on_nan: OnNan, round_index: int, stage: str) -> list[int]:
     """Return the clients whose updates must not be merged; raises `Diverged` when the run is to stop at the first."""
     problems = diverged(updates)
     if problems and on_nan == "stop":
@@ -48,9 +48,9 @@ def set_aside(updates: Sequence[ClientUpdate], on_nan: OnNan, round_index: int, 
     return list(problems)
 
 
-def event(aside: Sequence[int]) -> Mapping[str, object]:
+def event(excluded: Sequence[int]) -> Mapping[str, object]:
     """Return what events.jsonl says of those set aside: nothing when there are none."""
-    return {"set_aside": list(aside)} if aside else {}
+    return {"diverged_clients": list(excluded)} if excluded else {}
 
 
 def _problem(update: ClientUpdate) -> str:

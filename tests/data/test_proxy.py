@@ -25,21 +25,21 @@ def labelled(counts: list[int]) -> Labelled:
 @pytest.mark.parametrize(("n", "expected"), [(10, [5, 3, 2]), (20, [10, 6, 4]), (1, [1, 0, 0]), (0, [0, 0, 0])])
 def test_the_server_keeps_samples_in_the_proportions_of_their_classes(n, expected):
     targets = np.repeat([0, 1, 2], [50, 30, 20])
-    proxy, rest = fedsim.set_aside(targets, n, np.random.default_rng(0))
+    proxy, rest = fedsim.split_off_proxy(targets, n, np.random.default_rng(0))
     assert np.bincount(targets[proxy.numpy()], minlength=3).tolist() == expected
     assert sorted([*proxy.tolist(), *rest.tolist()]) == list(range(100))
 
 
 def test_chance_decides_between_classes_of_which_there_are_more_than_samples():
     targets, rng = np.repeat(np.arange(10), 5), np.random.default_rng(0)
-    found = {int(targets[int(fedsim.set_aside(targets, 1, rng)[0])]) for _ in range(100)}
+    found = {int(targets[int(fedsim.split_off_proxy(targets, 1, rng)[0])]) for _ in range(100)}
     assert found == set(range(10))
 
 
 @pytest.mark.parametrize("n", [-1, 50])
 def test_the_server_cannot_keep_everything(n):
     with pytest.raises(ValueError, match=rf"proxy_samples is {n}.*50 training samples.*--data.proxy-samples"):
-        fedsim.set_aside(np.zeros(50, int), n, np.random.default_rng(0))
+        fedsim.split_off_proxy(np.zeros(50, int), n, np.random.default_rng(0))
 
 
 SKEW = {"n_clients": 6, "alpha": 10.0, "proxy_samples": 12, "unseen_fraction": 0.2}

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
 from fedsim.data.partition.dirichlet import by_group, choose_unseen
-from fedsim.data.proxy import set_aside, with_proxy
+from fedsim.data.proxy import split_off_proxy, with_proxy
 
 STYLES = ("flipped", "inverted", "rotated", "outline", "textured", "warped")
 SIZE = 32
@@ -130,4 +130,4 @@ def digit_styles(split: DigitStyles, rng: np.random.Generator) -> FederatedData:
         group_names=STYLES,
         transform=normalise,
     )
-    return with_proxy(data, set_aside(all_targets[:border], split.proxy_samples, rng)[0])
+    return with_proxy(data, split_off_proxy(all_targets[:border], split.proxy_samples, rng)[0])
