@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import fedsim
 from fedsim.adapters.layout import Slot
-from fedsim.data.placement import placed
+from fedsim.data.placement import move_to_device
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.parts.initialisation import lora_initial
 from fedsim.randomness import generator
@@ -151,7 +151,7 @@ class Workload:
     @cached_property
     def near(self) -> fedsim.FederatedData:
         """The data where fedsim would put them, which is on the device if they fit."""
-        return placed(self.data, torch.device(self.device))
+        return move_to_device(self.data, torch.device(self.device))
 
     def inputs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Inputs and targets of these rows, on the device."""

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from fedsim.adapters.layout import Slot
 from fedsim.costs.step_cost import allocation_log
-from fedsim.data.placement import placed
+from fedsim.data.placement import move_to_device
 from fedsim.distributed.blocks import largest_size
 from fedsim.distributed.launch import check_threads, launch, set_threads
-from fedsim.distributed.signals import listening, stop_if_asked
+from fedsim.distributed.signals import handle_signals, stop_if_asked
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.engines import Engine
 from fedsim.engines.batched import BatchedEngine
@@ -72,7 +72,7 @@ def simulate(
     state, initial = spec.state(start.round_index), spec.initial_slots()
     title, metric = type(spec.method).__name__, spec.data.task.metrics[0]
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
-    with listening(), only_writer(out) if workers.is_first else nullcontext(), progress:
+    with handle_signals(), only_writer(out) if workers.is_first else nullcontext(), progress:
         engine = prepare_engine(spec, fabric, initial, workers, start.block_size, progress.client_done)
         server = prepare_server(spec, initial, workers, engine.block_size)
         recorder = None
@@ -97,7 +97,7 @@ def prepare_engine(
 
     `kept_block_size` is that of the run which is resumed. On a GPU it is measured: what fits on the fullest one.
     """
-    data, layout = placed(spec.data, fabric.device), spec.layout
+    data, layout = move_to_device(spec.data, fabric.device), spec.layout
     module = fabric.to_device(ClientModule(spec.backbone, layout.sites, spec.compile, layout.mixing))
     if spec.engine == "sequential":
         return SequentialEngine(fabric, module, data, spec.seed, on_client)

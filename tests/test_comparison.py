@@ -123,7 +123,7 @@ def test_data_that_changed_are_noticed_also_where_the_next_cell_is_not_begun(tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(Cells, "_simulate", end)
-        patch.setattr("fedsim.experiments.comparison.listening", nullcontext)
+        patch.setattr("fedsim.experiments.comparison.handle_signals", nullcontext)
         with pytest.raises(KeyboardInterrupt):
             fedsim.compare(two, federation, **arguments)
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())

@@ -32,17 +32,17 @@ def made(tmp_path_factory):
 
 @pytest.fixture
 def go_on(made, tiny_run, tmp_path):
-    """Resume a copy of the run from tensors that a function has changed and sealed again; the tables must stay."""
+    """Resume a copy of the run from changed tensors with a manifest to match; the tables must stay."""
 
-    def resume(change, seal=()):
+    def resume(change, manifest=()):
         out = shutil.copytree(made(tiny_run), tmp_path / "copy")
         round_index, tensors = load_checkpoint(out)
         change(tensors)
         path = out / "checkpoints" / f"round-{round_index:06d}.safetensors"
         path.write_bytes(payload := pack(tensors))
-        sealed = {"sha256": hashlib.sha256(payload).hexdigest(), "inside": structure_of(tensors)} | dict(seal)
+        manifest = {"sha256": hashlib.sha256(payload).hexdigest(), "inside": structure_of(tensors)} | dict(manifest)
         old = json.loads(path.with_suffix(".json").read_text())
-        path.with_suffix(".json").write_text(json.dumps(old | sealed))
+        path.with_suffix(".json").write_text(json.dumps(old | manifest))
         before = {name: (out / name).read_bytes() for name in ("metrics.csv", "clients.csv", "events.jsonl")}
         try:
             return tiny_run(out=out, method=HILORA, rounds=3, resume=True)
@@ -52,7 +52,7 @@ def go_on(made, tiny_run, tmp_path):
     return resume
 
 
-def test_one_that_is_only_sealed_again_goes_on_as_ever(go_on, made, tiny_run):
+def test_one_that_is_only_listed_again_goes_on_as_ever(go_on, made, tiny_run):
     digest = json.loads((made(tiny_run) / "result.json").read_text())["digest"]
     assert go_on(lambda tensors: None).digest == digest
 
@@ -122,15 +122,15 @@ def test_tensors_that_no_run_writes_are_named_before_anything_starts(go_on, name
 
 
 @pytest.mark.parametrize("name", ["last_seen", "learnt|labels", "learnt|since", f"{NAME}|rows"])
-def test_a_seal_says_what_must_be_inside(go_on, made, tiny_run, name):
+def test_a_manifest_says_what_must_be_inside(go_on, made, tiny_run, name):
     inside = structure_of(load_checkpoint(made(tiny_run))[1])
     with pytest.raises(ValueError, match=r"safetensors' is damaged: its tensors have other names, types or shapes"):
         go_on(without(name), {"inside": inside})
 
 
 @pytest.mark.parametrize("round_index", [7, 0, -1, 2.5, "3", None, [3], 1e999, True])
-def test_a_seal_of_another_round_is_refused(go_on, round_index):
-    with pytest.raises(ValueError, match=r"safetensors' is damaged: its seal is that of round"):
+def test_a_manifest_of_another_round_is_refused(go_on, round_index):
+    with pytest.raises(ValueError, match=r"safetensors' is damaged: its manifest is that of round"):
         go_on(lambda tensors: None, {"round_index": round_index})
 
 
@@ -138,15 +138,15 @@ def test_a_checkpoint_behind_the_last_round_does_not_train_for_ever(go_on, made,
     out = shutil.copytree(made(tiny_run), tmp_path / "late")
     for kind in ("json", "safetensors"):
         (out / "checkpoints" / f"round-000003.{kind}").rename(out / "checkpoints" / f"round-000009.{kind}")
-    seal = out / "checkpoints" / "round-000009.json"
-    seal.write_text(json.dumps(json.loads(seal.read_text()) | {"round_index": 9}))
+    manifest = out / "checkpoints" / "round-000009.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"round_index": 9}))
     with pytest.raises(ValueError, match=r"round-000009': It begins with round 9, and the run has 3"):
         tiny_run(out=out, method=HILORA, rounds=3, resume=True)
 
 
 @pytest.mark.parametrize("text", ["[1]", "1", '"x"', "{}", "[" * 100_000 + "]" * 100_000, "\0"])
-def test_a_seal_that_is_none_is_one_message(made, tiny_run, tmp_path, text):
-    out = shutil.copytree(made(tiny_run), tmp_path / "seal")
+def test_a_manifest_that_is_none_is_one_message(made, tiny_run, tmp_path, text):
+    out = shutil.copytree(made(tiny_run), tmp_path / "manifest")
     (out / "checkpoints" / "round-000003.json").write_text(text)
     with pytest.raises(ValueError, match=r"round-000003.safetensors' is damaged"):
         load_checkpoint(out)

@@ -15,7 +15,7 @@ from runs import SMALL, environment, fabric, finished
 
 import fedsim
 from fedsim.distributed import signals as interruption
-from fedsim.distributed.signals import INTERRUPTED, SIGNALS, Stopped, Wish
+from fedsim.distributed.signals import INTERRUPTED, SIGNALS, Stopped, StopRequest
 from fedsim.experiments import command_line
 from fedsim.storage import run_folder
 
@@ -87,8 +87,8 @@ def test_a_comparison_stops_inside_a_run_or_between_two_and_resumes_to_the_same_
 
 
 def test_signals_are_left_alone_where_a_run_is_not_in_the_main_thread(tiny_run):
-    with interruption.listening():
-        interruption._wish.note(signal.SIGTERM)  # of an earlier run, which has ended
+    with interruption.handle_signals():
+        interruption._request.note(signal.SIGTERM)  # of an earlier run, which has ended
     found, before = [], handlers()
     thread = threading.Thread(target=lambda: found.append(tiny_run(rounds=1).digest))
     thread.start()
@@ -112,12 +112,12 @@ def test_only_a_second_ctrl_c_leaves_at_once(monkeypatch, capfd, first, then, se
     left, clock = [], [10.0]
     monkeypatch.setattr(os, "_exit", left.append)
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    wish = Wish()
-    wish.note(first)
+    request = StopRequest()
+    request.note(first)
     clock[0] += seconds
-    wish.note(then)
+    request.note(then)
     assert left == [INTERRUPTED] * leaves
-    assert wish.signal == first
+    assert request.signal == first
     assert capfd.readouterr().err.count("\n") == 1
 
 

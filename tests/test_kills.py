@@ -35,7 +35,7 @@ def in_a_fork(work: Callable[[], object]) -> int:
 
 
 def die_in_a_checkpoint(count: int, suffix: str) -> None:
-    """Let this process be killed half-way through its checkpoint number `count`, its tensors or their seal."""
+    """Let this process be killed half-way through its checkpoint number `count`, its tensors or their manifest."""
     real, written = run_folder.write_atomically, 0
 
     def write(path: Path, payload: bytes) -> None:
@@ -73,7 +73,7 @@ def kill_and_resume(out: Path, start: Callable[[bool], object], rounds_done: Cal
 
 
 def newest(folder: Path) -> int:
-    """The round of the newest seal; the process that is still writing may drop the file meanwhile."""
+    """The round of the newest manifest; the process that is still writing may drop the file meanwhile."""
     names = [path.stem for path in (folder / "checkpoints").glob("round-*.json")]
     return max((int(name.removeprefix("round-")) for name in names), default=0)
 

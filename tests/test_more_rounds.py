@@ -184,7 +184,7 @@ def test_a_comparison_keeps_its_rounds(tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_resumes_but_does_not_grow(tiny_run, monkeypatch):
-    """It does not say whether anything depended on the number of rounds, and its seal holds that number."""
+    """It does not say whether anything depended on the number of rounds, and its manifest holds that number."""
     save, run_of = run_folder.RunFolder.save_checkpoint, run_folder._run_of
     with monkeypatch.context() as earlier:
         earlier.setattr(run_folder, "_run_of", lambda folder: run_of(folder, run_folder.MAY_CHANGE | {"seeds"}))

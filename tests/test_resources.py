@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fedsim
 from fedsim.adapters.layout import Layout, Slot, fit_rank
-from fedsim.adapters.linear import ClientRows
+from fedsim.adapters.linear import ClientBatch
 from fedsim.costs.profiler import profile
 from fedsim.costs.step_cost import MIB, Work, by_layers
 from fedsim.models.client_module import ClientModule
@@ -48,7 +48,7 @@ def measured(
         tensors = {slot: tensor.expand(n, *tensor.shape).clone() for slot, tensor in tensors.items()}
     for slot in learns:
         tensors[slot].requires_grad_()
-    MODULE.install(tensors, {}, cross_entropy, rows=ClientRows([BATCH] * n) if n_clients else None)
+    MODULE.install(tensors, {}, cross_entropy, rows=ClientBatch([BATCH] * n) if n_clients else None)
     images, targets = IMAGES.repeat(n, 1, 1, 1), torch.zeros(n * BATCH, dtype=torch.long)
     known = {t.untyped_storage().data_ptr() for t in [*NET.parameters(), *NET.buffers(), *tensors.values(), images]}
     kept = {}

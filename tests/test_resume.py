@@ -186,7 +186,7 @@ def contents(folder):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"round_index": 2}', "null"])
-def test_a_damaged_seal_is_named(tiny_run, text):
+def test_a_damaged_manifest_is_named(tiny_run, text):
     folder = tiny_run(rounds=2).folder
     (folder / "checkpoints" / "round-000002.json").write_text(text)
     with pytest.raises(ValueError, match=r"round-000002.safetensors' is damaged.*checkpoint before it"):

@@ -87,7 +87,7 @@ def test_what_is_harmless_passes(text):
 
 
 def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(tiny_run, tmp_path):
-    """With a valid seal, as who means harm would write it."""
+    """With a valid manifest, as who means harm would write it."""
     import hashlib
     import json
     import pickle
@@ -100,8 +100,8 @@ def test_a_pickle_in_place_of_a_checkpoint_is_not_opened(tiny_run, tmp_path):
     payload = pickle.dumps(Harm())
     path = folder / "checkpoints" / "round-000001.safetensors"
     path.write_bytes(payload)
-    seal = json.loads(path.with_suffix(".json").read_text()) | {"sha256": hashlib.sha256(payload).hexdigest()}
-    path.with_suffix(".json").write_text(json.dumps(seal))
+    manifest = json.loads(path.with_suffix(".json").read_text()) | {"sha256": hashlib.sha256(payload).hexdigest()}
+    path.with_suffix(".json").write_text(json.dumps(manifest))
     with pytest.raises(ValueError, match=r"round-000001.safetensors' is damaged"):
         tiny_run(rounds=1, resume=True)
     torch.save({"a": torch.ones(1)}, tmp_path / "weights.pt")

@@ -5,7 +5,7 @@ x (..., I)
  └─ A_t (R, I) ─ B_t (O, R) ─ · scale_t ──► + at the site's rows, for every tier t (times its weight where tiers mix)
 
 One client's factors have these shapes. A block's carry a leading client axis K: the frozen map sees the samples of all
-clients as one batch, and only the products with A and B know whose sample is whose (`ClientRows`).
+clients as one batch, and only the products with A and B know whose sample is whose (`ClientBatch`).
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,7 +25,7 @@ Dropout = Callable[[Tensor], Tensor]
 """Drops inputs x of the adapters, with the x (..., I) of one client or the (K, M, I) of a block."""
 
 
-class ClientRows:
+class ClientBatch:
     """Whose sample is whose in a batch that holds `sizes[k]` samples of client k, one client after another."""
 
     def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu"):
@@ -80,7 +80,7 @@ class TieredLinear(nn.Module):
         self,
         tensors: Mapping[Slot, Tensor],
         scales: Mapping[str, Scale],
-        rows: ClientRows | None = None,
+        rows: ClientBatch | None = None,
         dropout: Dropout | None = None,
         mixing: Mixing | None = None,
     ) -> None:
@@ -117,7 +117,7 @@ class TieredLinear(nn.Module):
         seen = x if self.dropout is None or self.sites[0].is_head else self.dropout(x)
         return {share.site.rows: _change(share, seen, x) for share in self.active}
 
-    def _block_changes(self, x: Tensor, rows: ClientRows) -> dict[tuple[int, int] | None, Tensor]:
+    def _block_changes(self, x: Tensor, rows: ClientBatch) -> dict[tuple[int, int] | None, Tensor]:
         """What each site adds for a block of clients, at its rows."""
         samples = x.shape[:-1]
         stacked = rows.stack(x.reshape(sum(rows.sizes), -1, x.shape[-1]))

@@ -12,7 +12,7 @@ SHARE = 0.5
 """Of the free memory of a device, or of the machine for all its workers, that data may take."""
 
 
-def placed(data: FederatedData, device: torch.device) -> FederatedData:
+def move_to_device(data: FederatedData, device: torch.device) -> FederatedData:
     """Return the same data on the device, or in pinned memory, or where they are; on a CPU they stay where they are."""
     if device.type != "cuda":
         return data

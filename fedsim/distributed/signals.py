@@ -1,4 +1,4 @@
-"""Asked to stop: a signal becomes a wish, on which all workers agree between rounds, and an exit code of its own.
+"""Asked to stop: a signal becomes a request, on which all workers agree between rounds, and an exit code of its own.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 let the round be finished; its checkpoint is what the run goes on from. A round is
 the unit since nothing inside one is kept: whoever cannot wait loses this round and no other.
@@ -37,7 +37,7 @@ class Stopped(SystemExit):
 
 
 @dataclass
-class Wish:
+class StopRequest:
     """What this process was asked for: the first signal (0: nothing) and when it came."""
 
     signal: int = 0
@@ -57,34 +57,34 @@ class Wish:
             os._exit(INTERRUPTED)  # no clean-up: another worker may hang; checkpoints are whole or not there
 
 
-_wish = Wish()
+_request = StopRequest()
 
 
 @contextmanager
-def listening() -> Iterator[None]:
-    """While inside, take the three signals as the wish to stop; an outer `listening` keeps them."""
+def handle_signals() -> Iterator[None]:
+    """While inside, take the three signals as the request to stop; an outer `handle_signals` keeps them."""
     is_main = threading.current_thread() is threading.main_thread()  # others may not set handlers
-    if not is_main or signal.getsignal(signal.SIGTERM) == _wish.note:
+    if not is_main or signal.getsignal(signal.SIGTERM) == _request.note:
         yield
         return
-    _wish.signal, _wish.before = 0, {number: signal.signal(number, _wish.note) for number in SIGNALS}
+    _request.signal, _request.before = 0, {number: signal.signal(number, _request.note) for number in SIGNALS}
     try:
         yield
     finally:
-        _wish.signal = 0
-        for number, handler in _wish.before.items():
+        _request.signal = 0
+        for number, handler in _request.before.items():
             signal.signal(number, handler)
 
 
 def stop_if_asked(workers: Workers, done: int, rounds: int) -> None:
     """Raise `Stopped` on every worker when any of them was asked to stop. All must call this at the same place."""
-    number = max(workers.all_numbers(_wish.signal))
+    number = max(workers.all_numbers(_request.signal))
     if not number:
         return
     if workers.is_first:
         _say(f"{name(number)}: stopped after {done} of {rounds} rounds; the run can be resumed")
     if is_launched():  # it ends all workers when the first has left, and worker 0 may have something to say yet
-        _wish.before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
+        _request.before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
     raise Stopped(STOPPED)
 
 

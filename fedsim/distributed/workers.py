@@ -79,7 +79,7 @@ class Workers:
             dist.broadcast(buffer, 0, group=self.group)
         return buffer.numpy().tobytes()
 
-    def share(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
+    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
         """Give worker 0's tensors to everyone."""
         if self.count == 1:
             assert tensors is not None

@@ -15,7 +15,7 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
-from fedsim.adapters.linear import ClientRows
+from fedsim.adapters.linear import ClientBatch
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import block_dropout
 from fedsim.engines.stack import Stack, StackedOptimizer
@@ -150,7 +150,7 @@ class BatchedEngine:
 
         def differentiate(start: int, stop: int) -> Tensor:
             chosen, draws = zip(*picks[start:stop], strict=True)
-            rows = ClientRows([len(each) for each in chosen], stack.device)
+            rows = ClientBatch([len(each) for each in chosen], stack.device)
             values = stack.values[start:stop].detach().requires_grad_()
             dropout = None if step is None else block_dropout(self.seed, stack.block[start:stop], step, rows)
             self._install(plan, stack, values, start, rows, dropout)
@@ -175,7 +175,7 @@ class BatchedEngine:
             sums = torch.zeros(len(tables), task.n_scores, device=stack.device)
             for begin in range(0, max(map(len, tables)), batch_size):
                 chosen = [table[begin : begin + batch_size] for table in tables]
-                rows = ClientRows([len(each) for each in chosen], stack.device)
+                rows = ClientBatch([len(each) for each in chosen], stack.device)
                 self._install(plan, stack, stack.values[start:stop], start, rows)
                 inputs, targets = self.data.batch(torch.cat(chosen), device=stack.device)
                 with self.fabric.autocast():
@@ -187,7 +187,7 @@ class BatchedEngine:
         sums = torch.cat(self._in_passes(len(stack.block), test)).tolist()
         return [task.summary(totals, n) if n else {} for totals, n in zip(sums, sizes, strict=True)]
 
-    def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientRows, dropout=None) -> None:
+    def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientBatch, dropout=None) -> None:
         """Make the module the clients from `start` on, whose trained tensors are `values`."""
         tensors, scales = stack.tensors(values, start), stack.scales(start, start + len(values))
         self.module.install(tensors, scales, plan.objective, rows=rows, dropout=dropout)

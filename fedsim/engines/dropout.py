@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.adapters.linear import ClientRows, Dropout
+from fedsim.adapters.linear import ClientBatch, Dropout
 from fedsim.randomness import generator
 from fedsim.round import Assignment
 
@@ -30,7 +30,7 @@ class ClientDropout:
         return x * kept / (1 - share)
 
 
-def block_dropout(seed: int, block: Sequence[Assignment], step: int, rows: ClientRows) -> Dropout | None:
+def block_dropout(seed: int, block: Sequence[Assignment], step: int, rows: ClientBatch) -> Dropout | None:
     """Return the dropout of a block's stacked inputs (K, widest, M, I) to (K, widest · M, I); None when nobody drops.
 
     Each client draws for the samples it has.

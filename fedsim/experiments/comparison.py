@@ -16,7 +16,7 @@ from typing import Any
 
 from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_threads, launch
-from fedsim.distributed.signals import listening
+from fedsim.distributed.signals import handle_signals
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.experiments.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.local_training import LocalTraining
@@ -63,7 +63,7 @@ def compare(
     Workers.from_environment(common.get("timeout", TIMEOUT)).check_same(flat(table.loaded))
     if Workers.is_first_or_alone():
         (RunFolder.extend if resume else RunFolder.create)(table.out, recipe | {FINGERPRINT: table.loaded})
-    with listening():
+    with handle_signals():
         results = table.run(recipe, chosen := table.tune(recipe))
     if not Workers.is_first_or_alone():
         return None

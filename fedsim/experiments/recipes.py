@@ -98,7 +98,7 @@ def run_image_experiment(
     found = find_images(images)
     pretrained = model.pretrained and not recipe.dry_run  # what it costs does not depend on weights
     backbone = timm_backbone(model.name, found.n_classes, images.image_size, model.weights, pretrained)
-    run(recipe, methods, by_seed(split, images, found.unread() if recipe.dry_run else found.decode()), backbone)
+    run(recipe, methods, by_seed(split, images, found.placeholder() if recipe.dry_run else found.decode()), backbone)
 
 
 def run_text_experiment(recipe: TextExperiment, methods: Methods, texts: TextOptions, split: Split) -> None:
@@ -115,7 +115,7 @@ def run_text_experiment(recipe: TextExperiment, methods: Methods, texts: TextOpt
     found, tokenizer = find_texts(texts), text_tokenizer(recipe.model)
     model = replace(recipe.model, pretrained=recipe.model.pretrained and not recipe.dry_run)
     backbone = text_backbone(model, found.n_classes, tokenizer)
-    splits = found.unread(tokenizer.pad_token_id) if recipe.dry_run else found.tokenise(tokenizer)
+    splits = found.placeholder(tokenizer.pad_token_id) if recipe.dry_run else found.tokenise(tokenizer)
     run(recipe, methods, by_seed(split, texts, splits), backbone)
 
 

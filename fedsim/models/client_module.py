@@ -9,7 +9,7 @@ from lightning import LightningModule
 from torch import Tensor, nn
 
 from fedsim.adapters.layout import Mixing, Site, Slot
-from fedsim.adapters.linear import ClientRows, Dropout, Scale, insert_tiered_linears
+from fedsim.adapters.linear import ClientBatch, Dropout, Scale, insert_tiered_linears
 from fedsim.local_training import LocalTraining
 from fedsim.models.decoding import generate
 
@@ -32,7 +32,7 @@ class ClientModule(LightningModule):
         self.local, self.mixing = LocalTraining(), mixing
         self.rates: Mapping[Slot, float] = {}
         self.tensors: dict[Slot, Tensor] = {}
-        self.rows: ClientRows | None = None
+        self.rows: ClientBatch | None = None
 
     def install(
         self,
@@ -40,7 +40,7 @@ class ClientModule(LightningModule):
         scales: Mapping[str, Scale],
         objective: Objective,
         local: LocalTraining | None = None,
-        rows: ClientRows | None = None,
+        rows: ClientBatch | None = None,
         dropout: Dropout | None = None,
         rates: Mapping[Slot, float] | None = None,
     ) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.randomness import derive_seed, generator
-from fedsim.storage.cache import made_once
+from fedsim.storage.cache import cached_file
 
 ARCHITECTURE = dict(
     img_size=32, patch_size=8, in_chans=1, embed_dim=64, depth=4, num_heads=4, num_classes=10, mlp_ratio=2.0
@@ -52,7 +52,7 @@ def pretrained_digits_vit(
         _train(model, images, targets, on_epoch)
         save_file(model.state_dict(), path)
 
-    return digits_vit(made_once(f"digits-vit-{content.hexdigest()[:16]}.safetensors", train))
+    return digits_vit(cached_file(f"digits-vit-{content.hexdigest()[:16]}.safetensors", train))
 
 
 @known(lambda weights: str(weights))

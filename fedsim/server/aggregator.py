@@ -89,7 +89,7 @@ class Aggregator:
         loads. `part` asks for a plan inside the plan instead; `epochs` overrides the recipe's.
         """
         part = part if test_sizes is None else "eval_plan"
-        arrived = self.workers.share(self._copies(state, clients, part) if self.workers.is_first else None)
+        arrived = self.workers.broadcast_tensors(self._copies(state, clients, part) if self.workers.is_first else None)
         clients = arrived["clients"].tolist()
         learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
         plan = self._plan(replace(state, learnt=learnt), part)

@@ -12,7 +12,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("FEDSIM_CACHE") or Path.home() / ".cache" / "fedsim")
 
 
-def made_once(name: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
+def cached_file(name: str, make: Callable[[Path], None], is_whole: Callable[[Path], bool] = Path.exists) -> Path:
     """Return the file `name` of the cache folder, which `make(path)` writes if it is not there and whole.
 
     Several processes may call this at once: one makes the file, the others wait. Raises ValueError when the folder

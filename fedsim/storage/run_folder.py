@@ -135,8 +135,8 @@ class RunFolder:
         for name in TABLES:
             to_disk(self.path / name)
         inside, sha256 = structure_of(tensors), hashlib.sha256(payload).hexdigest()
-        seal = {"round_index": round_index, "sha256": sha256, "inside": inside, "run": _run_of(self.path)}
-        write_atomically(path.with_suffix(".json"), _json(seal))
+        manifest = {"round_index": round_index, "sha256": sha256, "inside": inside, "run": _run_of(self.path)}
+        write_atomically(path.with_suffix(".json"), _json(manifest))
         self.newest = round_index
         for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
             old.unlink()
@@ -198,7 +198,7 @@ def check_same_recipe(
 
 def newest_round(folder: Path) -> int:
     """Return the round with which the newest checkpoint begins, by its name alone; 0 before the first."""
-    stems = (seal.stem.removeprefix("round-") for seal in (folder / "checkpoints").glob("round-*.json"))
+    stems = (manifest.stem.removeprefix("round-") for manifest in (folder / "checkpoints").glob("round-*.json"))
     return max((int(stem) for stem in stems if stem.isdecimal()), default=0)
 
 
@@ -207,24 +207,28 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
 
     Raises ValueError for one that is damaged or that another run wrote.
     """
-    seals = sorted((folder / "checkpoints").glob("round-*.json"))
-    if not seals:
+    manifests = sorted((folder / "checkpoints").glob("round-*.json"))
+    if not manifests:
         return 0, {}
-    stem = seals[-1].with_suffix("")
+    stem = manifests[-1].with_suffix("")
     way_out = f"Delete {stem.name}.json and {stem.name}.safetensors to resume from the checkpoint before it."
     try:
-        seal = disk.parse_json(disk.own_bytes(seals[-1]))
-        payload = disk.own_bytes(seals[-1].with_suffix(".safetensors"))
-        if hashlib.sha256(payload).hexdigest() != seal["sha256"]:
+        manifest = disk.parse_json(disk.own_bytes(manifests[-1]))
+        payload = disk.own_bytes(manifests[-1].with_suffix(".safetensors"))
+        if hashlib.sha256(payload).hexdigest() != manifest["sha256"]:
             raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
-        found = seal["round_index"], unpack(payload)
+        found = manifest["round_index"], unpack(payload)
         if type(found[0]) is not int or stem.name != f"round-{found[0]:06d}" or found[0] < 1:
-            raise ValueError(f"its seal is that of round {seal['round_index']!r}")
-        if seal.get("inside", structure_of(found[1])) != structure_of(found[1]):
+            raise ValueError(f"its manifest is that of round {manifest['round_index']!r}")
+        if manifest.get("inside", structure_of(found[1])) != structure_of(found[1]):
             raise ValueError("its tensors have other names, types or shapes than it was written with")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint '{stem}.safetensors' is damaged: {error}. {way_out}") from None
-    if seal.get("run") not in (None, _run_of(folder), _run_of(folder, MAY_CHANGE | {SEEDS})):  # of an earlier version
+    if manifest.get("run") not in (
+        None,
+        _run_of(folder),
+        _run_of(folder, MAY_CHANGE | {SEEDS}),
+    ):  # of an earlier version
         raise ValueError(f"The checkpoint '{stem}.safetensors' is that of another run. {way_out}")
     return found
 

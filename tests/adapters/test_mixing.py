@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedsim.adapters.layout import Layout, Site, Slot
-from fedsim.adapters.linear import ClientRows, TieredLinear
+from fedsim.adapters.linear import ClientBatch, TieredLinear
 from fedsim.adapters.mixing import DepthGate, TokenRouter
 from fedsim.models.client_module import ClientModule
 from fedsim.parts.initialisation import lora_initial
@@ -69,7 +69,7 @@ def test_every_client_of_a_block_mixes_with_its_own_value(mixing, sizes):
     tiered, of_client = TieredLinear(base(), [SITE]), [client_tensors(mixing, client) for client in range(CLIENTS)]
     stacked = {slot: torch.stack([tensors[slot] for tensors in of_client]) for slot in of_client[0]}
     x = random(sum(sizes), 4, WIDTH, seed=99)
-    tiered.install(stacked, SCALES, ClientRows(sizes), mixing=mixing)
+    tiered.install(stacked, SCALES, ClientBatch(sizes), mixing=mixing)
     expected = [
         torch.stack([by_hand(tiered.base, mixing, tensors, token) for token in rows.reshape(-1, WIDTH)])
         for tensors, rows in zip(of_client, x.split(sizes), strict=True)

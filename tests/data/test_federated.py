@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.data.placement import nearest_place, placed
+from fedsim.data.placement import move_to_device, nearest_place
 
 
 def tokens() -> fedsim.FederatedData:
@@ -55,7 +55,7 @@ def test_data_are_kept_as_near_to_the_device_as_they_fit(n_bytes, place):
 
 def test_on_a_cpu_data_stay_where_they_are():
     data = tokens()
-    assert placed(data, torch.device("cpu")) is data
+    assert move_to_device(data, torch.device("cpu")) is data
 
 
 def some(**changes):

@@ -198,7 +198,7 @@ def write_topics(folder: Path, topics: list[str], per_topic: int = 60) -> None:
 def test_texts_by_domain_have_clients_of_their_own_in_each(tmp_path: Path):
     write_topics(tmp_path, ["books", "films"])
     options = DomainTexts(path=tmp_path, group_column="topic", clients_per_domain=3, unseen_fraction=0.34)
-    splits = find_texts(options).unread(pad_token=0)
+    splits = find_texts(options).placeholder(pad_token=0)
     data = domain_clients(options, splits, np.random.default_rng(0))
     assert (data.groups, data.group_names, data.pad_token) == ((0, 0, 0, 1, 1, 1), ("books", "films"), 0)
     assert sorted(data.groups[client] for client in data.unseen) == [0, 1]
@@ -214,8 +214,8 @@ def test_texts_by_domain_need_a_column_of_domains_and_samples_of_each(tmp_path: 
     write_topics(tmp_path, ["books", "films"])
     options = DomainTexts(path=tmp_path)
     with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.group-column\)"):
-        domain_clients(options, find_texts(options).unread(0), np.random.default_rng(0))
+        domain_clients(options, find_texts(options).placeholder(0), np.random.default_rng(0))
     write(tmp_path / "test.parquet", text=["a"], label=[0], topic=["books"])
     options = DomainTexts(path=tmp_path, group_column="topic", clients_per_domain=1, min_test=1)
     with pytest.raises(ValueError, match=r"Group 1 has 60 training and 0 test samples"):
-        domain_clients(options, find_texts(options).unread(0), np.random.default_rng(0))
+        domain_clients(options, find_texts(options).placeholder(0), np.random.default_rng(0))

@@ -88,9 +88,9 @@ def test_a_stage_ends_early_once_its_product_has_settled(tiny_run):
 def test_a_finished_tier_is_frozen_bit_for_bit(tiny_run):
     common = {"method": fedsim.HiLoRA(lora_rank=2, tolerance=0.0, root_share=0.25, cluster_share=0.25)}
     folder = tiny_run(rounds=8, **common).folder
-    seals = sorted((folder / "checkpoints").glob("*.json"))
+    manifests = sorted((folder / "checkpoints").glob("*.json"))
     _, last = load_checkpoint(folder)
-    seals[-1].unlink()
+    manifests[-1].unlink()
     _, before = load_checkpoint(folder)
     for name in last:
         if name.startswith(("bank|root", "bank|cluster")):

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from fedsim.data.sources.listing import Encoded
-from fedsim.storage.cache import made_once
+from fedsim.storage.cache import cached_file
 
 LARGEST = 2**26
 """Pixels of an image that is decoded: 8192 × 8192. A few bytes may claim many more, which would fill the memory."""
@@ -26,7 +26,7 @@ LARGEST = 2**26
 def decoded_once(identity: str, encoded: Iterator[tuple[str, Encoded]], count: int, size: int) -> Tensor:
     """Return `count` images as (count, 3, size, size) uint8, from the cache where images of this identity are kept."""
     n_bytes = count * 3 * size**2
-    path = made_once(
+    path = cached_file(
         f"images-{hashlib.sha256(f'{identity}|{size}'.encode()).hexdigest()[:16]}.uint8",
         lambda path: _decode_all(encoded, count, size, path),
         lambda path: path.stat().st_size == n_bytes,

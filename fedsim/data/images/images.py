@@ -108,7 +108,7 @@ class FoundImages(Found):
         images = decoded_once(identity, self.read(), sum(self.sizes), size)
         return self._presented(images)
 
-    def unread(self) -> tuple[Labelled, Labelled]:
+    def placeholder(self) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and blank images of one pixel: all that counting takes."""
         blank = torch.zeros(sum(self.sizes), 3, 1, 1, dtype=torch.uint8)
         return self._presented(blank)

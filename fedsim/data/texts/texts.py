@@ -23,7 +23,7 @@ from fedsim.data.sources.listing import Item, Listed, Reader
 from fedsim.data.sources.registry import TEXT_SETS, filled
 from fedsim.data.sources.tables import Content, Features, FindContent, label_columns, list_hub, list_parquet, listed
 from fedsim.data.texts.author_files import OWN_FILES, OwnFiles
-from fedsim.storage.cache import made_once
+from fedsim.storage.cache import cached_file
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -91,7 +91,7 @@ class FoundTexts(Found):
         tokenizer.backend_tokenizer.no_padding()  # what an earlier call left behind is part of its description
         tokenizer.backend_tokenizer.no_truncation()
         name = hashlib.sha256((content + tokenizer.backend_tokenizer.to_str()).encode()).hexdigest()[:16]
-        path = made_once(
+        path = cached_file(
             f"tokens-{name}.int32",
             lambda path: self._tokenise_all(tokenizer, path),
             lambda path: path.stat().st_size == (count * length + 1) * 4,
@@ -100,7 +100,7 @@ class FoundTexts(Found):
         tokens = numbers[:-1].view(count, length)
         return self._presented(tokens, tokenizer.pad_token_id, notes={"texts": count, "texts_cut": int(numbers[-1])})
 
-    def unread(self, pad_token: int) -> tuple[Labelled, Labelled]:
+    def placeholder(self, pad_token: int) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and one token repeated to the full length: all that counting takes."""
         word = 1 if pad_token == 0 else 0
         tokens = torch.full((sum(self.sizes), self.options.max_length), word, dtype=torch.int32)
