@@ -1,6 +1,7 @@
 """What a client's step costs, estimated and measured: FLOPs counted by torch, bytes counted as they are saved."""
 
 import json
+import weakref
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -130,6 +131,16 @@ def test_a_backbone_is_measured_once_for_the_same_sites_and_inputs():
         assert passes == [1]
     finally:
         hook.remove()
+
+
+def test_nothing_of_the_pass_that_measures_stays_in_memory():
+    net = TinyAttention()
+    seen = []
+    for module in net.modules():
+        module.register_forward_hook(lambda module, arguments, output: seen.append(weakref.ref(output)))
+    profile(net, find_sites(net), torch.zeros(1, 12))
+    assert len(seen) > 5
+    assert not [tensor for tensor in seen if tensor() is not None], "not even until Python looks for circles"
 
 
 def test_the_last_k_depths_cost_more_the_more_there_are():

@@ -51,31 +51,34 @@ def _measured(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Pro
         for hook in hooks:
             hook.remove()
     n = len(inputs)
-    tokens = {site.name: pass_.inputs[site.module].numel() // n // site.in_features for site in sites}
-    kept = {site.name: pass_.inputs[site.module].untyped_storage().nbytes() // n for site in sites}
+    tokens = {site.name: pass_.inputs[site.module][0] // n // site.in_features for site in sites}
+    kept = {site.name: pass_.inputs[site.module][1] // n for site in sites}
     pieces = {depth: Piece(*(number // n for number in pass_.sums[depth])) for depth in pass_.sums if depth is not None}
     before = pass_.sums.get(None, [0])[0] // n
     return Profile(tuple(sites), pieces, tokens, kept, before, byte_count(backbone.parameters()))
 
 
 class _Pass:
-    """Counts during one forward pass, piece by piece: [FLOPs forward, FLOPs backward, bytes kept]."""
+    """Counts during one forward pass, piece by piece: [FLOPs forward, FLOPs backward, bytes kept].
+
+    The graph of the pass holds `keep`, and so this object, which therefore must hold no tensor of the graph: a circle
+    through autograd is never collected. It holds storages, which know no graph.
+    """
 
     def __init__(self, backbone: nn.Module, sites: Sequence[Site]):
         self.depth: int | None = None
         self.sums: dict[int | None, list[int]] = {}
-        self.inputs: dict[str, Tensor] = {}
+        self.inputs: dict[str, tuple[int, int]] = {}
         self.counted: dict[Any, int] = {}
-        self.kept: dict[int, Tensor] = {
-            t.untyped_storage().data_ptr(): t for t in [*backbone.parameters(), *backbone.buffers()]
-        }
+        own = [t.untyped_storage() for t in [*backbone.parameters(), *backbone.buffers()]]
+        self.kept: dict[int, torch.UntypedStorage] = {storage.data_ptr(): storage for storage in own}
         self.counter: FlopCounterMode
 
     def enters(self, site: Site) -> Any:
         """A hook before a site's map: the piece of its depth begins with the first of them."""
 
         def hook(module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            self.inputs[site.module] = arguments[0]
+            self.inputs[site.module] = arguments[0].numel(), arguments[0].untyped_storage().nbytes()
             if site.depth != self.depth:
                 self.leave()
                 self.depth = site.depth
@@ -97,7 +100,7 @@ class _Pass:
         """Count a tensor that backward needs, once, unless it is part of the backbone."""
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in self.kept:
-            self.kept[storage.data_ptr()] = tensor  # alive, so that its address is not given away again
+            self.kept[storage.data_ptr()] = storage  # alive, so that its address is not given away again
             self.sums.setdefault(self.depth, [0, 0, 0])[2] += storage.nbytes()
         return tensor
 
