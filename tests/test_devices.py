@@ -196,6 +196,7 @@ def test_a_round_waits_for_the_slowest_or_until_the_deadline():
     costs = [cost(0, 1, 1, 1), cost(1, 2, 2, 1), cost(2, 4, 0, 2)]
     assert clock(None).round_seconds(clock(None).on_time(costs)) == 6
     assert clock(6.0).round_seconds(clock(6.0).on_time(costs)) == 6
+    assert not any(c.is_dropped for c in clock(6.0).on_time(costs)), "who is ready at the deadline is in time"
     found = clock(5.5).on_time(costs)
     assert [c.is_dropped for c in found] == [False, False, True]
     assert [c.bytes_up for c in found] == [10, 10, 0]

@@ -391,6 +391,14 @@ def test_fedleases_clients_hear_their_own_expert_first_and_then_the_others_in_or
     assert trained == ["expert0", "mix"]
 
 
+@pytest.mark.parametrize(("warmup_rounds", "alone"), [(0, 1), (1, 1), (2, 2), (3, 3)])
+def test_fedleases_clients_train_alone_in_as_many_rounds_as_the_warm_up_has(tiny_run, warmup_rounds, alone):
+    """But for the first round, in which nobody has uploaded anything that could be clustered."""
+    result = tiny_run(method=fedsim.FedLEASE(lora_rank=2, warmup_rounds=warmup_rounds), rounds=4)
+    stages = [event["stage"] for event in events_of(result)[:4]]
+    assert stages == ["warm-up"] * alone + ["experts"] * (4 - alone)
+
+
 def test_fedlease_holds_every_expert_in_every_place(tiny_run):
     result = tiny_run("fedlease", method=fedsim.FedLEASE(lora_rank=2, n_experts=2, max_experts=3, warmup_rounds=1))
     own, other = adapters(result, "expert0"), adapters(result, "expert1")

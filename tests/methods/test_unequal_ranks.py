@@ -11,7 +11,7 @@ from torch import nn
 
 import fedsim
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import Layout, Slot, fit_rank
+from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
 from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites, site_weights
@@ -20,6 +20,7 @@ from fedsim.parts.variates import CLIENT, SERVER, variate
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.server.aggregator import Aggregator
+from fedsim.storage.run_folder import load_checkpoint
 
 WIDTH, ALPHA = 12, 4.0
 RANKS = fedsim.LoraRanks(values=(1, 2, 4))
@@ -132,6 +133,33 @@ def test_floras_stack_is_pefts_cat():
     server = Server(fedsim.FLoRA(ranks=RANKS, lora_alpha=ALPHA))
     server.round(noise)
     assert close(server.function(0), expected)
+
+
+@pytest.mark.parametrize("restart", ["fresh", "warm"])
+def test_flora_starts_every_round_from_new_random_a_or_from_the_mean_of_the_clients(restart):
+    server, held = Server(fedsim.FLoRA(ranks=RANKS, lora_alpha=ALPHA, restart=restart)), []
+    pair, bound = Slot("adapter", SITE, "A"), WIDTH**-0.5
+    for _ in range(2):
+        updates = server.round(noise)
+        held.append(server.state.bank.read(pair, torch.tensor([0]))[0])
+        padded = [pad_rank(update.tensors[pair], "A", 4) for update in updates.values()]
+        mean = sum(n / sum(SAMPLES) * A for n, A in zip(SAMPLES, padded, strict=True))
+        assert torch.allclose(held[-1], mean, atol=1e-6) == (restart == "warm")
+    assert not torch.equal(*held)
+    if restart == "fresh":  # uniform about zero, within the bound of torch's linear layers
+        both = torch.cat(held)
+        assert both.abs().max() < bound
+        assert both.mean().abs() < bound / 4
+        assert both.std() == pytest.approx(bound / 3**0.5, rel=0.1)
+
+
+def test_fedex_lora_merges_a_round_of_a_single_client(tiny_run):
+    """Nothing is left over then; with unequal clients the mean of the factors would leave a residual."""
+    result = tiny_run(method=fedsim.FedExLoRA(ranks=fedsim.LoraRanks(values=(2,))), cohort_size=1, rounds=1)
+    state = load_checkpoint(result.folder)[1]
+    pairs = [key for key in state if key.startswith("bank|residual/") and "/B|" in key and key.endswith("|rows")]
+    assert len(pairs) == 4
+    assert all((state[key] @ state[key.replace("/B|", "/A|")]).abs().max() < 1e-6 for key in pairs)
 
 
 @pytest.mark.parametrize("method", [fedsim.FlexLoRA(ranks=RANKS, lora_alpha=ALPHA)])
