@@ -74,7 +74,7 @@ def simulate(
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
     with handle_signals(), only_writer(out) if workers.is_first else nullcontext(), progress:
         engine = prepare_engine(spec, fabric, initial, workers, start.block_size, progress.client_done)
-        server = prepare_server(spec, initial, workers, engine.block_size)
+        aggregator = prepare_aggregator(spec, initial, workers, engine.block_size)
         recorder = None
         if workers.is_first:
             state = restore_state(spec.state(start.round_index, initial), start.tensors)
@@ -82,7 +82,7 @@ def simulate(
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, spec, initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
-        return Simulation(spec, server, engine, progress, recorder).run(state)
+        return Simulation(spec, aggregator, engine, progress, recorder).run(state)
 
 
 def prepare_engine(
@@ -114,8 +114,8 @@ def prepare_engine(
     return engine
 
 
-def prepare_server(spec: RunSpec, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
-    """Return the server's half of the setting's rounds."""
+def prepare_aggregator(spec: RunSpec, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
+    """Return the aggregator of the spec's rounds."""
     parts = spec.method, spec.population, spec.layout, initial
     n_blocks = -(-spec.n_cohort // block_size)
     return Aggregator(*parts, workers, spec.local, block_size, n_blocks, spec.clock)
@@ -150,17 +150,17 @@ class Simulation:
 
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""
-        server, population = self.aggregator, self.aggregator.population
+        aggregator, population = self.aggregator, self.aggregator.population
         cohort = sample_cohort(population, self.spec.n_cohort, self.spec.seed, state.round_index)
         state = replace(state, cohort=tuple(cohort))
-        dispatch = server.begin_round(state, cohort)
+        dispatch = aggregator.begin_round(state, cohort)
         updates = self.train(state, dispatch)
         if dispatch.plan.second_pass is not None:
-            more = self.train(state, server.dispatch(state, dispatch.clients, part="second_pass"))
+            more = self.train(state, aggregator.dispatch(state, dispatch.clients, part="second_pass"))
             updates = [merge_second_pass(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.measure_on_proxy(state, dispatch.plan)]
         excluded = diverged_clients(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
-        after, log, costs = server.step(state, dispatch, every, excluded)
+        after, log, costs = aggregator.step(state, dispatch, every, excluded)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
         is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
@@ -172,7 +172,7 @@ class Simulation:
                 "utilisation": dispatch.utilisation,
             }
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
-            held = holders(server.method, replace(after, cohort=()), population, list(server.initial))
+            held = holders(aggregator.method, replace(after, cohort=()), population, list(aggregator.initial))
             self.recorder.round_done(
                 after, dispatch.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held}
             )
@@ -209,12 +209,12 @@ class Simulation:
 
     def evaluate_unseen(self, state: ServerState) -> Result | None:
         """Place the unseen clients where the method asks for it, evaluate them untuned, let them tune, and finish."""
-        server, population = self.aggregator, self.aggregator.population
+        aggregator, population = self.aggregator, self.aggregator.population
         state, admission, excluded = self.admit(state)
         untuned = self.evaluate(state, population.unseen)
-        dispatch = server.dispatch(state, population.unseen, epochs=server.local.tune_epochs)
+        dispatch = aggregator.dispatch(state, population.unseen, epochs=aggregator.local.tune_epochs)
         self.progress.begin_phase(state.round_index, "tuning", dispatch.n_clients)
-        tuned = server.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
+        tuned = aggregator.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
         excluded = [*excluded, *diverged_clients(tuned, self.spec.on_nan, state.round_index, "tuning")]
         if not self.recorder:
             return None
@@ -228,16 +228,16 @@ class Simulation:
         Up to `PROBED` seen clients train it too, to see whether they would be placed where they belong. Returns the
         state, what to log and the clients whose probe was set aside; those are not placed.
         """
-        server, population = self.aggregator, self.aggregator.population
-        plan = server.dispatch(state, []).plan
+        aggregator, population = self.aggregator, self.aggregator.population
+        plan = aggregator.dispatch(state, []).plan
         if plan.probe is None:
             return state, {}, []
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.spec.seed, state.round_index)
-        dispatch = server.dispatch(state, [*population.unseen, *seen], part="probe")
+        dispatch = aggregator.dispatch(state, [*population.unseen, *seen], part="probe")
         self.progress.begin_phase(state.round_index, "probe", dispatch.n_clients)
-        probes = server.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
+        probes = aggregator.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
         excluded = diverged_clients(probes, self.spec.on_nan, state.round_index, "probe")
         if not self.recorder:
             return state, {}, []
         outcome = plan.admit(state, population, [probe for probe in probes if probe.client not in excluded])
-        return server.apply(state, plan, outcome), outcome.log, excluded
+        return aggregator.apply(state, plan, outcome), outcome.log, excluded

@@ -22,11 +22,11 @@ class Simulated:
         setting, workers, fabric = workload.setting(engine), Workers(), launch()
         initial = workload.initial(setting)
         prepared = prepare_engine(setting, fabric, initial, workers)
-        server = Aggregator(
+        aggregator = Aggregator(
             setting.method, setting.population, setting.layout, initial, workers, setting.local, prepared.block_size
         )
         progress = LiveProgress("", FOREVER, 0, is_shown=False)
-        self.simulation = Simulation(setting, server, prepared, progress, recorder=None)
+        self.simulation = Simulation(setting, aggregator, prepared, progress, recorder=None)
         never = torch.full((workload.clients,), NEVER)
         self.state = replace(ServerState(0, Horizon(FOREVER)), bank=Bank(initial), last_seen=never)
 

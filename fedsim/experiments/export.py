@@ -55,8 +55,8 @@ def export_adapter(
         raise ValueError(f"'{to}' is there already and not an empty folder (--to).")
     if backbone is not None and not merged:
         raise ValueError("--backbone is for --merged; an adapter needs no backbone.")
-    model, server, state = restored(run)
-    name, members, held, notes = _chosen(model, server, state, client, cluster)
+    model, aggregator, state = restored(run)
+    name, members, held, notes = _chosen(model, aggregator, state, client, cluster)
     adapter = as_adapter(model, held)
     weights = merged_weights(model, adapter, Path(backbone) if backbone else None) if merged else None
     is_whole = client is not None or not notes
@@ -75,15 +75,15 @@ def export_adapter(
 
 
 def _chosen(
-    model: RecordedModel, server: Aggregator, state: ServerState, client: int | None, cluster: int | None
+    model: RecordedModel, aggregator: Aggregator, state: ServerState, client: int | None, cluster: int | None
 ) -> tuple[str, list[int], Assignment, list[str]]:
     """What to call a model, whose it is, what they hold, and what a card should say about it."""
     if client is not None:
-        return f"client {client}", [client], *held_by_client(model, server, state, client)
+        return f"client {client}", [client], *held_by_client(model, aggregator, state, client)
     name, members = "the shared model", list(model.population.seen)
     if cluster is not None:
         name, members = f"cluster {cluster}", members_of(state, cluster, model.population.seen)
-    return name, members, *held_together(model, server, state, name, members)
+    return name, members, *held_together(model, aggregator, state, name, members)
 
 
 def merged_weights(model: RecordedModel, adapter: PeftAdapter, file: Path | None) -> dict[str, Tensor]:
@@ -130,21 +130,21 @@ def check_has_checkpoint(run: Path) -> None:
 
 
 def restored(run: Path) -> tuple[RecordedModel, Aggregator, ServerState]:
-    """Return the model of a recorded run, its server and the state of its newest checkpoint."""
+    """Return the model of a recorded run, its aggregator and the state of its newest checkpoint."""
     check_has_checkpoint(run)
     round_index, tensors = load_checkpoint(run)
     model = read_model(run, tensors)
-    server = Aggregator(model.method, model.population, model.layout, model.initial, Workers(), LocalTraining())
-    return model, server, restore_state(model.state(round_index), tensors)
+    aggregator = Aggregator(model.method, model.population, model.layout, model.initial, Workers(), LocalTraining())
+    return model, aggregator, restore_state(model.state(round_index), tensors)
 
 
 def held_by_client(
-    model: RecordedModel, server: Aggregator, state: ServerState, client: int
+    model: RecordedModel, aggregator: Aggregator, state: ServerState, client: int
 ) -> tuple[Assignment, list[str]]:
     """Return what a client is handed, at its own LoRA rank, and what a card should say about it."""
     if not 0 <= client < model.population.n_participants:
         raise ValueError(f"client is {client}; it must lie in 0 … {model.population.n_participants - 1} (--client).")
-    dispatch = server.dispatch(state, [client], part="eval_plan")
+    dispatch = aggregator.dispatch(state, [client], part="eval_plan")
     if client in model.population.unseen and model.is_probed:
         raise ValueError(
             f"Client {client} took no part in training. {model.method.name} places such clients by a probe of "
@@ -155,15 +155,15 @@ def held_by_client(
 
 
 def held_together(
-    model: RecordedModel, server: Aggregator, state: ServerState, name: str, members: list[int]
+    model: RecordedModel, aggregator: Aggregator, state: ServerState, name: str, members: list[int]
 ) -> tuple[Assignment, list[str]]:
     """Return what these clients all hold, at the largest LoRA rank: the tiers of which they have one and the same copy.
 
     Raises ValueError when there is no such adapter, or when each client weighs them in its own way.
     """
-    plan = server.dispatch(state, [], part="eval_plan").plan
+    plan = aggregator.dispatch(state, [], part="eval_plan").plan
     widest = max(members, key=lambda client: (plan.lora_ranks or [0] * (client + 1))[client])
-    held = server.dispatch(state, [widest], test_sizes={widest: 1}).blocks[0][0]
+    held = aggregator.dispatch(state, [widest], test_sizes={widest: 1}).blocks[0][0]
     own = {slot.tier for slot in held.tensors if not _is_one_copy(plan.groups(slot), members)}
     tensors = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier not in own}
     tiers = {slot.tier for slot in tensors if slot.factor in RANK_AXIS}

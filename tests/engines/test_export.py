@@ -163,11 +163,11 @@ def test_the_shared_model_is_the_tiers_that_everyone_has(run_of, tmp_path):
 
 def test_a_clusters_model_is_the_tiers_that_its_clients_share(run_of, tmp_path):
     run, spec = run_of("vit", "hilora"), setting("vit", "hilora")
-    model, server, state = restored(run)
+    model, aggregator, state = restored(run)
     labels = {client: int(state.learnt["labels"][client]) for client in spec.population.seen}
     cluster = labels[CLIENT]
     export_adapter(run, tmp_path / "cluster", cluster=cluster)
-    held, _ = held_by_client(model, server, state, CLIENT)
+    held, _ = held_by_client(model, aggregator, state, CLIENT)
     shared = {slot: tensor for slot, tensor in held.tensors.items() if slot.tier in ("root", "cluster")}
     inside = logits_inside("vit", spec, dataclasses.replace(held, tensors=shared))
     close(logits_outside("vit", tmp_path / "cluster"), inside)
@@ -185,8 +185,8 @@ def test_merged_weights_of_gpt2_load_into_transformers_own_model(tmp_path):
     parts |= {"local": fedsim.LocalTraining(batch_size=8, learning_rate=3e-2, share=0.1)}
     fedsim.simulate(backbone=causal_backbone(tmp_path / "gpt2"), out=tmp_path / "run", threads=1, **parts)
     export_adapter(tmp_path / "run", tmp_path / "merged", client=0, merged=True)
-    model, server, state = restored(tmp_path / "run")
-    held, _ = held_by_client(model, server, state, 0)
+    model, aggregator, state = restored(tmp_path / "run")
+    held, _ = held_by_client(model, aggregator, state, 0)
     tokens = torch.arange(3, 27).view(2, 12)
     module = ClientModule(causal_backbone(tmp_path / "gpt2"), model.layout.sites)
     outside = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2").eval()
