@@ -19,7 +19,7 @@ from fedsim.adapters.linear import ClientBatch
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import block_dropout
 from fedsim.engines.stack import Stack, StackedOptimizer
-from fedsim.models.client_module import ClientModule
+from fedsim.models.client_module import ClientModule, is_out_of_memory
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
 from fedsim.randomness import generator
 from fedsim.round import Assignment, Block, ClientError, ClientUpdate
@@ -205,7 +205,7 @@ class BatchedEngine:
                 start = stop
                 continue
             except RuntimeError as error:
-                if not _is_out_of_memory(error) or stop - start == 1:
+                if not is_out_of_memory(error) or stop - start == 1:
                     raise
             # Outside of the handler: the error holds the frames, and those the tensors that must go.
             self._halve(stop - start)
@@ -232,8 +232,3 @@ class BatchedEngine:
                 self._blaming(plan, [assignment], work)
             clients = [assignment.client for assignment in block]
             raise ClientError(clients, block[0].round_index, plan.stage, error) from error
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """CUDA raises a class of its own, the CPU's allocator a plain RuntimeError."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,5 +1,6 @@
 """The LightningModule that stands for a client, or for a block of them: a frozen backbone with adapters in it."""
 
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,15 @@ from fedsim.models.decoding import generate
 IGNORED = -100
 """The target of a place that holds no sample, as in torch's losses."""
 Objective = Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor]
+
+
+OUT_OF_MEMORY = re.compile("can't allocate memory|CUDA error: out of memory|_ALLOC_FAILED|_ALLOCATION_FAILED")
+"""How the CPU's allocator, CUDA itself, cuBLAS and cuDNN say it; torch's allocator on a GPU has a class of its own."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether less work at once would have gone well."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(OUT_OF_MEMORY.search(str(error)))
 
 
 class ClientModule(LightningModule):
@@ -77,9 +87,9 @@ class ClientModule(LightningModule):
     def _run_compiled(self, inputs: Tensor) -> Any:
         try:
             return self.compiled[0](inputs)
-        except torch.OutOfMemoryError:
-            raise
         except Exception as error:  # the compiler's own, a missing C++ compiler's, …
+            if is_out_of_memory(error):
+                raise
             why = str(error).strip().partition("\n")[0]
             warnings.warn(f"torch.compile failed ({why}); the run goes on without it.", stacklevel=2)
             self.compiled.clear()

@@ -28,7 +28,7 @@ import fedsim
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import clients_that_fit, cpu_block_size, measured_block_size, trial_assignment
 from fedsim.engines.sequential import SequentialEngine
-from fedsim.models.client_module import ClientModule
+from fedsim.models.client_module import ClientModule, is_out_of_memory
 from fedsim.plan import Plan
 from fedsim.round import ClientError, Population
 from fedsim.storage.run_folder import load_checkpoint
@@ -96,6 +96,42 @@ def test_out_of_memory_halves_the_pass_and_does_the_same_step_again(monkeypatch,
     assert [size for size in tried if size > fits] == halvings, "five of the six have data"
     assert len(caught) == len(halvings), "one warning for each, and the smaller pass is kept"
     assert batched.block_size == CLIENTS, "blocks stay as they were dealt"
+
+
+CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later"), True),
+        (RuntimeError(CUBLAS), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling `cublasGemmEx`"), False),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), False),
+        (RuntimeError("out of resource: shared memory, Required: 262144, Hardware limit: 232448"), False),
+    ],
+)
+def test_whoever_says_that_memory_ran_out_is_understood(error, is_memory):
+    assert is_out_of_memory(error) == is_memory
+
+
+def test_a_pass_is_halved_when_a_library_runs_out_of_memory(monkeypatch):
+    tried, real = [], ClientModule.training_step
+
+    def training_step(self, batch, batch_index=0):
+        tried.append(len(self.rows.sizes))
+        if tried[-1] > 3:
+            raise RuntimeError(CUBLAS)
+        return real(self, batch, batch_index)
+
+    monkeypatch.setattr(ClientModule, "training_step", training_step)
+    with pytest.warns(UserWarning, match="Out of memory with 5 clients in one pass"):
+        engine().local_update(PLAN, [assignments()])
+    assert tried[:2] == [5, 2]
 
 
 def test_a_client_that_does_not_fit_alone_is_named():
