@@ -4,6 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+IGNORED = -100
+"""The target of a place that holds no sample, as in torch's losses."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTraining:

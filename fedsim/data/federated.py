@@ -28,9 +28,9 @@ def as_float(inputs: Tensor) -> Tensor:
 class FederatedData:
     """Inputs (S, ...) and targets of all clients, and which rows each client trains and tests on.
 
-    Targets are classes (S,), or for each token the one to come (S, T), -100 where none is asked for; `task` says how
-    they are scored. Inputs are uint8 images, or int32 tokens (S, T) padded with `pad_token`, or floats. `notes` is what
-    the log should say of how the data were made, as numbers. `transform` turns a batch of raw inputs into what the
+    Targets are classes (S,), or for each token the one to come (S, T), `IGNORED` where none is asked for; `task` says
+    how they are scored. Inputs are uint8 images, or int32 tokens (S, T) padded with `pad_token`, or floats. `notes` is
+    what the log should say of how the data were made, as numbers. `transform` turns a batch of raw inputs into what the
     backbone takes; `augment` does the same for training batches, with `n_draws` uniform random numbers for each sample,
     (B, n_draws), from its client's own generator. Raises ValueError when the tables do not fit the tensors.
     """

@@ -11,11 +11,9 @@ from torch import Tensor, nn
 
 from fedsim.adapters.layout import Mixing, Site, Slot
 from fedsim.adapters.linear import ClientBatch, Dropout, Scale, insert_tiered_linears
-from fedsim.local_training import LocalTraining
+from fedsim.local_training import IGNORED, LocalTraining
 from fedsim.models.decoding import generate
 
-IGNORED = -100
-"""The target of a place that holds no sample, as in torch's losses."""
 Objective = Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor]
 
 

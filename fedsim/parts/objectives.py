@@ -6,20 +6,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.adapters.layout import MIX_TIER, Slot
+from fedsim.local_training import IGNORED
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
     """Mean cross-entropy of logits (..., B, N) against class indices (..., B), shape (...).
 
-    A target of -100 stands for no sample, as in torch: clients of one block may have unequal batches.
+    A target that is `IGNORED` stands for no sample: clients of one block may have unequal batches.
     """
-    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=-100)
-    return losses.view(targets.shape).sum(-1) / (targets != -100).sum(-1).clamp(min=1)
+    losses = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none", ignore_index=IGNORED)
+    return losses.view(targets.shape).sum(-1) / (targets != IGNORED).sum(-1).clamp(min=1)
 
 
 def label_logit(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
     """Mean raw logit of the label, of logits (..., B, N) and class indices (..., B), shape (...)."""
-    is_there = targets != -100
+    is_there = targets != IGNORED
     chosen = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * is_there
     return chosen.sum(-1) / is_there.sum(-1).clamp(min=1)
 

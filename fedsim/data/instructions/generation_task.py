@@ -10,9 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.text import rouge_score
 
 from fedsim.data.task import Model
-
-NO_TARGET = -100
-"""The target of a token after which nothing is asked for, as in torch's losses."""
+from fedsim.local_training import IGNORED
 
 
 @dataclass(frozen=True)
@@ -39,14 +37,14 @@ class Generation:
         """Every sample must have an answer."""
         if targets.ndim != 2:
             return f"targets have the shape {tuple(targets.shape)}; they must be tokens (S, T)"
-        empty = int((targets == NO_TARGET).all(1).sum())
+        empty = int((targets == IGNORED).all(1).sum())
         return f"{empty} samples have no answer" if empty else ""
 
     def score(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """The metrics, the summed cross-entropy of the answer's tokens, and their number."""
         logits = model(inputs).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NO_TARGET)
-        is_answer = targets != NO_TARGET
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
+        is_answer = targets != IGNORED
         lengths = is_answer.int().argmax(1) + 1  # the first token of the answer is the target of the prompt's last
         prompts = inputs[:, : int(lengths.max())]
         written = model.generate(prompts, lengths, self.max_new_tokens, self.stop, self.beams)

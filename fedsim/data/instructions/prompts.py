@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from fedsim.data.instructions.generation_task import NO_TARGET
+from fedsim.local_training import IGNORED
 
 
 class Tokenizer(Protocol):
@@ -96,7 +96,7 @@ def tokens_of(prompts: Sequence[str], answers: Sequence[str], tokenizer: Tokeniz
 
     An answer, its stop included, has half of the room and what its prompt leaves, and loses its end; a prompt has the
     rest, and loses its beginning, so that what stands just before the answer stays. `targets[s, t]` is the token after
-    `inputs[s, t]` where that belongs to the answer, else -100. The stop is only ever a target, so it may pad inputs.
+    `inputs[s, t]` where that belongs to the answer, else `IGNORED`. The stop is only a target, so it may pad inputs.
     """
     if max_length < 4:
         raise ValueError(f"max_length is {max_length}; it must be 4 or more (--data.max-length).")
@@ -116,7 +116,7 @@ def tokens_of(prompts: Sequence[str], answers: Sequence[str], tokenizer: Tokeniz
         sizes.append(len(prompt))
     longest = max(map(len, rows), default=1) - 1
     inputs = torch.full((len(rows), longest), tokenizer.stop, dtype=torch.int32)
-    targets = torch.full_like(inputs, NO_TARGET)
+    targets = torch.full_like(inputs, IGNORED)
     for place, (row, size) in enumerate(zip(rows, sizes, strict=True)):
         inputs[place, : len(row) - 1] = torch.tensor(row[:-1], dtype=torch.int32)
         targets[place, size - 1 : len(row) - 1] = torch.tensor(row[size:], dtype=torch.int32)
