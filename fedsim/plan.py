@@ -10,7 +10,6 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, RANK_AXIS, HeadPolicy, Slot, pad_rank
-from fedsim.local_training import LocalTraining
 from fedsim.parts.aggregation import Merged, discarded_energy, mean_factors, normalised_weights, weighted_mean
 from fedsim.parts.allocation import movement_log
 from fedsim.parts.objectives import cross_entropy, label_logit
@@ -23,13 +22,8 @@ Combine = Callable[[Tensor, Tensor, Tensor], Merged]
 """Merges a group at one site: B (n, O, R), A (n, R, I), weights (n,) to one adapter."""
 
 
-def train_all(slot: Slot) -> bool:
-    """FedAvg trains whatever there is."""
-    return True
-
-
 def every_slot(slot: Slot) -> bool:
-    """Leave nothing out."""
+    """Leave nothing out: FedAvg sends and trains whatever there is."""
     return True
 
 
@@ -38,8 +32,8 @@ def no_slot(slot: Slot) -> bool:
     return False
 
 
-def clients_rate(slot: Slot, learning_rate: float) -> float:
-    """Every slot at its client's own learning rate."""
+def same_rate(slot: Slot, learning_rate: float) -> float:
+    """Every slot at the recipe's learning rate."""
     return learning_rate
 
 
@@ -61,11 +55,6 @@ def by_samples(members: Sequence[ClientUpdate], slot: Slot) -> Tensor:
 def equally(members: Sequence[ClientUpdate], slot: Slot) -> Tensor:
     """Every member that has training samples weighs alike, (n,) in float64."""
     return normalised_weights([min(update.n_samples, 1) for update in members])
-
-
-def as_the_recipe_says(client: int, local: LocalTraining) -> LocalTraining:
-    """Every client trains alike."""
-    return local
 
 
 def fedavg_update(state: ServerState, plan: "Plan", updates: Sequence[ClientUpdate]) -> Outcome:
@@ -102,7 +91,7 @@ class Plan:
     """The tiers summed in the forward pass; None means all of them."""
     active: Callable[[Slot], bool] = every_slot
     """The slots of those tiers, of the head and of the mixing that take part; others are not sent."""
-    trains: Callable[[Slot], bool] = train_all
+    trains: Callable[[Slot], bool] = every_slot
     sharing: Callable[[Slot, Population], Tensor] = share_all
     objective: Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor] = cross_entropy
     combine: Combine = mean_factors
@@ -111,10 +100,8 @@ class Plan:
     """LoRA rank of each client, (C,); None means the method's for all."""
     allocations: Sequence[frozenset[int]] | None = None
     """Depths at which each client trains adapters, (C,); None means all depths. Whoever trains any trains its head."""
-    local: Callable[[int, LocalTraining], LocalTraining] = as_the_recipe_says
-    """A client's local training from its id and the recipe's."""
-    rate: Callable[[Slot, float], float] = clients_rate
-    """(slot, its client's learning rate) to the learning rate of the slot."""
+    rate: Callable[[Slot, float], float] = same_rate
+    """(slot, the recipe's learning rate) to the learning rate of the slot."""
     uploads: Callable[[Slot], bool] = no_slot
     """Private slots that the server gets to see all the same: their bytes count, upwards."""
     steps: int | None = None

@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "distributed": {"adapters", "errors", "round", "storage"},
     "models": {"adapters", "local_training", "randomness", "storage"},
     "parts": {"adapters", "local_training", "randomness", "round"},
-    "plan": {"adapters", "local_training", "round", "parts"},
+    "plan": {"adapters", "round", "parts"},
     "report": {"errors", "randomness", "round", "storage", "data"},
     "engines": {"adapters", "local_training", "randomness", "round", "data", "distributed", "models", "plan"},
     "methods": {"adapters", "randomness", "round", "parts", "plan"},

@@ -11,7 +11,7 @@ from fedsim.models.sites import find_sites, site_weights
 from fedsim.parts.aggregation import product_svd
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.sharing import alone
-from fedsim.plan import Plan, is_adapter, merge_groups, slots_in_use, train_all, train_tier
+from fedsim.plan import Plan, every_slot, is_adapter, merge_groups, slots_in_use, train_tier
 from fedsim.round import ClientUpdate, Horizon, Outcome, Population, ServerState
 
 A, B = Slot("adapter", "q", "A"), Slot("adapter", "q", "B")
@@ -135,7 +135,7 @@ def test_fedavgs_server_update_merges_and_learns_nothing():
 
 def test_what_trains_is_told_by_the_slot():
     head = Slot(HEAD_TIER, "head", "W")
-    assert [train_all(slot) for slot in (A, W, head)] == [True, True, True]
+    assert [every_slot(slot) for slot in (A, W, head)] == [True, True, True]
     assert [train_tier("adapter", slot) for slot in (A, W, head)] == [True, True, True]
     assert [train_tier("leaf", slot) for slot in (A, W, head)] == [False, False, True]
     assert [is_adapter(slot) for slot in (A, B, W, b, head)] == [True, True, False, False, False]

@@ -125,7 +125,7 @@ class StackedOptimizer:
     def __init__(self, stack: Stack):
         self.stack, self.locals = stack, [assignment.local for assignment in stack.block]
         if len({(local.optimizer, local.momentum) for local in self.locals}) != 1:
-            raise ValueError("Clients of a round may differ in anything but optimizer and momentum (Plan.local).")
+            raise ValueError("Clients of a block may differ in anything but optimizer and momentum.")
         self.is_sgd = self.locals[0].optimizer == "sgd"
         self.direction = torch.zeros_like(stack.values)
         self.direction.grad = torch.zeros_like(stack.values)

@@ -199,9 +199,8 @@ class Aggregator:
             tensors[slot] = value / fold if is_folded and copy is not None else value
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
                 corrections[slot] = correction * fold if is_folded else correction
-        local = plan.local(client, self.local)
         trains = [slot for slot in tensors if self.workload.trains(plan, slot, client)]
-        rates = {slot: plan.rate(slot, local.learning_rate) for slot in trains}
+        rates = {slot: plan.rate(slot, self.local.learning_rate) for slot in trains}
         return Assignment(
             client=client,
             round_index=round_index,
@@ -209,7 +208,7 @@ class Aggregator:
             trains=frozenset(trains),
             scales={tier: (alpha or rank) / rank * plan.tier_scales.get(tier, 1.0) for tier in self.method.tiers},
             steps=self.workload.steps(plan, client, epochs),
-            local=local,
+            local=self.local,
             corrections=corrections,
-            rates={slot: rate for slot, rate in rates.items() if rate != local.learning_rate},
+            rates={slot: rate for slot, rate in rates.items() if rate != self.local.learning_rate},
         )

@@ -59,11 +59,10 @@ class Workload:
 
     def steps(self, plan: Plan, client: int, epochs: int | None = None) -> int:
         """Return a client's local steps; `epochs` overrides the recipe's."""
-        local = plan.local(client, self.local)
-        per_epoch = math.ceil(local.share * -(-self.population.samples[client] // local.batch_size))
+        per_epoch = math.ceil(self.local.share * -(-self.population.samples[client] // self.local.batch_size))
         if plan.steps is not None:
             return plan.steps if per_epoch else 0
-        return (epochs or local.epochs) * per_epoch
+        return (epochs or self.local.epochs) * per_epoch
 
     def steps_done(self, plan: Plan, client: int) -> int:
         """Return the local steps that a client takes: none where it has nothing to train, or nothing to train on."""
@@ -75,23 +74,22 @@ class Workload:
         n, steps = self.population.samples[client], self.steps_done(plan, client)
         if not steps:
             return 0
-        return samples_of(n, steps, plan.local(client, self.local).batch_size) + n * is_measured(plan, client)
+        return samples_of(n, steps, self.local.batch_size) + n * is_measured(plan, client)
 
     def of(self, plan: Plan, client: int) -> Work:
         """Return what a client does in a local step, from which its cost follows."""
         rank, slots = self.lora_rank(plan, client), self.slots(plan)
         shapes = {slot: fit_rank(self.initial[slot], slot.factor, rank).shape for slot in slots}
         trained = frozenset(slot for slot in slots if self.trains(plan, slot, client))
-        return Work(shapes, trained, plan.local(client, self.local))
+        return Work(shapes, trained, self.local)
 
     def load(self, plan: Plan, client: int, epochs: int | None) -> Load:
         """Return what a client's work is like, for `blocks.form_blocks`."""
         trained = [self.depths[slot.site] for slot in self.slots(plan) if self.trains(plan, slot, client)]
         whole = max(self.depths.values()) + 1
         lowest, steps = min(trained, default=whole), self.steps(plan, client, epochs)
-        batch_size = plan.local(client, self.local).batch_size
-        samples = samples_of(self.population.samples[client], steps, batch_size) if steps else 0
-        return Load((lowest, -steps, -batch_size), samples, whole + whole - lowest)
+        samples = samples_of(self.population.samples[client], steps, self.local.batch_size) if steps else 0
+        return Load((lowest, -steps), samples, whole + whole - lowest)
 
     def traffic(self, state: ServerState, plan: Plan, clients: Sequence[int]) -> list[tuple[int, int]]:
         """Return (down, up) bytes of each client in a round, before its update, from the slots really sent.

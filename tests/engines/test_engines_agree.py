@@ -227,7 +227,7 @@ def test_masking_the_gradient_instead_of_the_update_would_be_noticed(name, monke
 
 @dataclass(frozen=True, kw_only=True)
 class Mixed:
-    """FedAvg in which clients differ in LoRA rank, in the depths that they train and in their learning rate."""
+    """FedAvg in which clients differ in LoRA rank, in the depths they train, and factors in their learning rate."""
 
     lora_rank: int = 3
     lora_alpha: float | None = 3.0
@@ -240,7 +240,7 @@ class Mixed:
             population=population,
             lora_ranks=[1 + client % 3 for client in ids],
             allocations=[frozenset({client % 2}) for client in ids],
-            local=lambda client, local: replace(local, learning_rate=local.learning_rate * (1 + client % 2)),
+            rate=lambda slot, rate: rate * (1 + (slot.factor == "B")),
         )
 
 
