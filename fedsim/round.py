@@ -118,12 +118,13 @@ class Outcome:
     """What a server update decides: new copies `{slot: {group: tensor}}`, what it learnt, and what to log.
 
     `log` values are numbers or (nested) lists of numbers; they go to events.jsonl. `learnt` replaces the state's; None
-    leaves it as it is.
+    leaves it as it is. `stack_bytes` were added to a tier that grows, and are sent to all who took part.
     """
 
     tensors: Mapping[Slot, Mapping[int, Tensor]] = field(default_factory=dict)
     learnt: Mapping[str, Tensor] | None = None
     log: Mapping[str, object] = field(default_factory=dict)
+    stack_bytes: int = 0
 
 
 class ClientError(RuntimeError):

@@ -61,4 +61,4 @@ class FedExLoRA:
             B, A = torch.cat((B, -mean_B), dim=1), torch.cat((A, mean_A))
             copies |= grown(state.bank, slot._replace(tier="residual"), B, A)
             sent += (B.numel() + A.numel()) * B.element_size()
-        return Outcome(copies, log={**merged.log, "bytes.stack": sent})
+        return Outcome(copies, log=merged.log, stack_bytes=sent)

@@ -74,4 +74,4 @@ class FLoRA:
             else:
                 A = weighted_mean(stack_padded(updates, pair), by_samples(updates, pair))
             copies |= {slot: {0: torch.zeros_like(state.bank.initial[slot])}, pair: {0: A}}
-        return Outcome(copies, log={"bytes.stack": sent})
+        return Outcome(copies, stack_bytes=sent)

@@ -142,7 +142,7 @@ class Aggregator:
 
     def stack_bytes(self, outcome: Outcome) -> int:
         """Return what was added to a tier that grows, which is sent to everyone who took part."""
-        return int(outcome.log.get("bytes.stack", 0))  # type: ignore[call-overload]
+        return outcome.stack_bytes
 
     def apply(self, state: ServerState, plan: Plan, outcome: Outcome) -> ServerState:
         """Write the outcome's copies into the bank and return the state with what was learnt."""
