@@ -40,8 +40,15 @@ def stop_after(monkeypatch):
     return arm
 
 
-@pytest.mark.parametrize("method", [fedsim.FedIT, fedsim.Local, fedsim.HiLoRA, fedsim.FedTreeLoRA])
-@pytest.mark.parametrize("checkpoints", [0, 1, 4, 5])
+@pytest.mark.parametrize(
+    ("method", "checkpoints"),
+    [
+        *((fedsim.HiLoRA, count) for count in (0, 1, 4, 5)),
+        (fedsim.FedIT, 1),
+        (fedsim.Local, 4),
+        (fedsim.FedTreeLoRA, 5),
+    ],
+)
 def test_a_stopped_run_resumes_to_the_same_bits_and_rows(tiny_run, stop_after, monkeypatch, method, checkpoints):
     devices = DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01, deadline=35)
     common = {"method": method(lora_rank=2), "rounds": 6, "cohort_size": 3, "devices_profile": devices}

@@ -196,8 +196,10 @@ def assert_same(updates, expected, tolerance=1e-4):
                 torch.testing.assert_close(ours[slot], value, rtol=tolerance, atol=1e-6, msg=f"{client} {slot}")
 
 
-@pytest.mark.parametrize("block_size", [4, 6])
-@pytest.mark.parametrize("name", CASES)
+UNEVEN = ("uneven data", "unequal ranks", "allocations", "batch sizes", "unequal steps", "everything")
+
+
+@pytest.mark.parametrize(("name", "block_size"), [*((name, 4) for name in CASES), *((name, 6) for name in UNEVEN)])
 def test_a_block_trains_and_evaluates_as_its_clients_do_one_by_one(name, block_size):
     (trained, evaluated), (trained_together, evaluated_together) = both_engines(CASES[name], block_size)
     assert_same(trained_together, trained)
