@@ -51,6 +51,15 @@ def parse_slot(text: str) -> Slot:
     return Slot(*parts)
 
 
+def group_slots(slots: Iterable[Slot]) -> dict[str, dict[str, dict[str, Slot]]]:
+    """Return slots as site -> tier -> factor -> slot, tiers in the slots' order, without what mixes tiers."""
+    grouped: dict[str, dict[str, dict[str, Slot]]] = {}
+    for slot in slots:
+        if slot.tier != MIX_TIER:
+            grouped.setdefault(slot.site, {}).setdefault(slot.tier, {})[slot.factor] = slot
+    return grouped
+
+
 @dataclass(frozen=True)
 class Site:
     """A linear map, or a row slice of a fused one, that carries adapters.

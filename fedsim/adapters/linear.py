@@ -17,10 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.adapters.layout import MIX_TIER, Mixing, Site, Slot
+from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
 from fedsim.adapters.mixing import Mixed
 
 Scale = float | Tensor
+Grouped = Mapping[str, Mapping[str, Mapping[str, Slot]]]
+"""What `group_slots` returns."""
 Dropout = Callable[[Tensor], Tensor]
 """Drops inputs x of the adapters, with the x (..., I) of one client or the (K, M, I) of a block."""
 
@@ -83,23 +85,22 @@ class TieredLinear(nn.Module):
         rows: ClientBatch | None = None,
         dropout: Dropout | None = None,
         mixing: Mixing | None = None,
+        grouped: Grouped | None = None,
     ) -> None:
         """Use these factors from now on; a tier without a scale has scale 1 and a slot that is absent adds nothing.
 
         With `rows` the factors are a block's, (K, *shape), and a scale may be (K,). `mixing` weighs the tiers wherever
-        its slot is among the tensors.
+        its slot is among the tensors. `grouped` is `group_slots` of these, where it is known from an earlier step.
         """
         self.rows, self.dropout = rows, dropout
         self.active: list[Share] = []
-        for site in self.sites:
-            tiers = dict.fromkeys(s.tier for s in tensors if s.site == site.name and s.tier != MIX_TIER)
-            factors = [
-                {slot.factor: t for slot, t in tensors.items() if slot[:2] == (tier, site.name)} for tier in tiers
-            ]
+        grouped = group_slots(tensors) if grouped is None else grouped
+        for site in [site for site in self.sites if site.name in grouped]:
+            tiers = grouped[site.name]
+            factors = [{factor: tensors[slot] for factor, slot in slots.items()} for slots in tiers.values()]
             value = tensors.get(mixing.slot(site)) if mixing and not site.is_head else None
             mixed = Mixed(mixing, value, tuple(tiers)) if mixing and value is not None else None
-            if factors:
-                self.active.append(Share(site, factors, [scales.get(tier, 1.0) for tier in tiers], mixed))
+            self.active.append(Share(site, factors, [scales.get(tier, 1.0) for tier in tiers], mixed))
 
     def forward(self, x: Tensor) -> Tensor:
         """Return W x + b plus every installed tier's share, x (..., I) to (..., O)."""

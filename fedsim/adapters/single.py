@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import MIX_TIER, Mixing, Site, Slot
+from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
 from fedsim.adapters.mixing import Mixed
 
 
@@ -46,12 +46,13 @@ def single_adapter(
     weighs tiers token by token, which no LoRA does.
     """
     by_module: dict[str, list[LowRankChange]] = {}
-    for site in sites:
-        if not site.is_head and (change := _site_change(site, tensors, scales, mixing)):
-            start, stop = site.rows or (0, out_features[site.module])
-            B = change.B.new_zeros(out_features[site.module], change.B.shape[1])
-            B[start:stop] = change.B
-            by_module.setdefault(site.module, []).append(LowRankChange(change.A, B))
+    grouped = group_slots(tensors)
+    for site in [site for site in sites if not site.is_head and site.name in grouped]:
+        change = _site_change(site, grouped[site.name], tensors, scales, mixing)
+        start, stop = site.rows or (0, out_features[site.module])
+        B = change.B.new_zeros(out_features[site.module], change.B.shape[1])
+        B[start:stop] = change.B
+        by_module.setdefault(site.module, []).append(LowRankChange(change.A, B))
     return {module: concatenated(changes) for module, changes in by_module.items()}
 
 
@@ -88,19 +89,19 @@ def concatenated(changes: Iterable[LowRankChange]) -> LowRankChange:
 
 
 def _site_change(
-    site: Site, tensors: Mapping[Slot, Tensor], scales: Mapping[str, float], mixing: Mixing | None
-) -> LowRankChange | None:
-    own = {slot: t for slot, t in tensors.items() if slot.site == site.name and slot.tier != MIX_TIER}
-    tiers = list(dict.fromkeys(slot.tier for slot in own))
-    if not tiers:
-        return None
-    A = [own[Slot(tier, site.name, "A")] for tier in tiers]
-    B = torch.cat([own[Slot(tier, site.name, "B")] * scales.get(tier, 1.0) for tier in tiers], dim=1)
+    site: Site,
+    tiers: Mapping[str, Mapping[str, Slot]],
+    tensors: Mapping[Slot, Tensor],
+    scales: Mapping[str, float],
+    mixing: Mixing | None,
+) -> LowRankChange:
+    A = [tensors[slots["A"]] for slots in tiers.values()]
+    B = torch.cat([tensors[slots["B"]] * scales.get(tier, 1.0) for tier, slots in tiers.items()], dim=1)
     if mixing is not None and (value := tensors.get(mixing.slot(site))) is not None:
         if mixing.is_tokenwise:
             raise ValueError(
                 f"A router weighs the tiers {', '.join(mixing.tiers)} token by token (first at '{site.name}'). No LoRA "
                 "adapter and no merged weight can say that, so this model cannot leave the program."
             )
-        B = B * Mixed(mixing, value, tiers).columns(A[0], [len(factor) for factor in A])
+        B = B * Mixed(mixing, value, tuple(tiers)).columns(A[0], [len(factor) for factor in A])
     return LowRankChange(torch.cat(A), B)

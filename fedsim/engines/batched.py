@@ -190,7 +190,7 @@ class BatchedEngine:
     def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientBatch, dropout=None) -> None:
         """Make the module the clients from `start` on, whose trained tensors are `values`."""
         tensors, scales = stack.tensors(values, start), stack.scales(start, start + len(values))
-        self.module.install(tensors, scales, plan.objective, rows=rows, dropout=dropout)
+        self.module.install(tensors, scales, plan.objective, rows=rows, dropout=dropout, grouped=stack.grouped)
 
     def _in_passes(self, n_clients: int, run: Callable[[int, int], Answer]) -> list[Answer]:
         """Return `run(start, stop)` over all clients, `pass_size` at a time.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
+from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, group_slots, pad_rank
 from fedsim.adapters.linear import Scale
 from fedsim.round import Assignment
 
@@ -20,6 +20,7 @@ class Stack:
     def __init__(self, block: Sequence[Assignment], device: torch.device):
         self.block, self.device = block, device
         self.shapes = {slot: _widest([a.tensors[slot] for a in block]) for slot in block[0].tensors}
+        self.grouped = group_slots(self.shapes)
         self.trained = [slot for slot in self.shapes if any(slot in a.trains for a in block)]
         self.sizes = [self.shapes[slot].numel() for slot in self.trained]
         rows = [torch.cat([self._padded(a, slot).flatten() for slot in self.trained]) for a in block if self.trained]

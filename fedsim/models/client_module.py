@@ -9,8 +9,8 @@ import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from fedsim.adapters.layout import Mixing, Site, Slot
-from fedsim.adapters.linear import ClientBatch, Dropout, Scale, insert_tiered_linears
+from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
+from fedsim.adapters.linear import ClientBatch, Dropout, Grouped, Scale, insert_tiered_linears
 from fedsim.local_training import IGNORED, LocalTraining
 from fedsim.models.decoding import generate
 
@@ -51,22 +51,18 @@ class ClientModule(LightningModule):
         rows: ClientBatch | None = None,
         dropout: Dropout | None = None,
         rates: Mapping[Slot, float] | None = None,
+        grouped: Grouped | None = None,
     ) -> None:
         """Become the client that holds `tensors`, by tier's scale; those that require gradients are trained.
 
         With `rows` become the block of clients whose tensors are stacked (K, *shape). `rates` are the learning rates of
-        slots that have one of their own.
+        slots that have one of their own, `grouped` the slots by site and tier where a block's steps share them.
         """
         self.tensors, self.objective, self.rows, self.rates = dict(tensors), objective, rows, rates or {}
         self.local = local or self.local
-        of_site: dict[str, dict[Slot, Tensor]] = {}
-        for slot, tensor in tensors.items():
-            of_site.setdefault(slot.site, {})[slot] = tensor
+        grouped = group_slots(tensors) if grouped is None else grouped
         for linear in self.linears.values():
-            names = [site.name for site in linear.sites]
-            names += [self.mixing.slot(site).site for site in linear.sites if self.mixing and not site.is_head]
-            own = {slot: t for name in names for slot, t in of_site.get(name, {}).items()}
-            linear.install(own, scales, rows, dropout, self.mixing)
+            linear.install(tensors, scales, rows, dropout, self.mixing, grouped)
 
     @property
     def trained(self) -> dict[Slot, Tensor]:
