@@ -72,9 +72,23 @@ def allocated_update(state: ServerState, plan: "Plan", updates: Sequence[ClientU
     return replace(merged, log={**merged.log, **movement_log(state.bank, trained)})
 
 
-def admit_nothing(state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
-    """The default for unseen clients: nothing has to be found out about them."""
-    return Outcome()
+@dataclass(frozen=True)
+class Measure:
+    """What is first measured at the received model, a mean over own data, and by whom."""
+
+    what: Literal["gradient", "fisher", "fisher_logit"]
+    """The gradient, or each sample's squared gradient of log p(y|x), the empirical Fisher information of the adapters
+    (with "_logit" of the raw logit of y)."""
+    by: Literal["clients", "proxy"] = "clients"
+    """Those that train, or the server's proxy client."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """How unseen clients are placed: what they train briefly, and what the server makes of their updates."""
+
+    plan: "Plan"
+    admit: Callable[[ServerState, Population, Sequence[ClientUpdate]], Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,21 +130,15 @@ class Plan:
     """The weight (n,) of each member of a group in the merge of a slot."""
     evaluate_largest: bool = False
     """Evaluate what the server holds at its largest LoRA rank, not at each client's own."""
-    measures: Literal["gradient", "fisher", "fisher_logit"] | None = None
-    """What is first measured at the received model: the mean over own data of the gradient, or of each sample's squared
-    gradient of log p(y|x), the empirical Fisher information of the adapters (with "_logit" of the raw logit of y)."""
-    measured_by: Literal["clients", "proxy"] = "clients"
-    """Who measures: those that train, or the server's proxy client."""
+    measure: Measure | None = None
     correction: Callable[[Bank, Slot, int, int], Tensor] | None = None
     """(bank, slot, client, its LoRA rank) to what is added to its raw gradients of the slot in every step."""
     second_pass: "Plan | None" = None
     """What clients train besides in the same round, from what they received too; its logs are not kept."""
     eval_plan: "Plan | None" = None
     """The model that is evaluated after aggregation, where it is not the one in training."""
-    probe: "Plan | None" = None
-    """What a client trains briefly so that the server can place it; None where no placing is needed."""
-    admit: Callable[[ServerState, Population, Sequence[ClientUpdate]], Outcome] = admit_nothing
-    """Places unseen clients from their probe updates."""
+    unseen: Probe | None = None
+    """How unseen clients are placed; None where nothing has to be found out about them."""
 
     @cached_property
     def _groups(self) -> dict[Slot, Tensor]:
@@ -141,6 +149,12 @@ class Plan:
         if slot not in self._groups:
             self._groups[slot] = self.sharing(slot, self.population)
         return self._groups[slot]
+
+    def part(self, name: Part | None) -> "Plan":
+        """Return the plan of this name inside the plan; the plan itself where there is none."""
+        probe = self.unseen.plan if self.unseen else None
+        parts = {"second_pass": self.second_pass, "eval_plan": self.eval_plan, "probe": probe}
+        return (parts[name] if name else None) or self
 
 
 class Method(Protocol):
@@ -179,15 +193,16 @@ def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot
 def is_measured(plan: Plan, client: int) -> bool:
     """Whether a client measures: only who takes part in training (or is the proxy) and has data."""
     population = plan.population
-    is_asked = client == population.proxy if plan.measured_by == "proxy" else client in population.seen
-    return plan.measures is not None and is_asked and population.samples[client] > 0
+    if plan.measure is None or not population.samples[client]:
+        return False
+    return client == population.proxy if plan.measure.by == "proxy" else client in population.seen
 
 
 def measuring(plan: Plan) -> Plan:
     """Return the plan with the objective whose gradient is measured."""
-    if plan.measures in (None, "gradient"):
+    if plan.measure is None or plan.measure.what == "gradient":
         return plan
-    return replace(plan, objective=cross_entropy if plan.measures == "fisher" else label_logit)
+    return replace(plan, objective=cross_entropy if plan.measure.what == "fisher" else label_logit)
 
 
 def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:

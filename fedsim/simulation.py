@@ -190,7 +190,7 @@ class Simulation:
 
     def measure_on_proxy(self, state: ServerState, plan: Plan) -> list[ClientUpdate]:
         """Let the server's proxy client measure the model of this round, where the plan asks for it."""
-        if plan.measures is None or plan.measured_by != "proxy":
+        if plan.measure is None or plan.measure.by != "proxy":
             return []
         if (proxy := self.aggregator.population.proxy) is None:
             raise ValueError("The method measures on the server's own data and there are none (--data.proxy-samples).")
@@ -230,7 +230,7 @@ class Simulation:
         """
         aggregator, population = self.aggregator, self.aggregator.population
         plan = aggregator.dispatch(state, []).plan
-        if plan.probe is None:
+        if plan.unseen is None:
             return state, {}, []
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.spec.seed, state.round_index)
         dispatch = aggregator.dispatch(state, [*population.unseen, *seen], part="probe")
@@ -239,5 +239,5 @@ class Simulation:
         excluded = diverged_clients(probes, self.spec.on_nan, state.round_index, "probe")
         if not self.recorder:
             return state, {}, []
-        outcome = plan.admit(state, population, [probe for probe in probes if probe.client not in excluded])
+        outcome = plan.unseen.admit(state, population, [probe for probe in probes if probe.client not in excluded])
         return aggregator.apply(state, plan, outcome), outcome.log, excluded

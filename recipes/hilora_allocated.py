@@ -39,8 +39,8 @@ class Allocated:
         sets = [pattern_set("bottleneck", n, len(depths)) for n in self.capabilities.of(C, len(depths))]
         own = {"lora_ranks": self.ranks.of(C), "allocations": at_depths(sets, depths)}
         plan = self.hilora.plan(state, population)
-        probe = plan.probe and replace(plan.probe, **own)
-        return replace(plan, combine=partial(concatenated, lora_rank=self.lora_rank), probe=probe, **own)
+        unseen = plan.unseen and replace(plan.unseen, plan=replace(plan.unseen.plan, **own))
+        return replace(plan, combine=partial(concatenated, lora_rank=self.lora_rank), unseen=unseen, **own)
 
 
 @dataclass(frozen=True, kw_only=True)

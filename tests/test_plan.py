@@ -129,8 +129,8 @@ def test_fedavgs_server_update_merges_and_learns_nothing():
     outcome = plan().server_update(state, plan(), [update(0, 1.0)])
     assert first_numbers(outcome)[B] == {0: 1}
     assert outcome.learnt is None
-    assert plan().admit(state, POPULATION, []) == Outcome()
-    assert plan().probe is None
+    assert plan().unseen is None
+    assert plan().part("probe") == plan()
 
 
 def test_what_trains_is_told_by_the_slot():

@@ -105,7 +105,7 @@ class BatchedEngine:
         asked = [is_measured(plan, assignment.client) for assignment in stack.block]
         if not any(asked) or not stack.trained:
             return [{} for _ in stack.block]
-        if plan.measures == "gradient":
+        if plan.measure.what == "gradient":
             found = stack.by_client(self._mean_gradients(plan, stack))
             return [own if is_asked else {} for own, is_asked in zip(found, asked, strict=True)]
         each = zip(stack.block, asked, strict=True)

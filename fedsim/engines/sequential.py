@@ -96,7 +96,7 @@ class SequentialEngine:
         client, table = assignment.client, self.data.train[assignment.client]
         if not is_measured(plan, client):
             return ClientUpdate(client, len(table))
-        is_gradient, plan = plan.measures == "gradient", measuring(plan)
+        is_gradient, plan = plan.measure.what == "gradient", measuring(plan)
         tensors = {slot: t.to(self.module.device, copy=True) for slot, t in assignment.tensors.items()}
         wanted = [slot for slot in tensors if slot in assignment.trains and (is_gradient or is_adapter(slot))]
         sums = {slot: torch.zeros_like(tensors[slot]) for slot in wanted}

@@ -46,7 +46,7 @@ def _timed_step(spec: RunSpec, local: LocalTraining, fabric: Fabric, block_size:
     nothing = [rows[:0] for rows in spec.data.test]
     spec = replace(spec, data=replace(spec.data, test=nothing), local=local)
     state = spec.state(0)
-    plan = replace(spec.method.plan(state, spec.population), correction=None, measures=None, second_pass=None)
+    plan = replace(spec.method.plan(state, spec.population), correction=None, measure=None, second_pass=None)
     initial = spec.initial_slots()
     engine = prepare_engine(spec, fabric, initial, Workers(), block_size)
     client = max(spec.population.seen, key=spec.data.train_size)

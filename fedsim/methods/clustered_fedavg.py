@@ -23,7 +23,7 @@ from fedsim.parts.clustering import cosine_similarities
 from fedsim.parts.directions import changes
 from fedsim.parts.sharing import everyone, with_head
 from fedsim.parts.tree import agglomerated
-from fedsim.plan import Plan, is_adapter, merge_groups
+from fedsim.plan import Plan, Probe, is_adapter, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 ADAPTER, CHANGE = "adapter", "change"
@@ -65,8 +65,7 @@ class ClusteredFedAvg:
             tiers=(ADAPTER,),
             sharing=partial(self._sharing, everyone(population) + NEVER if labels is None else labels),
             server_update=self._server_update,
-            probe=None if labels is None else probe,
-            admit=self._admit,
+            unseen=None if labels is None else Probe(probe, self._admit),
         )
 
     def _sharing(self, labels: Tensor, slot: Slot, population: Population) -> Tensor:

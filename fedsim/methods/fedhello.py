@@ -36,7 +36,7 @@ from fedsim.parts.allocation import (
 from fedsim.parts.capabilities import Capabilities
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.sharing import one_copy, ungrouped
-from fedsim.plan import Plan, allocated_update, by_samples, equally
+from fedsim.plan import Measure, Plan, allocated_update, by_samples, equally
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 
@@ -73,6 +73,7 @@ class FedHeLLo:
         depths = state.adapted
         capabilities = self.capabilities.of(population.n_participants, len(depths), state.memory)
         stage, allocations = self._allocations(state, capabilities, len(depths))
+        is_scoring = self.strategy == "fim" and self.fim.is_scoring(state)
         return Plan(
             population=population,
             stage=stage,
@@ -80,8 +81,7 @@ class FedHeLLo:
             allocations=at_depths(allocations, depths),
             weights=equally if self.average == "uniform" else by_samples,
             scaled_factor=None,
-            measures=self.fim.measures if self.strategy == "fim" and self.fim.is_scoring(state) else None,
-            measured_by="proxy",
+            measure=Measure(self.fim.measures, "proxy") if is_scoring else None,
             server_update=self._server_update,
         )
 

@@ -23,7 +23,7 @@ from fedsim.parts.aggregation import product_svd, relative_change
 from fedsim.parts.directions import TIER, SubspaceClustering, admit_by_route, tier_overlaps, with_routed
 from fedsim.parts.objectives import cross_entropy, tier_overlap
 from fedsim.parts.sharing import alone, everyone, ungrouped, with_head
-from fedsim.plan import Plan, is_adapter, merge_groups, train_tier
+from fedsim.plan import Plan, Probe, is_adapter, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 STAGES = ("root", "cluster", "leaf")
@@ -76,8 +76,7 @@ class HiLoRA:
             objective=partial(self._objective, stage),
             combine=product_svd,
             server_update=self._server_update,
-            probe=None if labels is None else probe,
-            admit=self._admit,
+            unseen=None if labels is None else Probe(probe, self._admit),
         )
 
     def _sharing(self, labels: Tensor, slot: Slot, population: Population) -> Tensor:

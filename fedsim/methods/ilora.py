@@ -31,7 +31,7 @@ from fedsim.parts.initialisation import lora_initial, qr_factors
 from fedsim.parts.ranks import LoraRanks
 from fedsim.parts.sharing import alone, one_copy
 from fedsim.parts.variates import CLIENT, correction, updated_variates, with_variates
-from fedsim.plan import Plan, merge_groups, train_tier
+from fedsim.plan import Measure, Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 ADAPTER, OFFSET = "adapter", "offset"
@@ -96,7 +96,7 @@ class ILoRA:
             scaled_factor="A" if self.fold_scaling else None,
             combine=exact if self.aggregation == "concatenated" else mean_factors,
             evaluate_largest=True,
-            measures="gradient" if self.control else None,
+            measure=Measure("gradient") if self.control else None,
             correction=self._correction if self.control else None,
             server_update=self._server_update,
         )

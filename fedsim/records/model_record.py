@@ -104,7 +104,7 @@ def holders(method: Method, state: ServerState, population: Population, slots: l
     `slots` are all that there are; described are those of the model that is evaluated.
     """
     training = method.plan(state, population)
-    plan = training.eval_plan or training
+    plan = training.part("eval_plan")
     vectors: dict[bytes, int] = {}
     rows: list[Tensor] = []
     of_slot = {}
@@ -123,7 +123,7 @@ def holders(method: Method, state: ServerState, population: Population, slots: l
         "scaled_factor": plan.scaled_factor,
         "whole_tiers": sorted(plan.whole_tiers),
         "evaluate_largest": plan.evaluate_largest,
-        "is_probed": training.probe is not None,
+        "is_probed": training.unseen is not None,
     }
     tensors = {
         "groups": torch.stack(rows),

@@ -112,7 +112,7 @@ class Aggregator:
 
         Where the plan folds the scale α/R into a factor, that arrives times it and its gradient divided by it.
         """
-        power = 1 if plan.measures == "gradient" else 2
+        power = 1 if plan.measure and plan.measure.what == "gradient" else 2
         collected = [
             folded_update(update, plan.scaled_factor, self._fold(plan, update.client), power) for update in updates
         ]
@@ -155,8 +155,7 @@ class Aggregator:
         return state if outcome.learnt is None else replace(state, learnt=outcome.learnt)
 
     def _plan(self, state: ServerState, part: Part | None) -> Plan:
-        plan = self.method.plan(state, self.population)
-        return getattr(plan, part) or plan if part else plan
+        return self.method.plan(state, self.population).part(part)
 
     def _fold(self, plan: Plan, client: int) -> float:
         """The scale α/R of a client that the bank's copies hold; 1 where it is not folded."""

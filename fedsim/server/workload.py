@@ -115,7 +115,7 @@ class Workload:
             corrected = set(self.corrected(plan, slot, clients))
             for place, client in enumerate(clients):
                 size = sizes[ranks[place]]
-                is_sent = is_measured(plan, client) and (plan.measures == "gradient" or is_adapter(slot))
+                is_sent = is_measured(plan, client) and (plan.measure.what == "gradient" or is_adapter(slot))
                 down[place] += (whole if grows else size) * fresh[place] + size * (client in corrected)
                 up[place] += size * self.trains(plan, slot, client) * (1 + is_sent)
         return list(zip(down, up, strict=True))

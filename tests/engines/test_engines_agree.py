@@ -20,7 +20,7 @@ from fedsim.models.sites import find_sites
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.objectives import cross_entropy, tier_overlap
 from fedsim.parts.tree import TreeCuts
-from fedsim.plan import Plan
+from fedsim.plan import Measure, Plan
 from fedsim.round import Assignment, Population
 from fedsim.storage.run_folder import load_checkpoint
 
@@ -172,7 +172,9 @@ def both_engines(case: dict, block_size: int):
     module = ClientModule(net, LAYOUT.sites, mixing=case.pop("mixing", None))
     fabric = Fabric(accelerator="cpu", devices=1)
     population = Population(CLIENTS, tuple(range(CLIENTS)), (), SIZES)
-    plan = Plan(population=population, objective=overlap_too, measures="gradient" if "corrections" in case else None)
+    plan = Plan(
+        population=population, objective=overlap_too, measure=Measure("gradient") if "corrections" in case else None
+    )
     made = assignments(**case)
     blocks = [made[start : start + block_size] for start in range(0, CLIENTS, block_size)]
     engines = SequentialEngine(fabric, module, data, 7), BatchedEngine(fabric, module, data, 7, block_size)

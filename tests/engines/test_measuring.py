@@ -15,11 +15,11 @@ import fedsim
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.models.client_module import ClientModule
-from fedsim.plan import Plan, merge_groups
+from fedsim.plan import Measure, Plan, merge_groups
 from fedsim.round import Outcome, Population
 
 PLAN = Plan(population=Population(CLIENTS, (0, 1, 2, 3), (4, 5), SIZES))
-FISHER = replace(PLAN, measures="fisher")
+FISHER = replace(PLAN, measure=Measure("fisher"))
 
 
 def engine(kind, **options):
@@ -75,7 +75,7 @@ def raw_logit(logits, target):
 @pytest.mark.parametrize("kind", [SequentialEngine, BatchedEngine])
 @pytest.mark.parametrize(("measures", "of_logits"), [("fisher", log_likelihood), ("fisher_logit", raw_logit)])
 def test_fisher_scores_are_the_mean_squared_gradients_of_single_samples(kind, measures, of_logits):
-    found = measured(kind, replace(PLAN, measures=measures))
+    found = measured(kind, replace(PLAN, measure=Measure(measures)))
     for client in (0, 1, 3):
         expected = expected_fisher(client, of_logits)
         assert {tuple(slot) for slot in found[client]} == expected.keys(), "adapters, and no head"
@@ -89,7 +89,7 @@ def test_both_engines_measure_alike_whatever_clients_train(measures):
         "tensors": low_ranks,
         "trains": lambda client, a: frozenset(s for s in a.tensors if f"blocks.{client % 2}" in s.site),
     }
-    plan = replace(PLAN, measures=measures)
+    plan = replace(PLAN, measure=Measure(measures))
     one, other = measured(SequentialEngine, plan, **changes), measured(BatchedEngine, plan, **changes)
     assert [bool(one[client]) for client in range(CLIENTS)] == [True] * 4 + [False] * 2, "only those that train"
     for client, reference in one.items():
@@ -132,8 +132,7 @@ class Scored:
     def plan(self, state, population):
         return Plan(
             population=population,
-            measures=self.measures if state.round_index % 2 == 0 else None,
-            measured_by="proxy",
+            measure=Measure(self.measures, "proxy") if self.measures and state.round_index % 2 == 0 else None,
             lora_ranks=[1] * population.n_participants,
             allocations=[frozenset({0})] * population.n_participants,
             server_update=self._server_update,
@@ -210,7 +209,11 @@ def test_what_clients_measure_costs_as_much_again_upwards(tiny_run):
     @dataclass(frozen=True, kw_only=True)
     class ByClients(Scored):
         def plan(self, state, population):
-            return Plan(population=population, measures=self.measures, trains=lambda slot: slot.factor == "B")
+            return Plan(
+                population=population,
+                measure=self.measures and Measure(self.measures),
+                trains=lambda slot: slot.factor == "B",
+            )
 
     plain, both = (tiny_run(f"{m}", method=ByClients(measures=m), rounds=1) for m in (None, "fisher"))
     assert both.summary["bytes.up"] == 2 * plain.summary["bytes.up"] > 0

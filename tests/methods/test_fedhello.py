@@ -10,7 +10,7 @@ from conftest import TinyAttention, tiny_data
 import fedsim
 from fedsim.adapters.layout import Slot
 from fedsim.parts.fisher import FisherAllocation
-from fedsim.plan import Plan, equally
+from fedsim.plan import Measure, Plan, equally
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.storage.run_folder import load_checkpoint
 
@@ -235,8 +235,8 @@ def test_after_the_warm_start_scored_layers_are_drawn_by_their_clusters():
     )
     at = state(9)
     plan = method.plan(at, POPULATION)
-    assert (plan.stage, plan.measures, plan.measured_by) == ("rgd-hla", "fisher", "proxy")
-    assert method.plan(state(8), POPULATION).measures is None
+    assert (plan.stage, plan.measure) == ("rgd-hla", Measure("fisher", "proxy"))
+    assert method.plan(state(8), POPULATION).measure is None
     outcome = method._server_update(at, plan, [measured])
     assert outcome.log["depth_weights"] == [1] * 4 + [2] * 4 + [3] * 4
     assert outcome.log["fisher_scores"] == (2 * scores).tolist()
