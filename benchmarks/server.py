@@ -135,7 +135,7 @@ def clustering(n: int) -> Row:
 
     settings = SubspaceClustering()
     started = time.perf_counter()
-    affinity = gaussian_affinity(subspace_distances(bases()), settings.contrast)
+    affinity = gaussian_affinity(subspace_distances(bases()))
     found = spectral_clusters(affinity, settings.k_min, settings.k_max)
     seconds = time.perf_counter() - started - drawing
     agreement = adjusted_rand_score(truth, found.labels)

@@ -98,11 +98,6 @@ class SkewedTexts(Skew, TextOptions):
     """Texts and clients of one kind or another."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class DomainTexts(Domains, TextOptions):
-    """Texts whose clients are by domain."""
-
-
 def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -> FederatedData:
     """Return a federation whose groups are the domains; raises ValueError when the data have none."""
     train, test = splits

@@ -55,8 +55,6 @@ class FedTreeLoRA:
     """λ at the start."""
     lambda_rate: float = 5e-2
     """Learning rate of θ; at that of the adapters λ stays about where it starts."""
-    rebuild: bool = False
-    """Grow and cut the tree again after every round, from every client's last upload (not in the paper)."""
 
     tiers = (CLUSTER, EXTERNAL, LOCAL)
 
@@ -101,12 +99,12 @@ class FedTreeLoRA:
         return is_both or slot.tier not in (EXTERNAL, MIX_TIER)
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
-        kept = {LOCAL: LOCAL, MIX_TIER: MIX_TIER, HEAD_TIER: HEAD_TIER} | ({CLUSTER: LOCAL} if self.rebuild else {})
+        kept = {LOCAL: LOCAL, MIX_TIER: MIX_TIER, HEAD_TIER: HEAD_TIER}
         merged = merge_groups(plan, [rename_tiers(update, kept) for update in updates])
         sent = [rename_tiers(update, {LOCAL: CLUSTER, CLUSTER: CLUSTER}) for update in updates if update.n_samples]
         if not sent or state.round_index + 1 < self.warmup_rounds:
             return merged
-        if self.rebuild or "labels" not in state.learnt:
+        if "labels" not in state.learnt:
             sent = last_uploads(state.bank, sent, LOCAL, plan.population)
             learnt, log = self.tree.group(sent, state.depths, plan.population.n_clients)
         else:

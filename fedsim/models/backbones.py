@@ -1,4 +1,4 @@
-"""Pre-trained image classifiers by name, from timm and transformers, with a fresh classifier for the task's classes."""
+"""Pre-trained backbones by name, from timm and transformers, with a fresh classifier for the task's classes."""
 
 import difflib
 import os
@@ -81,21 +81,6 @@ def timm_statistics(name: str) -> dict[str, tuple[float, ...]]:
     """Return mean and std of red, green and blue with which timm's model was pre-trained; ValueError if unknown."""
     config = _timm_config(name)
     return {"mean": tuple(config.mean), "std": tuple(config.std)}
-
-
-@known(lambda name, **_: str(name))
-def transformers_backbone(name: str | Path, n_classes: int, image_size: int | None = None) -> nn.Module:
-    """Return transformers' image classifier from a folder or the hub, with a fresh classifier of n_classes outputs.
-
-    Raises ValueError when the model is not to be had, damaged, lacks tensors, or takes images of another size.
-    """
-    from transformers import AutoModelForImageClassification  # 4 s, and most recipes do without
-
-    model = transformers_classifier(AutoModelForImageClassification, str(name), n_classes)
-    expected = getattr(model.config, "image_size", None)
-    if image_size is not None and expected is not None and expected != image_size:
-        raise ValueError(f"'{name}' takes images of {expected} pixels, not {image_size} (--data.image-size).")
-    return model
 
 
 def transformers_classifier(kind: Any, name: str, n_classes: int, pretrained: bool = True) -> Any:

@@ -88,16 +88,9 @@ def subspace_distances(bases: Iterable[Tensor], block: int = 64) -> Tensor:
     return distances.fill_diagonal_(0)
 
 
-def gaussian_affinity(distances: Tensor, contrast: bool = False) -> Tensor:
-    """exp(−d²/2σ²) with σ the median off-diagonal distance (step 6), (n, n).
-
-    `contrast` first subtracts the smallest off-diagonal distance (not in the paper): all clients restart from one
-    broadcast, so distances can lie in a narrow band far from zero, and the kernel is then nearly flat.
-    """
+def gaussian_affinity(distances: Tensor) -> Tensor:
+    """exp(−d²/2σ²) with σ the median off-diagonal distance (step 6), (n, n)."""
     off_diagonal = distances[~torch.eye(len(distances), dtype=torch.bool)]
-    if contrast:
-        distances = (distances - off_diagonal.min()).clamp(min=0).fill_diagonal_(0)
-        off_diagonal = off_diagonal - off_diagonal.min()
     sigma = max(float(np.median(off_diagonal.numpy())), 1e-12)  # torch.median takes the lower of two middle values
     return torch.exp(-distances.square() / (2 * sigma**2))
 

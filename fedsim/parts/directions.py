@@ -55,8 +55,6 @@ class SubspaceClustering:
     """Cluster by what local training changed in B, or by B itself (the literal reading)."""
     decay: float = 0.9
     """λ of the moving average over rounds."""
-    contrast: bool = False
-    """Subtract the smallest distance before the Gaussian kernel (not in the paper)."""
     k_min: int = 2
     """Smallest number of clusters considered."""
     k_max: int = 10
@@ -105,7 +103,7 @@ class SubspaceClustering:
         found = torch.zeros(len(clients), dtype=torch.long)
         if len(clients) > max(self.k_min, 2):
             distances = subspace_distances(basis for _, basis in _bases(bank, fresh, clients))
-            clusters = spectral_clusters(gaussian_affinity(distances, self.contrast), self.k_min, self.k_max)
+            clusters = spectral_clusters(gaussian_affinity(distances), self.k_min, self.k_max)
             found = clusters.labels
             log = {
                 "n_clusters": clusters.n_clusters,

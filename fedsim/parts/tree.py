@@ -52,8 +52,6 @@ class TreeCuts:
     """A fixed number of groups at all depths instead (the paper's ablation; at most one for each client)."""
     one_tree: bool = True
     """Cut one tree of all depths; False grows a tree from each depth's own distances (the paper's ablation)."""
-    normalise_depths: bool = False
-    """Divide each depth's distances by their mean before they are averaged, lest depths with large B decide."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -66,7 +64,7 @@ class TreeCuts:
         if len(distances[0]) < 2:
             alone = torch.zeros(len(distances[0]), dtype=torch.long)
             return Cuts([alone] * len(distances), [1] * len(distances), [{}] * len(distances), [])
-        trees = [merge_tree(global_distance(distances, self.normalise_depths))] if self.one_tree else []
+        trees = [merge_tree(global_distance(distances))] if self.one_tree else []
         trees = trees or [merge_tree(matrix) for matrix in distances]
         of_depth = trees * len(distances) if self.one_tree else trees
         if self.clusters is not None:
@@ -124,10 +122,9 @@ def depth_distances(updates: Sequence[ClientUpdate], depths: Mapping[str, int], 
     return {depth: torch.stack(by_depth[depth]).mean(0) for depth in sorted(by_depth)}
 
 
-def global_distance(distances: Sequence[Tensor], is_normalised: bool = False) -> Tensor:
-    """Return the mean of the depths' distances (n, n), each divided by its own mean where that is asked for."""
-    scales = [matrix.mean().clamp(min=1e-30) if is_normalised else 1.0 for matrix in distances]
-    return torch.stack([matrix / scale for matrix, scale in zip(distances, scales, strict=True)]).mean(0)
+def global_distance(distances: Sequence[Tensor]) -> Tensor:
+    """Return the mean of the depths' distances, (n, n)."""
+    return torch.stack(list(distances)).mean(0)
 
 
 def merge_tree(distances: Tensor) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Strange requests and strange data end quickly, in a correct split or in one message that says what to change."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,6 @@ from fedsim.data.partition.sized import counts_by_shares
 from fedsim.data.protocols import (
     DomainClients,
     Domains,
-    DomainTexts,
     Partition,
     Skew,
     SkewedTexts,
@@ -73,7 +73,7 @@ def test_classes_without_samples_leave_a_correct_split(name: str):
         assert len(rows.unique()) == len(rows) == sizes[name != "sized-dir"]
 
 
-@pytest.mark.parametrize("kind", [Domains, DomainClients, DomainTexts])
+@pytest.mark.parametrize("kind", [Domains, DomainClients])
 @pytest.mark.parametrize(
     "option",
     [
@@ -142,6 +142,29 @@ def test_too_many_test_samples_asked_for_of_a_domain_are_refused():
         domain_clients(Domains(min_test=100000), (labelled(400), labelled(200)), np.random.default_rng(0))
     assert "--data.clients-per-domain" in str(raised.value)
     assert "--data.n-clients" not in str(raised.value)
+
+
+def test_clients_by_domain_need_domains_and_samples_of_each():
+    splits, none = (labelled(400), labelled(200)), {"groups": None}
+    for without in ((replace(splits[0], **none), splits[1]), (splits[0], replace(splits[1], **none))):
+        with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.group-column\)"):
+            domain_clients(Domains(), without, np.random.default_rng(0))
+    one = replace(splits[1], groups=torch.zeros(200, dtype=torch.long))
+    count = int((splits[0].groups == 1).sum())
+    with pytest.raises(ValueError, match=rf"Group 1 has {count} training and 0 test samples"):
+        domain_clients(Domains(clients_per_domain=1), (splits[0], one), np.random.default_rng(0))
+
+
+def test_clients_by_domain_have_samples_of_their_own_domain_only():
+    splits, options = (labelled(400), labelled(200, seed=1)), Domains(clients_per_domain=3, unseen_fraction=0.34)
+    data = domain_clients(options, splits, np.random.default_rng(0))
+    assert (data.groups, data.group_names) == (tuple(k // 3 for k in range(12)), ("a", "b", "c", "d"))
+    assert sorted(data.groups[client] for client in data.unseen) == [0, 1, 2, 3]
+    for tables, split, offset, least in ((data.train, splits[0], 0, 4), (data.test, splits[1], 400, 2)):
+        assert sorted((torch.cat(list(tables)) - offset).tolist()) == list(range(len(split.targets)))
+        assert min(map(len, tables)) >= least
+        for client, rows in enumerate(tables):
+            assert set(split.groups[rows - offset].tolist()) == {data.groups[client]}
 
 
 def test_who_has_no_option_of_clients_by_domain_names_another():

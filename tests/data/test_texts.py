@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from fedsim.data.protocols import DomainTexts, SkewedTexts, domain_clients, skewed_clients
+from fedsim.data.protocols import SkewedTexts, skewed_clients
 from fedsim.data.sources.registry import TEXT_SETS
 from fedsim.data.texts import texts
 from fedsim.data.texts.texts import TextOptions, find_texts
@@ -186,36 +186,3 @@ def test_the_real_trec_becomes_the_tokens_that_the_tokenizer_gives():
     texts = pq.read_table(Path(DATA) / "text/trec/trec_test.parquet").column("text").to_pylist()
     assert test.inputs[7].tolist() == tokenizer(texts[7], padding="max_length", max_length=24).input_ids
     assert tokenizer.decode(test.inputs[0][1:4]) == " ".join(texts[0].lower().split()[:3])
-
-
-def write_topics(folder: Path, topics: list[str], per_topic: int = 60) -> None:
-    """Two classes and a column `topic`; sample k's text says its topic."""
-    for split, size in (("train", per_topic), ("test", per_topic // 2)):
-        of = [topic for topic in topics for _ in range(size)]
-        write(folder / f"{split}.parquet", text=of, label=[k % 2 for k in range(len(of))], topic=of)
-
-
-def test_texts_by_domain_have_clients_of_their_own_in_each(tmp_path: Path):
-    write_topics(tmp_path, ["books", "films"])
-    options = DomainTexts(path=tmp_path, group_column="topic", clients_per_domain=3, unseen_fraction=0.34)
-    splits = find_texts(options).placeholder(pad_token=0)
-    data = domain_clients(options, splits, np.random.default_rng(0))
-    assert (data.groups, data.group_names, data.pad_token) == ((0, 0, 0, 1, 1, 1), ("books", "films"), 0)
-    assert sorted(data.groups[client] for client in data.unseen) == [0, 1]
-    for tables, size, offset in ((data.train, 60, 0), (data.test, 30, 120)):
-        assert sorted(torch.cat(list(tables)).tolist()) == list(range(offset, offset + 2 * size))
-        for client, rows in enumerate(tables):
-            assert {(int(row) - offset) // size for row in rows} == {data.groups[client]}
-    assert min(map(len, data.train)) >= 4
-    assert min(map(len, data.test)) >= 2
-
-
-def test_texts_by_domain_need_a_column_of_domains_and_samples_of_each(tmp_path: Path):
-    write_topics(tmp_path, ["books", "films"])
-    options = DomainTexts(path=tmp_path)
-    with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.group-column\)"):
-        domain_clients(options, find_texts(options).placeholder(0), np.random.default_rng(0))
-    write(tmp_path / "test.parquet", text=["a"], label=[0], topic=["books"])
-    options = DomainTexts(path=tmp_path, group_column="topic", clients_per_domain=1, min_test=1)
-    with pytest.raises(ValueError, match=r"Group 1 has 60 training and 0 test samples"):
-        domain_clients(options, find_texts(options).placeholder(0), np.random.default_rng(0))

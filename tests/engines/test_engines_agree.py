@@ -266,8 +266,8 @@ METHODS = {
     "ilora": fedsim.ILoRA(ranks=RANKS),
     "ilora_unscaled": fedsim.ILoRA(ranks=RANKS, init_scale=None, lora_alpha=None, control=False),
     "fedtreelora": fedsim.FedTreeLoRA(lora_rank=2, warmup_rounds=2, tree=TreeCuts(tau=0.0)),
-    "fedtreelora_again": fedsim.FedTreeLoRA(
-        lora_rank=2, warmup_rounds=1, tree=TreeCuts(tau=0.0, distance="cosine"), rebuild=True, head_policy="local"
+    "fedtreelora_by_cosine": fedsim.FedTreeLoRA(
+        lora_rank=2, warmup_rounds=1, tree=TreeCuts(tau=0.0, distance="cosine"), head_policy="local"
     ),
     "fedtreelora_by_token": fedsim.FedTreeLoRA(  # of latecomers, whose experts are equal, Adam would scale up rounding
         lora_rank=2, warmup_rounds=3, tree=TreeCuts(clusters=2, one_tree=False), weigh="token"

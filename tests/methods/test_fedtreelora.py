@@ -154,8 +154,6 @@ def test_the_tree_is_grown_once_from_what_the_warm_up_left():
     logs = [server.round() and server.log for _ in range(4)]
     assert ["trees" in log for log in logs] == [False, True, False, False]
     assert all(before <= after for before, after in pairwise(logs[1]["cuts"]))
-    again = Server(warmup_rounds=2, tree=TreeCuts(tau=-1.0), rebuild=True)
-    assert ["trees" in log for log in (again.round() and again.log for _ in range(4))] == [False, True, True, True]
 
 
 # experts
@@ -261,14 +259,6 @@ def test_a_client_without_data_is_no_leaf_of_the_tree_and_in_no_mean():
     slot = Slot("cluster", SITES[0], "B")
     expected = sum(sent[k].tensors[slot._replace(tier="local")] for k in range(3)) / 3
     torch.testing.assert_close(server.assignments([3])[3].tensors[slot], expected)
-
-
-def test_a_rebuilt_tree_counts_absent_clients_with_their_last_upload():
-    server = Server(tree=TreeCuts(clusters=1), rebuild=True)
-    first, second = server.round(), server.round((0, 1))
-    slot = Slot("cluster", SITES[0], "B")
-    last = [second[k].tensors[slot] for k in (0, 1)] + [first[k].tensors[slot._replace(tier="local")] for k in (2, 3)]
-    torch.testing.assert_close(server.assignments([0])[0].tensors[slot], sum(last) / 4)
 
 
 # a whole run

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import ViTConfig, ViTForImageClassification
+from transformers import AutoModelForImageClassification, ViTConfig, ViTForImageClassification
 
 from fedsim.data.images.images import ImageOptions, load_images
 from fedsim.data.images.transforms import ImageTransform
-from fedsim.models.backbones import TimmModel, timm_backbone, transformers_backbone
+from fedsim.models.backbones import TimmModel, timm_backbone, transformers_classifier
 from fedsim.models.sites import find_sites
 
 DATA = os.environ.get("FEDSIM_DATA")
@@ -127,8 +127,12 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(checkpoint: Path, tmp_path:
         timm_backbone(NAME, 3, weights=tmp_path / "lacking.safetensors")
 
 
+def classifier_of(name: Path | str, n_classes: int) -> nn.Module:
+    return transformers_classifier(AutoModelForImageClassification, str(name), n_classes)
+
+
 def test_a_folder_of_transformers_gives_a_classifier_with_sites(folder: Path):
-    model = transformers_backbone(folder, 7, SIZE)
+    model = classifier_of(folder, 7)
     assert model(torch.zeros(2, 3, SIZE, SIZE)).logits.shape == (2, 7)
     assert len(find_sites(model)) == 2 * 2 + 1
     stored = load_file(folder / "model.safetensors")
@@ -138,14 +142,9 @@ def test_a_folder_of_transformers_gives_a_classifier_with_sites(folder: Path):
 
 
 def test_the_classifier_of_transformers_is_fresh_and_always_the_same(folder: Path):
-    first, again = (transformers_backbone(folder, 4).classifier.weight for _ in range(2))
+    first, again = (classifier_of(folder, 4).classifier.weight for _ in range(2))
     assert torch.equal(first, again)
     assert not torch.equal(first, load_file(folder / "model.safetensors")["classifier.weight"])
-
-
-def test_a_model_of_transformers_for_another_image_size_is_refused(folder: Path):
-    with pytest.raises(ValueError, match=r"takes images of 32 pixels, not 64 \(--data.image-size\)"):
-        transformers_backbone(folder, 4, 64)
 
 
 def test_a_folder_of_transformers_that_lacks_a_tensor_is_refused(folder: Path, tmp_path: Path):
@@ -155,12 +154,12 @@ def test_a_folder_of_transformers_that_lacks_a_tensor_is_refused(folder: Path, t
     save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
     with pytest.raises(ValueError, match="1 tensors are missing or of another shape"):
-        transformers_backbone(tmp_path, 4)
+        classifier_of(tmp_path, 4)
 
 
 def test_a_model_that_transformers_cannot_find_is_one_message_with_the_command():
     with pytest.raises(ValueError, match=r"'nobody/no-such-model' .*hub cache.*`hf download nobody/no-such-model"):
-        transformers_backbone("nobody/no-such-model", 3)
+        classifier_of("nobody/no-such-model", 3)
 
 
 @needs_data

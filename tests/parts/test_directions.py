@@ -75,10 +75,9 @@ def labels_of(bank: Bank, clustering: SubspaceClustering, cohorts):
     return clustering.cluster(bank, clustering.smoothed(bank, updates), updates, POPULATION)
 
 
-@pytest.mark.parametrize("contrast", [False, True])
-def test_planted_groups_are_found_exactly_under_partial_participation(bank, contrast):
+def test_planted_groups_are_found_exactly_under_partial_participation(bank):
     cohorts = [range(0, 6), range(6, 12), range(0, 12, 2), range(1, 12, 2)]
-    labels, log = labels_of(bank, SubspaceClustering(contrast=contrast), cohorts)
+    labels, log = labels_of(bank, SubspaceClustering(), cohorts)
     assert labels.tolist() == [*TRUTH[:12].tolist(), NEVER, NEVER, NEVER]
     assert log["n_clusters"] == N_GROUPS
     assert log["clients"] == list(range(12))
