@@ -43,20 +43,26 @@ _hashes: Any = WeakTensorKeyDictionary()
 
 def environment() -> dict[str, Any]:
     """Return package versions, the git revision of the code (with a mark when files differ) and what was started."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        revision = subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        revision = ""
     script = getattr(sys.modules.get("__main__"), "__file__", None)
     started = {"script": str(Path(script).absolute()) if script else "", "arguments": sys.argv[1:]}
-    return {"versions": versions, "git": revision or "unknown", **started}
+    return {"versions": {package: _version(package) for package in PACKAGES}, "git": _revision(), **started}
+
+
+@functools.cache  # what is imported stays; to read the versions took a fifth of a small run
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@functools.cache
+def _revision() -> str:
+    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(git, capture_output=True, text=True, timeout=10).stdout.strip() or "unknown"
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
 
 
 def fingerprint(content: Any) -> str:
