@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 from conftest import ROOT
+from runs import SMALL
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 LONG = ("compare_cifar100.py", "hilora_allocated.py", "hilora_domainnet.py", "hilora_cifar100.py")
@@ -72,8 +73,8 @@ def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_
     import fedsim
 
     module, out = load(name), tmp_path / "run"
-    embedded = () if name == "quickstart.py" else ("--embedded",)
-    monkeypatch.setattr(sys, "argv", [name, *FEW, *embedded, "--out", str(out)])
+    embedded = SMALL if name == "quickstart.py" else ("--embedded",)
+    monkeypatch.setattr(sys, "argv", [name, *embedded, *FEW, "--out", str(out)])
     fedsim.cli(recipe_type(module), module.main)
     assert capsys.readouterr().out.splitlines()[-1].startswith("digest ")
     assert (out / "result.json").exists()
