@@ -57,7 +57,7 @@ class Server:
             gradients = {slot: measured(a.client, slot, a.tensors[slot]) for slot in tensors}
             gradients = {slot: g for slot, g in gradients.items() if g is not None}
             updates.append(ClientUpdate(a.client, SAMPLES[a.client], tensors, measured=gradients))
-        self.state, self.log, _ = self.hub.step(self.state, dispatch, self.hub.collect(dispatch.plan, updates))
+        self.state, self.log, self.costs = self.hub.step(self.state, dispatch, self.hub.collect(dispatch.plan, updates))
         return {update.client: update for update in sorted(updates, key=lambda update: update.client)}
 
     def function(self, client: int, largest: bool = False) -> np.ndarray:
@@ -113,6 +113,16 @@ def test_stacking_is_exact_for_the_mean_of_what_clients_do_over_any_number_of_ro
         assert close(server.function(2, largest=True), mean_function(updates, server.ranks, before), 1e-5)
         widths = server.state.bank.read(Slot(tiers[0], SITE, "B"), torch.tensor([0])).shape
         assert widths[-1] <= WIDTH
+
+
+@pytest.mark.parametrize(
+    ("method", "rows"), [(EXACT["flora"], sum((1, 2, 4))), (EXACT["fedex_lora"], sum((1, 2, 4, 4)))]
+)
+def test_what_a_round_stacks_is_sent_to_everyone(method, rows):
+    """In float32, a row of A and a column of B for each direction, at four sites; FedEx adds those of the mean."""
+    server = Server(method)
+    server.round(noise)
+    assert [cost.bytes_down for cost in server.costs] == [4 * 4 * rows * (WIDTH + WIDTH)] * 3
 
 
 def test_floras_stack_is_pefts_cat():
