@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+INSTALL ?= $(BIN)/pip install --quiet --disable-pip-version-check
 WORKERS ?= 2
 RECIPE ?= recipes/quickstart.py
 NODES ?= 1
@@ -14,7 +15,7 @@ OLDEST := $(or $(TMPDIR),/tmp)/fedsim-oldest-venv
 OLDEST_TESTS = $(addprefix tests/,adapters parts methods engines models data)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-oldest check run slurm bench reproduce clean
+.PHONY: help setup demo test test-slow test-oldest check run slurm bench mutants reproduce clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,11 +24,15 @@ setup: $(BIN)/.installed ## Create .venv and install fedsim with its development
 
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 $(BIN)/.bench-installed: $(BIN)/.installed
-	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	$(INSTALL) -e '.[dev,bench]'
+	touch $@
+
+$(BIN)/.mutants-installed: $(BIN)/.installed
+	$(INSTALL) -e '.[dev,mutants]'
 	touch $@
 
 demo: setup ## Train HiLoRA, FedIT and Local on the embedded digits with two workers and compare them
@@ -42,8 +47,9 @@ slurm: setup ## Submit a recipe to SLURM: make slurm RECIPE=recipes/x.py NODES=2
 test: setup ## Run the default tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n auto --dist worksteal $(ARGS)
 
-test-slow: setup ## Run the slow tests: kill-and-resume, learning on real data
-	$(BIN)/pytest -m slow $(ARGS)
+test-slow: setup ## Run the slow tests: kill-and-resume, learning on real data; then those that start a cluster
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not cluster' -n 2 --dist loadfile $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and cluster' $(ARGS) || test $$? -eq 5
 
 test-oldest: ## Test with the lowest versions that pyproject.toml allows, in an environment of their own that is removed
 	@set -e; trap 'rm -rf "$(OLDEST)"' EXIT; trap 'exit 130' HUP INT TERM; rm -rf "$(OLDEST)"; \
@@ -60,6 +66,9 @@ check: setup ## Lint, check formatting and types
 
 bench: $(BIN)/.bench-installed ## Measure the engines against the limit and against peers; rewrites RESULTS.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/engines.py $(ARGS)
+
+mutants: $(BIN)/.mutants-installed ## Change the code in small ways: the share of changes that the default tests notice
+	OMP_NUM_THREADS=1 nice $(BIN)/python benchmarks/mutants.py $(ARGS)
 
 reproduce: setup ## Measure the papers' orderings on real data: make reproduce TEXT_MODEL=<folder of a text encoder>
 	@test -n "$(TEXT_MODEL)" || { echo "TEXT_MODEL is empty; name the folder of a text encoder" >&2; exit 2; }

@@ -16,7 +16,7 @@ from conftest import ROOT
 from runs import SMALL, fabric, finished
 from slurm_cluster import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
+pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(3000)]
 
 RECIPE = "tests/paused.py"
 OPTIONS = (*SMALL, "--method", "fedit", "--rounds", 16)
