@@ -1,9 +1,12 @@
 """How many clients fit into one pass."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
+from fedsim.data.federated import FederatedData
 from fedsim.distributed.blocks import largest_size
 from fedsim.engines.batched import BatchedEngine
 from fedsim.local_training import LocalTraining
@@ -34,6 +37,20 @@ def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) ->
     Memory is linear in clients: what the second one adds is the price of each. Where two do not fit, one has to.
     """
     engine.resize(2)
+    data, engine.data = engine.data, longest_batches(engine.data, trial.client, trial.local.batch_size)
+    try:
+        peaks = _peaks(engine, plan, trial)
+    finally:
+        engine.data = data
+    if engine.pass_size < 2:
+        return 1
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(engine.module.device)
+    return clients_that_fit(free + torch.cuda.memory_allocated(engine.module.device), *peaks)
+
+
+def _peaks(engine: BatchedEngine, plan: Plan, trial: Assignment) -> list[int]:
+    """The peaks of memory of a pass with one client and with two."""
     device = engine.module.device
     peaks = []
     for n_clients in (1, 2):
@@ -41,11 +58,18 @@ def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) ->
         torch.cuda.reset_peak_memory_stats(device)
         engine.local_update(plan, [[trial] * n_clients])
         peaks.append(torch.cuda.max_memory_allocated(device))
-        if engine.pass_size < 2:
-            return 1
-    torch.cuda.empty_cache()
-    free, _ = torch.cuda.mem_get_info(device)
-    return clients_that_fit(free + torch.cuda.memory_allocated(device), peaks[0], peaks[1])
+    return peaks
+
+
+def longest_batches(data: FederatedData, client: int, batch_size: int) -> FederatedData:
+    """Return data in which a client has one batch to train on and one to be tested on, of the longest text of all."""
+
+    def batch(table: Tensor, size: int) -> Tensor:
+        return table[:size] if data.pad_token is None else data.lengths.argmax().expand(min(len(table), size))
+
+    train, test = list(data.train), list(data.test)
+    train[client], test[client] = batch(train[client], batch_size), batch(test[client], 2 * batch_size)
+    return replace(data, train=train, test=test)
 
 
 def clients_that_fit(available: int, peak_of_one: int, peak_of_two: int) -> int:
@@ -56,6 +80,9 @@ def clients_that_fit(available: int, peak_of_one: int, peak_of_two: int) -> int:
 
 
 def trial_assignment(plan: Plan, client: int, initial: dict[Slot, Tensor], local: LocalTraining) -> Assignment:
-    """Return one step of a client at full LoRA rank: no client of the run needs more memory for its batch size."""
+    """Return one step of a client at full LoRA rank: no client of the run needs more memory for its batch size.
+
+    Which texts it is shown, `longest_batches` says.
+    """
     trains = frozenset(slot for slot in initial if plan.trains(slot))
     return Assignment(client, 0, initial, trains, {}, 1, local)

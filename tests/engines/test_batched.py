@@ -176,6 +176,24 @@ def test_on_a_gpu_the_block_size_is_what_fits_by_a_trial(fake_gpu):
     assert measured_block_size(engine(block_size=1), PLAN, trial) == 80
 
 
+def test_the_trial_is_shown_the_longest_text_of_all_and_one_batch_of_it(fake_gpu, monkeypatch):
+    batched, shapes = engine(block_size=1), []
+    inputs = torch.zeros(len(batched.data.inputs), 5, dtype=torch.int32)
+    for row in range(len(inputs)):
+        inputs[row, : 1 + row % 4] = 1
+    whole = batched.data = replace(batched.data, inputs=inputs, transform=lambda x: x, pad_token=0)
+
+    def local_update(plan, blocks):
+        shapes.extend(batched.data.batch(rows)[0].shape for rows in (batched.data.train[1], batched.data.test[1]))
+
+    monkeypatch.setattr(batched, "local_update", local_update)
+    trial = trial_assignment(PLAN, 1, assignments()[1].tensors, fedsim.LocalTraining(batch_size=2))
+    measured_block_size(batched, PLAN, trial)
+    assert [shape[1] for shape in shapes] == [4] * 4
+    assert [shape[0] for shape in shapes] == [2, min(4, whole.test_size(1))] * 2
+    assert batched.data is whole
+
+
 def test_on_a_gpu_where_two_clients_do_not_fit_one_trains_at_a_time(fake_gpu, monkeypatch):
     little_memory(monkeypatch, fits=1)
     trial = trial_assignment(PLAN, 0, assignments()[0].tensors, fedsim.LocalTraining())
