@@ -8,7 +8,9 @@ WORKERS ?= 2
 RECIPE ?= recipes/quickstart.py
 NODES ?= 1
 DEVICES ?= 1
-RUN = OMP_NUM_THREADS=1 FEDSIM_FIGURES=0 $(BIN)/fabric run
+# Torch's launcher takes a free port: several may run on one machine.
+FABRIC = PET_STANDALONE=1 $(BIN)/fabric run
+RUN = OMP_NUM_THREADS=1 FEDSIM_FIGURES=0 $(FABRIC)
 TWO = --accelerator cpu --devices $(WORKERS)
 
 OLDEST := $(or $(TMPDIR),/tmp)/fedsim-oldest-venv
@@ -36,10 +38,10 @@ $(BIN)/.mutants-installed: $(BIN)/.installed
 	touch $@
 
 demo: setup ## Train HiLoRA, FedIT and Local on the embedded digits with two workers and compare them
-	$(BIN)/fabric run recipes/quickstart.py --accelerator cpu --devices $(WORKERS) $(ARGS)
+	$(FABRIC) recipes/quickstart.py --accelerator cpu --devices $(WORKERS) $(ARGS)
 
 run: setup ## Run a recipe: make run RECIPE=recipes/x.py WORKERS=8 ARGS="--seed 1"
-	$(BIN)/fabric run $(RECIPE) --devices $(WORKERS) $(ARGS)
+	$(FABRIC) $(RECIPE) --devices $(WORKERS) $(ARGS)
 
 slurm: setup ## Submit a recipe to SLURM: make slurm RECIPE=recipes/x.py NODES=2 DEVICES=8 ARGS="--seed 1" SLURM="--time 8:00:00"
 	PATH="$(abspath $(BIN)):$$PATH" sbatch --nodes $(NODES) $(if $(filter-out 0,$(DEVICES)),--gpus-per-node $(DEVICES)) $(SLURM) slurm/fabric.sbatch $(RECIPE) $(ARGS)

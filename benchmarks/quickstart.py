@@ -6,6 +6,7 @@ Runs the recipe with two workers, or goes on where it stopped, and rewrites the 
 """
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -33,7 +34,8 @@ def run(options: Options) -> None:
         launcher = [Path(sys.executable).parent / "fabric", "run", "recipes/quickstart.py"]
         seeds = ["--seeds", *map(str, options.seeds), "--reference", "hilora"]
         where = ["--resume" if (options.out / "recipe.json").exists() else "--out", options.out]
-        subprocess.run([*launcher, "--accelerator", "cpu", "--devices", "2", *seeds, *where], cwd=ROOT, check=True)
+        command = [*launcher, "--accelerator", "cpu", "--devices", "2", *seeds, *where]
+        subprocess.run(command, cwd=ROOT, env=os.environ | {"PET_STANDALONE": "1"}, check=True)  # on a free port
 
 
 def describe(options: Options) -> str:

@@ -40,7 +40,8 @@ def round_seconds(workers: int, folder: Path) -> list[float]:
     """Run a few rounds in a fresh folder; return their seconds but for the first."""
     fabric, script = Path(sys.executable).parent / "fabric", Path(__file__)
     options = ["--accelerator", "cpu", "--devices", str(workers), "--out", str(folder)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    free_port = {"PET_STANDALONE": "1"}
+    environment = os.environ | free_port | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([fabric, "run", script, *options], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{workers} workers failed: {done.stderr.strip().splitlines()[-1]}")

@@ -131,6 +131,11 @@ def test_only_a_second_ctrl_c_leaves_at_once(monkeypatch, capfd, first, then, se
             "fabric run recipes/x.py --devices 8 --precision bf16-mixed --resume 'runs/a b'",
         ),
         (
+            {"LT_CLI_USED": "1", "LT_DEVICES": "8", "LT_NUM_NODES": "1", "PET_STANDALONE": "1"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "43017"},
+            "PET_STANDALONE=1 fabric run recipes/x.py --devices 8 --resume 'runs/a b'",
+        ),
+        (
             {"LT_CLI_USED": "1", "LT_ACCELERATOR": "cpu", "LT_DEVICES": "2", "LT_NUM_NODES": "4"}
             | {"MASTER_ADDR": "head", "MASTER_PORT": "10007"},
             "fabric run recipes/x.py --accelerator cpu --devices 2 --num-nodes 4 --main-address head --main-port 10007 "
@@ -139,7 +144,7 @@ def test_only_a_second_ctrl_c_leaves_at_once(monkeypatch, capfd, first, then, se
     ],
 )
 def test_a_recipe_that_was_stopped_says_how_it_goes_on(monkeypatch, capsys, tmp_path, variables, command):
-    for name in [name for name in os.environ if name.startswith(("LT_", "MASTER_"))]:
+    for name in [name for name in os.environ if name.startswith(("LT_", "MASTER_", "PET_"))]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)

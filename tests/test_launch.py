@@ -1,13 +1,16 @@
 """The threads of a worker: what bits depend on must not follow from the number of workers."""
 
 import json
+import socket
 
 import pytest
 import torch
+from conftest import ROOT
 from runs import QUICKSTART, SMALL, environment, fabric, run
 
 from fedsim.distributed import launch
 from fedsim.distributed.launch import set_threads
+from fedsim.distributed.signals import STANDALONE
 
 
 @pytest.fixture(autouse=True)
@@ -76,6 +79,20 @@ def test_the_threads_in_use_are_recorded_and_kept_when_a_run_in_python_is_resume
     assert torch.get_num_threads() == 3
     with pytest.raises(ValueError, match=r"threads was None and is 2"):
         tiny_run(rounds=1, threads=2, resume=True)
+
+
+def test_several_launches_on_one_machine_take_a_free_port_each(tmp_path):
+    """As `make run` starts them; a second launch beside another would find its port in use."""
+    script = tmp_path / "script.py"
+    script.write_text("import os\nprint('port', os.environ['MASTER_PORT'])")
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run([*fabric(1, str(script)), "--main-port", str(port)], variables=environment() | {STANDALONE: "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] not in ("port 29400", f"port {port}")
+    assert f"{STANDALONE}=1 $(BIN)/fabric run" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.slow

@@ -30,6 +30,8 @@ LAUNCHER = ("accelerator", "strategy", "devices", "num-nodes", "precision")
 
 DEFAULT_PORT = "29400"
 """The port that `fabric run` takes if none is said."""
+STANDALONE = "PET_STANDALONE"
+"""Where torch's launcher is told by 1 that there is one machine: it then takes a free port whatever it was given."""
 
 
 class Stopped(SystemExit):
@@ -96,10 +98,12 @@ def resume_command(folder: Path) -> str:
     said |= {"main-address": os.environ.get("MASTER_ADDR"), "main-port": os.environ.get("MASTER_PORT")}
     if said["num-nodes"] == "1":
         del said["num-nodes"], said["main-address"]
-    if said["main-port"] == DEFAULT_PORT:
+    is_standalone = os.environ.get(STANDALONE) == "1"
+    if is_standalone or said["main-port"] == DEFAULT_PORT:
         del said["main-port"]
     options = [part for option, value in said.items() if value for part in (f"--{option}", value)]
-    return shlex.join(["fabric", "run", sys.argv[0], *options, "--resume", str(folder)])
+    chosen = [f"{STANDALONE}=1"] if is_standalone else []
+    return shlex.join([*chosen, "fabric", "run", sys.argv[0], *options, "--resume", str(folder)])
 
 
 def is_launched() -> bool:
