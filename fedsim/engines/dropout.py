@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from fedsim.adapters.linear import ClientBatch, Dropout
@@ -15,34 +14,51 @@ class ClientDropout:
 
     def __init__(self, seed: int, assignment: Assignment, step: int):
         self.seed, self.assignment, self.step, self.calls = seed, assignment, step, 0
+        self.share = assignment.local.dropout
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return x (B, ..., I) with entries at 0 or divided by the share that is kept."""
-        share, client = self.assignment.local.dropout, self.assignment.client
-        if not share:
+        if not self.share:
             return x
+        mask = x.new_empty(*x.shape[1:-1], len(x), x.shape[-1])
+        self.fill(mask)
+        return x * mask.div_(1 - self.share).movedim(-2, 0)
+
+    def fill(self, mask: Tensor) -> None:
+        """Draw which entries of the next map are kept, 1 or 0, in place; mask (..., B, I).
+
+        Tokens come first, so that what is drawn does not depend on the padding behind them.
+        """
         purpose = f"dropout/{self.step}/{self.calls}"
-        random = generator(self.seed, purpose, self.assignment.round_index, client, x.device)
+        random = generator(self.seed, purpose, self.assignment.round_index, self.assignment.client, mask.device)
         self.calls += 1
-        # Tokens come first, so that what is drawn does not depend on the padding behind them.
-        drawn = torch.empty(*x.shape[1:-1], len(x), x.shape[-1], dtype=x.dtype, device=x.device)
-        kept = drawn.bernoulli_(1 - share, generator=random).movedim(-2, 0)
-        return x * kept / (1 - share)
+        mask.bernoulli_(1 - self.share, generator=random)
 
 
 def block_dropout(seed: int, block: Sequence[Assignment], step: int, rows: ClientBatch) -> Dropout | None:
     """Return the dropout of a block's stacked inputs (K, widest, M, I) to (K, widest · M, I); None when nobody drops.
 
-    Each client draws for the samples it has.
+    Each client draws for the samples it has, into its part of one mask: whatever the number of clients, the inputs and
+    their gradients are multiplied once.
     """
-    if not any(assignment.local.dropout for assignment in block):
+    shares = {assignment.local.dropout for assignment in block}
+    if shares == {0}:
         return None
     of_client = [ClientDropout(seed, assignment, step) for assignment in block]
 
     def drop(x: Tensor) -> Tensor:
-        dropped = torch.zeros_like(x)
-        for k, (size, dropout) in enumerate(zip(rows.sizes, of_client, strict=True)):
-            dropped[k, :size] = dropout(x[k, :size])
-        return dropped.flatten(1, 2)
+        K, widest, M, width = x.shape
+        shape = (K, M, widest, width)
+        mask = x.new_empty(shape) if rows.is_even else x.new_zeros(shape)  # x is 0 where there is no sample
+        for own, size, dropout in zip(mask, rows.sizes, of_client, strict=True):
+            if not dropout.share:
+                own.fill_(1)
+                continue
+            dropout.fill(own[:, :size])
+            if len(shares) > 1:
+                own.div_(1 - dropout.share)
+        if len(shares) == 1:
+            mask.div_(1 - of_client[0].share)
+        return (x * mask.movedim(-2, 1)).flatten(1, 2)
 
     return drop
