@@ -6,40 +6,26 @@ raises the LoRA rank towards the output, too, and finds every client's number of
 whose rule the text that could be had does not give, so it is not here.
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
-from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.allocation import at_depths, pattern_set
-from fedsim.parts.capabilities import Capabilities
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.capabilities import UnequalDepths
 from fedsim.plan import Plan, allocated_update
 from fedsim.round import Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class DepthFedIT:
+class DepthFedIT(UnequalDepths):
     """One adapter for all, of which every client trains the last depths."""
-
-    lora_rank: int = 16
-    """Width R of the adapter."""
-    lora_alpha: float | None = None
-    """α of the scale α/R; None means α = R."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
-    capabilities: Capabilities = field(default_factory=Capabilities)
-    """How many depths each client can train."""
-
-    tiers = ("adapter",)
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of the last depths."""
         depths = state.adapted
-        capabilities = self.capabilities.of(population.n_participants, len(depths), state.memory)
+        capabilities = self.affordable(state, population)
         sets = [pattern_set("deep-heavy", capability, len(depths)) for capability in capabilities]
         return Plan(
             population=population,
-            sharing=partial(one_copy, self.head_policy),
+            sharing=self.sharing,
             allocations=at_depths(sets, depths),
             server_update=allocated_update,
         )

@@ -14,41 +14,27 @@ from functools import partial
 
 import torch
 
-from fedsim.adapters.layout import HeadPolicy
-from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.ranks import LoraRanks, UnequalRanks
 from fedsim.parts.stacking import grown, stacked_sum
 from fedsim.plan import Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedExLoRA:
+class FedExLoRA(UnequalRanks):
     """One adapter for all and the residual of all rounds."""
 
     ranks: LoraRanks = field(default_factory=lambda: LoraRanks(values=(8,)))
     """Who has which LoRA rank."""
-    lora_alpha: float | None = 16.0
-    """α of the scale α/r_k; None means α = r_k."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
 
     tiers = ("adapter", "residual")
-
-    @property
-    def lora_rank(self) -> int:
-        """The largest LoRA rank."""
-        return self.ranks.largest
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Train the adapter on top of the residual."""
         return Plan(
-            population=population,
+            **self.own_ranks(population),
             trains=partial(train_tier, "adapter"),
-            sharing=partial(one_copy, self.head_policy),
-            lora_ranks=self.ranks.of(population.n_participants),
             whole_tiers=frozenset({"residual"}),
-            evaluate_largest=True,
             server_update=self._server_update,
         )
 

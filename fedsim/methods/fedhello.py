@@ -33,27 +33,21 @@ from fedsim.parts.allocation import (
     pattern_set,
     shares,
 )
-from fedsim.parts.capabilities import Capabilities
+from fedsim.parts.capabilities import UnequalDepths
 from fedsim.parts.fisher import FisherAllocation
-from fedsim.parts.sharing import one_copy, ungrouped
+from fedsim.parts.sharing import ungrouped
 from fedsim.plan import Measure, Plan, allocated_update, by_samples, equally
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedHeLLo:
+class FedHeLLo(UnequalDepths):
     """One adapter for all, of which every client trains some depths."""
 
-    lora_rank: int = 16
-    """Width R of the adapter."""
-    lora_alpha: float | None = None
-    """α of the scale α/R; None means α = R."""
     head_policy: HeadPolicy = "global"
     """Who trains the classifier; `local`: never aggregated."""
     forget_heads: bool = False
     """Under `local`: a client's classifier is forgotten after its round, and all are evaluated with the initial one."""
-    capabilities: Capabilities = field(default_factory=Capabilities)
-    """How many depths each client can train."""
     strategy: Literal["gd", "rgd", "fim"] = "fim"
     """GD-HLA, RGD-HLA, or FIM-HLA after a warm start of RGD-HLA."""
     pattern: Pattern = "bottleneck"
@@ -63,21 +57,19 @@ class FedHeLLo:
     average: Literal["uniform", "samples"] = "uniform"
     """Whether those who trained a layer count alike, or by their training samples."""
 
-    tiers = ("adapter",)
-
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Every client at its own depths; raises ValueError when scores are due and there is no proxy set."""
         if self.strategy == "fim" and population.proxy is None and max(self.fim.warmup_rounds, 1) < state.rounds:
             given = f"FIM-HLA scores layers after {self.fim.warmup_rounds} rounds on the server's own data"
             raise ValueError(f"{given}, and there are none (--data.proxy-samples).")
         depths = state.adapted
-        capabilities = self.capabilities.of(population.n_participants, len(depths), state.memory)
+        capabilities = self.affordable(state, population)
         stage, allocations = self._allocations(state, capabilities, len(depths))
         is_scoring = self.strategy == "fim" and self.fim.is_scoring(state)
         return Plan(
             population=population,
             stage=stage,
-            sharing=self._sharing,
+            sharing=self.sharing,
             allocations=at_depths(allocations, depths),
             weights=equally if self.average == "uniform" else by_samples,
             scaled_factor=None,
@@ -95,9 +87,10 @@ class FedHeLLo:
         draws = [drawn(p, capability, *at, client) for client, capability in enumerate(capabilities)]
         return "fim-hla" if weights else "rgd-hla", draws
 
-    def _sharing(self, slot: Slot, population: Population) -> Tensor:
+    def sharing(self, slot: Slot, population: Population) -> Tensor:
+        """All in one, but for classifiers that are local or forgotten."""
         is_forgotten = self.forget_heads and self.head_policy == "local" and slot.tier == HEAD_TIER
-        return ungrouped(population) if is_forgotten else one_copy(self.head_policy, slot, population)
+        return ungrouped(population) if is_forgotten else super().sharing(slot, population)
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         merged = allocated_update(state, plan, updates)

@@ -9,47 +9,34 @@ Deliberate difference: in the paper a client's model *consists of* its layers, t
 Fed-HeLLo (arXiv 2506.12213) compares the two, the whole frozen backbone stays in the forward pass.
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
-from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.allocation import at_depths, covering, drawn, shares
-from fedsim.parts.capabilities import Capabilities
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.capabilities import UnequalDepths
 from fedsim.plan import Plan, allocated_update, equally
 from fedsim.randomness import numpy_generator
 from fedsim.round import Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedRA:
+class FedRA(UnequalDepths):
     """One adapter for all, of which every client trains random depths."""
 
-    lora_rank: int = 16
-    """Width R of the adapter."""
-    lora_alpha: float | None = None
-    """α of the scale α/R; None means α = R."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
-    capabilities: Capabilities = field(default_factory=Capabilities)
-    """How many depths each client can train."""
     cover: bool = True
     """Whether every depth is given to a client of each round."""
-
-    tiers = ("adapter",)
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of random depths, clients alike."""
         depths = state.adapted
         alike = shares([1] * len(depths))
-        capabilities = self.capabilities.of(population.n_participants, len(depths), state.memory)
+        capabilities = self.affordable(state, population)
         rows = [drawn(alike, n, state.seed, state.round_index, client) for client, n in enumerate(capabilities)]
         if self.cover:
             rng = numpy_generator(state.seed, "covering", state.round_index)
             rows = covering(rows, state.cohort, len(depths), rng)
         return Plan(
             population=population,
-            sharing=partial(one_copy, self.head_policy),
+            sharing=self.sharing,
             allocations=at_depths(rows, depths),
             weights=equally,
             server_update=allocated_update,

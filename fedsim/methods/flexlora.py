@@ -6,41 +6,18 @@ Deliberate differences: the product is never formed (QR of stacked factors, SVD 
 client's own (the released code has one for all); singular values go to A, so that B is orthonormal.
 """
 
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
-from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.aggregation import product_svd
-from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.ranks import UnequalRanks
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlexLoRA:
+class FlexLoRA(UnequalRanks):
     """One adapter for all, redistributed by SVD."""
-
-    ranks: LoraRanks = field(default_factory=LoraRanks)
-    """Who has which LoRA rank."""
-    lora_alpha: float | None = 16.0
-    """α of the scale α/r_k; None means α = r_k."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
-
-    tiers = ("adapter",)
-
-    @property
-    def lora_rank(self) -> int:
-        """The largest LoRA rank."""
-        return self.ranks.largest
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of products."""
-        return Plan(
-            population=population,
-            sharing=partial(one_copy, self.head_policy),
-            lora_ranks=self.ranks.of(population.n_participants),
-            combine=product_svd,
-            evaluate_largest=True,
-        )
+        return Plan(**self.own_ranks(population), combine=product_svd)

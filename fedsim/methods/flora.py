@@ -10,16 +10,14 @@ evaluation: nothing is forgotten or counted twice, and α/r_k is each client's o
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
 
-from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.aggregation import weighted_mean
-from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.ranks import UnequalRanks
 from fedsim.parts.stacking import grown, stacked_sum
 from fedsim.plan import Plan, by_samples, merge_groups, stack_padded, train_tier
 from fedsim.randomness import generator
@@ -27,35 +25,21 @@ from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FLoRA:
+class FLoRA(UnequalRanks):
     """An adapter that is merged after every round."""
 
-    ranks: LoraRanks = field(default_factory=LoraRanks)
-    """Who has which LoRA rank."""
-    lora_alpha: float | None = 16.0
-    """α of the scale α/r_k; None means α = r_k."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
     restart: Literal["fresh", "warm"] = "fresh"
     """Whether A starts a round at random or from the mean of the clients' A."""
 
     tiers = ("adapter", "merged")
 
-    @property
-    def lora_rank(self) -> int:
-        """The largest LoRA rank."""
-        return self.ranks.largest
-
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Train the adapter on top of what is merged."""
         return Plan(
-            population=population,
+            **self.own_ranks(population),
             trains=partial(train_tier, "adapter"),
-            sharing=partial(one_copy, self.head_policy),
-            lora_ranks=self.ranks.of(population.n_participants),
             whole_tiers=frozenset({"merged"}),
             scaled_factor="B",
-            evaluate_largest=True,
             server_update=self._server_update,
         )
 

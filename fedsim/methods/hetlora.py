@@ -8,38 +8,30 @@ classifier is averaged by training samples.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
-from fedsim.adapters.layout import HeadPolicy, Slot, fit_rank
+from fedsim.adapters.layout import Slot, fit_rank
 from fedsim.parts.aggregation import product_norm
 from fedsim.parts.objectives import cross_entropy
-from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.ranks import LoraRanks, UnequalRanks
 from fedsim.plan import Plan, by_samples, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class HetLoRA:
+class HetLoRA(UnequalRanks):
     """One adapter for all, of LoRA ranks that may shrink."""
 
     ranks: LoraRanks = field(default_factory=LoraRanks)
     """Who begins with which LoRA rank."""
-    lora_alpha: float | None = 16.0
-    """α of the scale α/r_k; None means α = r_k."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
     keep: float = 0.99
     """γ: the share of a rank that is kept when it is pruned, at least one direction less; 1 for no pruning."""
     penalty: float = 5e-3
     """λ: weight of the tail in a client's loss."""
-
-    tiers = ("adapter",)
 
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
@@ -47,23 +39,16 @@ class HetLoRA:
         if self.penalty < 0:
             raise ValueError(f"penalty is {self.penalty}; it must not be negative (--method.penalty).")
 
-    @property
-    def lora_rank(self) -> int:
-        """The largest LoRA rank."""
-        return self.ranks.largest
-
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of padded factors at the ranks that are left."""
         ranks = state.learnt.get("lora_ranks")
-        return Plan(
-            population=population,
-            sharing=partial(one_copy, self.head_policy),
-            lora_ranks=self.ranks.of(population.n_participants) if ranks is None else ranks.tolist(),
+        plan = Plan(
+            **self.own_ranks(population),
             objective=self._objective,
             weights=by_norm,
-            evaluate_largest=True,
             server_update=self._server_update,
         )
+        return plan if ranks is None else replace(plan, lora_ranks=ranks.tolist())
 
     def _objective(self, logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
         return cross_entropy(logits, targets, tensors) + self.penalty * self._tail(tensors)

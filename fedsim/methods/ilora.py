@@ -16,7 +16,7 @@ release divides gradients by the batch size too, `1/batch_size`, 1/64 in its run
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -24,12 +24,12 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
-from fedsim.adapters.layout import HeadPolicy, Layout, Slot
+from fedsim.adapters.layout import Layout, Slot
 from fedsim.parts.aggregation import mean_factors
 from fedsim.parts.concatenation import Core, as_change, concatenated
 from fedsim.parts.initialisation import lora_initial, qr_factors
-from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import alone, one_copy
+from fedsim.parts.ranks import UnequalRanks
+from fedsim.parts.sharing import alone
 from fedsim.parts.variates import CLIENT, correction, updated_variates, with_variates
 from fedsim.plan import Measure, Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -38,15 +38,9 @@ ADAPTER, OFFSET = "adapter", "offset"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ILoRA:
+class ILoRA(UnequalRanks):
     """One adapter for all, of each client's own LoRA rank."""
 
-    ranks: LoraRanks = field(default_factory=LoraRanks)
-    """Who has which LoRA rank."""
-    lora_alpha: float | None = 16.0
-    """α of the scale α/r_k; None means α = r_k."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
     init: Literal["qr", "random"] = "qr"
     """Start from the pretrained weight, or as LoRA does."""
     init_scale: float | None = 1e-4
@@ -70,11 +64,6 @@ class ILoRA:
         if self.init == "qr" and self.init_scale is None and self.lora_alpha is not None:
             raise ValueError("init_scale is None, the unscaled start, which needs lora_alpha None (--method.*).")
 
-    @property
-    def lora_rank(self) -> int:
-        """The largest LoRA rank."""
-        return self.ranks.largest
-
     def initial(self, layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor]) -> dict[Slot, Tensor]:
         """QR factors of the pretrained weights in adapter and offset alike, so that the function is unchanged."""
         initial = lora_initial(layout, generator)
@@ -88,23 +77,19 @@ class ILoRA:
         """Every client at its own rank; the server is evaluated at the largest."""
         exact = partial(concatenated, core=self.core, lora_rank=self.lora_rank)
         return Plan(
-            population=population,
+            **self.own_ranks(population),
             trains=partial(train_tier, ADAPTER),
-            sharing=self._sharing,
-            lora_ranks=self.ranks.of(population.n_participants),
             tier_scales={OFFSET: -1.0},
             scaled_factor="A" if self.fold_scaling else None,
             combine=exact if self.aggregation == "concatenated" else mean_factors,
-            evaluate_largest=True,
             measure=Measure("gradient") if self.control else None,
             correction=self._correction if self.control else None,
             server_update=self._server_update,
         )
 
-    def _sharing(self, slot: Slot, population: Population) -> Tensor:
-        if slot.tier.startswith(CLIENT):
-            return alone(population)
-        return one_copy(self.head_policy, slot, population)
+    def sharing(self, slot: Slot, population: Population) -> Tensor:
+        """All in one, but for a client's own variates."""
+        return alone(population) if slot.tier.startswith(CLIENT) else super().sharing(slot, population)
 
     def _correction(self, bank: Bank, slot: Slot, client: int, lora_rank: int) -> Tensor:
         return self.correction_scale * correction(bank, slot, client, lora_rank)

@@ -13,47 +13,28 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import HeadPolicy
 from fedsim.parts.aggregation import Merged, weighted_mean
-from fedsim.parts.ranks import LoraRanks
-from fedsim.parts.sharing import one_copy
+from fedsim.parts.ranks import LoraRanks, UnequalRanks
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRAFAIR:
+class LoRAFAIR(UnequalRanks):
     """One adapter, the mean of factors with a corrected B."""
 
     ranks: LoraRanks = field(default_factory=lambda: LoraRanks(values=(8,)))
     """Who has which LoRA rank."""
-    lora_alpha: float | None = 16.0
-    """α of the scale α/r_k; None means α = r_k."""
-    head_policy: HeadPolicy = "global"
-    """Who trains the classifier."""
     penalty: float = 0.01
     """λ: how much the correction of B is held back."""
-
-    tiers = ("adapter",)
 
     def __post_init__(self) -> None:
         if self.penalty <= 0:
             raise ValueError(f"penalty is {self.penalty}; it must be positive (--method.penalty).")
 
-    @property
-    def lora_rank(self) -> int:
-        """The largest LoRA rank."""
-        return self.ranks.largest
-
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg with a corrected B."""
-        return Plan(
-            population=population,
-            sharing=partial(one_copy, self.head_policy),
-            lora_ranks=self.ranks.of(population.n_participants),
-            combine=partial(corrected_mean, penalty=self.penalty),
-            evaluate_largest=True,
-        )
+        return Plan(**self.own_ranks(population), combine=partial(corrected_mean, penalty=self.penalty))
 
 
 def corrected_mean(B: Tensor, A: Tensor, weights: Tensor, *, penalty: float) -> Merged:

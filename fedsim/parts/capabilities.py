@@ -1,13 +1,17 @@
-"""Which client can train how many depths, as data."""
+"""Which client can train how many depths, as data, and the options of methods that let depths be unequal."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 
+from fedsim.adapters.layout import HeadPolicy, Slot
 from fedsim.parts.budgets import layers_that_fit
+from fedsim.parts.sharing import one_copy
 from fedsim.randomness import numpy_generator
+from fedsim.round import Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +83,27 @@ class Capabilities:
         if self.out_of is not None and value:
             value = max(1, value * n_depths // self.out_of)
         return min(value, n_depths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnequalDepths:
+    """The options of a method with one adapter for all, of which every client trains as many depths as it can."""
+
+    lora_rank: int = 16
+    """Width R of the adapter."""
+    lora_alpha: float | None = None
+    """α of the scale α/R; None means α = R."""
+    head_policy: HeadPolicy = "global"
+    """Who trains the classifier."""
+    capabilities: Capabilities = field(default_factory=Capabilities)
+    """How many depths each client can train."""
+
+    tiers: ClassVar[tuple[str, ...]] = ("adapter",)
+
+    def sharing(self, slot: Slot, population: Population) -> Tensor:
+        """Return the group of every client, (C,): all in one, but for a classifier of one's own."""
+        return one_copy(self.head_policy, slot, population)
+
+    def affordable(self, state: ServerState, population: Population) -> list[int]:
+        """Return how many depths every client can train, (C,)."""
+        return self.capabilities.of(population.n_participants, len(state.adapted), state.memory)

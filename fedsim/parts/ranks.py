@@ -1,11 +1,15 @@
-"""Which client has which LoRA rank, as data."""
+"""Which client has which LoRA rank, as data, and the options of methods that let ranks be unequal."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+from torch import Tensor
 
+from fedsim.adapters.layout import HeadPolicy, Slot
+from fedsim.parts.sharing import one_copy
 from fedsim.randomness import numpy_generator
+from fedsim.round import Population
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,3 +45,31 @@ class LoraRanks:
         if len(values) != n_clients:
             raise ValueError(f"values has {len(values)} entries for {n_clients} clients (--method.ranks.values).")
         return values.tolist()
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnequalRanks:
+    """The options of a method with one adapter for all, which every client holds at its own LoRA rank."""
+
+    ranks: LoraRanks = field(default_factory=LoraRanks)
+    """Who has which LoRA rank."""
+    lora_alpha: float | None = 16.0
+    """α of the scale α/r_k; None means α = r_k."""
+    head_policy: HeadPolicy = "global"
+    """Who trains the classifier."""
+
+    tiers: ClassVar[tuple[str, ...]] = ("adapter",)
+
+    @property
+    def lora_rank(self) -> int:
+        """The largest LoRA rank."""
+        return self.ranks.largest
+
+    def sharing(self, slot: Slot, population: Population) -> Tensor:
+        """Return the group of every client, (C,): all in one, but for a classifier of one's own."""
+        return one_copy(self.head_policy, slot, population)
+
+    def own_ranks(self, population: Population) -> dict[str, Any]:
+        """Return what `Plan` is told: clients train at their own ranks, the server is evaluated at the largest."""
+        ranks = self.ranks.of(population.n_participants)
+        return {"population": population, "sharing": self.sharing, "lora_ranks": ranks, "evaluate_largest": True}
