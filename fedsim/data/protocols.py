@@ -85,7 +85,7 @@ class DomainClients(Domains, ImageOptions):
     """Images whose clients are by domain."""
 
     group_column: str = "domain"
-    """Column of domains, in parquet files and on the hub."""
+    """Column of domains, in tables and on the hub."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from fedsim.data.protocols import (
 from fedsim.data.sources.labelled import Labelled
 from fedsim.data.texts.texts import TextOptions, find_texts
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 PARTITIONS = Partition.__args__
 
 
@@ -221,7 +222,7 @@ def write(folder: Path, labels: object, split: str = "train") -> None:
         ([{"a": 0}] * 3, r"column 'label' .*neither numbers nor words.*--data.label-column"),
         ([-1, -1, -1], r"has the labels \[-1\]"),
         ([0, None, 1], r"empty entries in the column 'label'"),
-        ([], r"has no training texts"),
+        ([], r"train.parquet' is damaged, empty or no parquet file .*"),
     ],
 )
 def test_labels_that_are_none_are_refused(tmp_path: Path, labels: list, message: str):
@@ -251,7 +252,7 @@ def test_a_parquet_file_that_is_cut_short_is_named(tmp_path: Path, kept: float):
     write(tmp_path, [0], "test")
     path = tmp_path / "train.parquet"
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(ValueError, match=r"train.parquet' is damaged or no parquet file"):
+    with pytest.raises(ValueError, match=r"train.parquet' is damaged, empty or no parquet file"):
         find_texts(TextOptions(path=tmp_path))
 
 
@@ -267,7 +268,7 @@ def test_letters_that_are_none_are_named_with_their_file_and_row(tmp_path: Path)
     path = write_words(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"second", b"sec\xffnd"))
     found = find_texts(TextOptions(path=tmp_path))
-    with pytest.raises(ValueError, match=r"test.parquet, row 1' is damaged .* Fetch it again\.") as raised:
+    with pytest.raises(ValueError, match=r"test.parquet, row 1' is damaged: .* Fetch it again\.") as raised:
         list(found.read())
     assert type(raised.value) is ValueError
 
@@ -275,7 +276,7 @@ def test_letters_that_are_none_are_named_with_their_file_and_row(tmp_path: Path)
 def test_letters_of_a_label_that_are_none_are_named_with_their_file(tmp_path: Path):
     path = write_words(tmp_path)
     path.write_bytes(path.read_bytes().replace(b"two", b"t\xffo"))
-    with pytest.raises(ValueError, match=r"test.parquet' is damaged .* Fetch it again\.") as raised:
+    with pytest.raises(ValueError, match=r"test.parquet' is damaged: .* Fetch it again\.") as raised:
         find_texts(TextOptions(path=tmp_path))
     assert type(raised.value) is ValueError
 
@@ -286,7 +287,7 @@ def test_a_schema_with_a_flipped_byte_is_named_with_its_file(tmp_path: Path):
     table = pq.read_table(path)
     flipped = table.schema.metadata[b"huggingface"].replace(b"ClassLabel", b"ClassM!bel")
     pq.write_table(table.replace_schema_metadata({"huggingface": flipped}), path)
-    with pytest.raises(ValueError, match=r"train.parquet' is damaged or of another version of `datasets`"):
+    with pytest.raises(ValueError, match=r"train.parquet' is damaged, empty or no parquet file that `datasets` reads"):
         find_images(ImageOptions(path=tmp_path))
 
 

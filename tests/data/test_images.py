@@ -142,7 +142,7 @@ def test_a_damaged_parquet_file_is_named(tmp_path: Path):
     write_parquet(tmp_path / "test.parquet", [0, 1])
     payload = (tmp_path / "test.parquet").read_bytes()
     (tmp_path / "test.parquet").write_bytes(payload[: len(payload) // 2])
-    with pytest.raises(ValueError, match=r"test.parquet' is damaged or no parquet file"):
+    with pytest.raises(ValueError, match=r"test.parquet' is damaged, empty or no parquet file"):
         find_images(ImageOptions(path=tmp_path))
 
 

@@ -123,26 +123,20 @@ def test_text_sets_are_read_in_the_layout_of_the_hub(
     assert (found.n_classes, found.sizes) == (3, (6, 3))
 
 
-def test_20_newsgroups_have_the_same_names_and_numbers_from_the_hub_as_from_their_authors(
+def test_20_newsgroups_have_the_same_names_and_numbers_from_a_folder_as_from_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     groups = ["alt.atheism", "comp.graphics", "sci.med"]
     rows = [2, 0, 1, 2]
+    columns = {"text": ["x"] * 4, "label": rows, "label_text": [groups[k] for k in rows]}
     for split in ("train", "test"):
-        columns = {"text": ["x"] * 4, "label": rows, "label_text": [groups[k] for k in rows]}
-        (tmp_path / "hub").mkdir(exist_ok=True)
-        pq.write_table(pa.table(columns), tmp_path / "hub" / f"{split}.parquet")
-        for name in groups:
-            (tmp_path / "own" / f"20news-bydate-{split}" / name).mkdir(parents=True)
-            (tmp_path / "own" / f"20news-bydate-{split}" / name / "1").write_text("x")
-    hub, own = (find_texts(TextOptions(task="20newsgroups", path=tmp_path / name)) for name in ("hub", "own"))
-    assert hub.class_names == own.class_names == tuple(groups)
-    assert hub.train.targets.tolist() == rows
+        pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
+    from_folder = find_texts(TextOptions(task="20newsgroups", path=tmp_path))
     splits = datasets.DatasetDict({name: datasets.Dataset.from_dict(columns) for name in ("train", "test")})
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", {"SetFit/20_newsgroups": splits}.__getitem__)
-    found = find_texts(TextOptions(task="20newsgroups"))
-    assert (found.class_names, found.train.targets.tolist()) == (tuple(groups), rows)
+    for found in (from_folder, find_texts(TextOptions(task="20newsgroups"))):
+        assert (found.class_names, found.train.targets.tolist()) == (tuple(groups), rows)
 
 
 @pytest.mark.parametrize("words", [["a", "a", "b"], ["a", None, "b"], [1, 2, 3]])

@@ -13,6 +13,7 @@ from fedsim.data.images.images import ImageOptions, find_images
 from fedsim.data.sources.registry import IMAGE_SETS, TEXT_SETS
 from fedsim.data.texts.texts import TextOptions, find_texts
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 HOLD_OUT = r"an empty --data.test-split '' holds out a share of the training samples"
 
 

@@ -27,7 +27,7 @@ from fedsim.data.sources.find import SourceOptions, check_splits, find
 from fedsim.data.sources.labelled import Found, Labelled
 from fedsim.data.sources.listing import Encoded, Listed
 from fedsim.data.sources.registry import IMAGE_SETS, filled
-from fedsim.data.sources.tables import Content, Features, list_hub, list_parquet
+from fedsim.data.sources.tables import Content, Features, list_files, list_hub
 
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
 LEFT_OUT = {"label_column": "label", "f1": False}
@@ -42,7 +42,7 @@ class ImageOptions(SourceOptions):
     """A known data set, which sets `hub`, the columns, `test_split` and `stored_size` where they are left out; or your
     own."""
     label_column: str = ""
-    """Column of class labels, in parquet files and on the hub; of your own data `label`."""
+    """Column of class labels, in tables and on the hub; of your own data `label`."""
     image_size: int = 224
     """Pixels on a side that the backbone gets."""
     stored_size: int | None = None
@@ -138,7 +138,7 @@ def _list_folder(options: ImageOptions, folder: Path) -> Listed:
     """DomainNet's lists if there are any, else parquet, an `.npz`, Tiny-ImageNet's own, or folders named by class."""
     lists = sorted(folder.glob("*_train.txt"))
     if not lists and any(folder.rglob("*.parquet")):
-        return list_parquet(options, folder, image_content)
+        return list_files(options, image_content, folder)
     if listed := _list_whole(folder, lists):
         check_splits(options, folder, "test")
         return listed

@@ -38,9 +38,9 @@ class SourceOptions:
     """Name of the test split; empty to hold out `test_share` of the training split (but where files are laid out with
     both); default: a known data set's own, else `test` where there is one."""
     label_column: str = "label"
-    """Column of class labels, in parquet files and on the hub."""
+    """Column of class labels, in tables and on the hub."""
     group_column: str = ""
-    """Column of domains, super-classes, …, in parquet files and on the hub; empty for none."""
+    """Column of domains, super-classes, …, in tables and on the hub; empty for none."""
     group: tuple[str, ...] = ()
     """Keep only these groups' samples (domains, super-classes); default all."""
     top_classes: int | None = None
@@ -228,7 +228,7 @@ def missing_shards(paths: Sequence[Path]) -> Iterator[Path]:
         there, width = set(map(int, digits)), min(map(len, digits))
         first = int(int(count) in there)  # some count from 1
         for number in sorted(set(range(first, first + int(count))) - there):
-            yield folder / f"{name}-{number:0{width}}-of-{count}.parquet"
+            yield folder / f"{name}-{number:0{width}}-of-{count}{paths[0].suffix}"
 
 
 def _command(options: Place) -> str:

@@ -1,25 +1,41 @@
-"""Labelled samples in tables: parquet files, and data sets of the hub.
+"""Labelled samples in tables: parquet, CSV and JSON files, and data sets of the hub, all as `datasets` has them.
 
-Only labels are read when a table is listed; images and texts are read later, a few hundred at a time.
+Only labels are read when a table is listed; images and texts are read later, row by row.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import csv
+import glob
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fedsim.data.sources.find import SourceOptions, files_of_split, find_splits, from_hub, has_word, missing_shards
 from fedsim.data.sources.listing import Item, Listed, Listing, Reader, identity_of
+from fedsim.storage.cache import cache_folder
+
+if TYPE_CHECKING:
+    import datasets
 
 Features = Mapping[str, Any]
 """A table's columns and their kinds, as `datasets` has them."""
+Parts = Mapping[str, "datasets.Dataset"]
+"""The tables of a split, one after another, by what to call them in a message."""
+CSV: Mapping[str, Any] = {"keep_default_na": False, "na_values": [""]}
+"""Words such as "NA" and "None" are texts; only nothing is an empty entry."""
+READERS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    ".parquet": ("from_parquet", {}),
+    ".jsonl": ("from_json", {}),
+    ".csv": ("from_csv", CSV),
+    ".tsv": ("from_csv", CSV | {"sep": "\t", "quoting": csv.QUOTE_NONE}),
+    ".json": ("from_json", {}),
+}
+"""How `datasets.Dataset` reads files of this ending. Of a folder those of the first kind that it has are read."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +45,53 @@ class Content:
     columns: tuple[str, ...]
     item: Callable[[Mapping[str, Any], str], Item]
     """(record, what to call it in a message) to the sample."""
-    undecoded: Callable[[datasets.Dataset], datasets.Dataset] = lambda rows: rows
+    undecoded: "Callable[[datasets.Dataset], datasets.Dataset]" = lambda rows: rows
 
 
 FindContent = Callable[[Features, str], Content]
 """(features, what to call their source) to the content; raises ValueError when it is not there."""
+
+
+def table_files(folder: Path) -> list[Path]:
+    """Return the files of the first kind of table that a folder has, in the order of their names."""
+    return next(filter(None, (sorted(folder.rglob(f"*{ending}")) for ending in READERS)), [])
+
+
+def read_file(path: Path) -> "datasets.Dataset":
+    """Return a file's rows, mapped from the copy that `datasets` makes of it in the cache folder, once.
+
+    Raises ValueError that names the file when it is damaged or no such table.
+    """
+    import datasets
+
+    name, options = READERS[path.suffix]
+    try:
+        with quietly():
+            read = getattr(datasets.Dataset, name)
+            rows: datasets.Dataset = read(glob.escape(str(path)), cache_dir=str(cache_folder() / "tables"), **options)
+    except Exception as error:  # builders, pandas and pyarrow each raise their own
+        why, kind = str(error.__cause__ or error).partition("\n")[0] or "it is empty", path.suffix[1:]
+        raise ValueError(
+            f"'{path}' is damaged, empty or no {kind} file that `datasets` reads: {why}. Fetch it again."
+        ) from error
+    return rows
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Keep `datasets` from telling what it reads, and what went wrong, which is one message of ours."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from datasets import logging as messages
+
+    level, bars_were_disabled = messages.get_verbosity(), are_progress_bars_disabled()
+    messages.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
+        if not bars_were_disabled:
+            enable_progress_bars()
 
 
 def list_hub(options: SourceOptions, find_content: FindContent) -> Listed:
@@ -44,36 +102,25 @@ def list_hub(options: SourceOptions, find_content: FindContent) -> Listed:
     def missing(split: str) -> str:
         return f"The data set '{name}' has the splits {sorted(of_hub)} and no split '{split}'"
 
-    splits = list(find_splits(options, lambda split: split if split in of_hub else "", missing))
-    features = of_hub[splits[0]].features
-    content, columns = find_content(features, name), label_columns(options, features, name)
-    tables, readers, identities = {}, {}, {s: of_hub[s]._fingerprint for s in splits}
-    for split in splits:
-        tables[split] = of_hub[split].select_columns(columns).with_format("arrow")[:]
-        readers[split] = _hub_reader(content.undecoded(of_hub[split]), content, f"{name}/{split}")
-    return listed(options, name, features, tables, readers, identities)
+    splits = find_splits(options, lambda split: split if split in of_hub else "", missing)
+    parts = {split: {f"{name}/{split}": of_hub[split]} for split in splits}
+    return list_tables(options, name, parts, {split: of_hub[split]._fingerprint for split in splits}, find_content)
 
 
-def _hub_reader(dataset: datasets.Dataset, content: Content, name: str) -> Reader:
-    def read(rows: np.ndarray) -> Iterator[tuple[str, Item]]:
-        for row, record in zip(rows, dataset.select(rows), strict=True):
-            yield f"{name}, row {row}", content.item(record, f"{name}, row {row}")
-
-    return read
-
-
-def list_parquet(options: SourceOptions, folder: Path, find_content: FindContent) -> Listed:
-    """List those files that have a split's name in theirs; class names come from the schema of `datasets`.
+def list_files(options: SourceOptions, find_content: FindContent, folder: Path) -> Listed:
+    """List those tables of a folder that have a split's name in theirs; class names come from the first one's schema.
 
     Raises ValueError that names the file when one is damaged, missing, or of other columns than the first.
     """
-    files = sorted(folder.rglob("*.parquet"))
+    if not (files := table_files(folder)):
+        raise ValueError(f"'{folder}' holds no parquet, JSON or CSV files (--data.path).")
     of_subset = [path for path in files if has_word(path.relative_to(folder), options.subset)]
     subset = f" of '{options.subset}'" if options.subset else ""
 
     def missing(split: str) -> str:
         has = [str(path.relative_to(folder)) for path in files[:8]]
-        return f"'{folder}' has parquet files, but none{subset} for the split '{split}' in its name: it has {has}"
+        kind = files[0].suffix.removeprefix(".")
+        return f"'{folder}' has {kind} files, but none{subset} for the split '{split}' in its name: it has {has}"
 
     of_split = find_splits(options, lambda split: files_of_split(of_subset, split), missing)
     for split, paths in of_split.items():
@@ -82,81 +129,78 @@ def list_parquet(options: SourceOptions, folder: Path, find_content: FindContent
                 f"'{folder}' lacks {len(absent)} of the files of the split '{split}': {absent[:5]}. Fetch the data set "
                 "again (--data.path)."
             )
-    first = of_split[options.train_split][0]
-    features = _features(first)
-    content = find_content(features, str(first))
-    tables, readers, identities = {}, {}, {}
-    for split, paths in of_split.items():
-        parts = [_labels_of(path, options, partial(_check_content, content, find_content, first)) for path in paths]
-        for path, part in zip(paths, parts, strict=True):
-            if (part.schema.names, part.schema.types) != (parts[0].schema.names, parts[0].schema.types):
-                raise ValueError(f"'{path}' has other columns than '{paths[0]}': {part.schema.names} of other types.")
-        tables[split], identities[split] = pa.concat_tables(parts), identity_of(paths)
-        readers[split] = _parquet_reader(paths, [len(part) for part in parts], content)
-    return listed(options, str(folder), features, tables, readers, identities)
+    parts = {split: {str(path): read_file(path) for path in paths} for split, paths in of_split.items()}
+    identities = {split: identity_of(paths) for split, paths in of_split.items()}
+    return list_tables(options, str(folder), parts, identities, find_content)
 
 
-def _features(path: Path) -> Features:
-    with _naming(path):
-        schema = pq.read_schema(path)
-    try:
-        features: Features = datasets.Features.from_arrow_schema(schema)
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        why = f"is damaged or of another version of `datasets` ({error}). Fetch it again."
-        raise ValueError(f"'{path}' {why}") from error
-    return features
+def list_tables(
+    options: SourceOptions,
+    source: str,
+    parts: Mapping[str, Parts],
+    identities: Mapping[str, str],
+    find_content: FindContent,
+) -> Listed:
+    """Return the listing of splits, the training split first; raises ValueError where their tables do not fit."""
+    first, dataset = next(iter(parts[options.train_split].items()))
+    features = dataset.features
+    content = find_content(features, first)
+    for name, part in ((name, part) for of_split in parts.values() for name, part in of_split.items()):
+        if absent := [column for column in content.columns if column not in part.features]:
+            raise ValueError(
+                f"'{name}' has no columns {absent}, which '{first}' has; it has {sorted(part.features)}. Give all "
+                "files the same columns, or name the splits that have them (--data.train-split, --data.test-split)."
+            )
+        find_content({column: part.features[column] for column in content.columns}, name)
+    tables = {split: _labels_of(options, of_split) for split, of_split in parts.items()}
+    column = options.group_column
+    targets, class_names = _numbered(source, "label", options.label_column, features, tables)
+    groups, names = _numbered(source, "group", column, features, tables) if column else (dict.fromkeys(tables), ())
+    train, *test = (
+        Listing(targets[split], groups[split], _reader(of_split, content), identities[split])
+        for split, of_split in parts.items()
+    )
+    return Listed(train, test[0] if test else None, class_names, names)
 
 
-def _check_content(content: Content, find_content: FindContent, first: Path, features: Features, path: Path) -> None:
-    if absent := [name for name in content.columns if name not in features]:
-        raise ValueError(
-            f"'{path}' has no columns {absent}, which '{first}' has; it has {sorted(features)}. Give all files "
-            "the same columns, or name the splits that have them (--data.train-split, --data.test-split)."
-        )
-    find_content({name: features[name] for name in content.columns}, str(path))
+def _labels_of(options: SourceOptions, parts: Parts) -> pa.Table:
+    """The columns of labels and groups of all tables of a split."""
+    found: list[pa.Table] = []
+    for name, part in parts.items():
+        columns = label_columns(options, part.features, name)
+        with naming(name):
+            found.append(part.select_columns(columns).with_format("arrow")[:])
+            found[-1].validate(full=True)  # letters that are none are noticed here, where their file is known
+        if (found[-1].schema.names, found[-1].schema.types) != (found[0].schema.names, found[0].schema.types):
+            raise ValueError(f"'{name}' has other columns than '{next(iter(parts))}': {columns} of other types.")
+    return pa.concat_tables(found)
 
 
-def _labels_of(path: Path, options: SourceOptions, check: Callable[[Features, Path], None]) -> pa.Table:
-    """The columns of labels and groups of a file whose other columns pass the check."""
-    features = _features(path)
-    check(features, path)
-    columns = label_columns(options, features, str(path))
-    with _naming(path):
-        table = pq.read_table(path, columns=columns)
-        table.validate(full=True)  # letters that are none are noticed here, where their file is known
-    return table
-
-
-def _parquet_reader(paths: Sequence[Path], sizes: Sequence[int], content: Content) -> Reader:
-    """Reads a few hundred rows at a time: the whole of DomainNet does not fit into every worker's memory."""
+def _reader(parts: Parts, content: Content) -> Reader:
+    """Reads a few rows at a time: the whole of DomainNet does not fit into every worker's memory."""
 
     def read(rows: np.ndarray) -> Iterator[tuple[str, Item]]:
         start = 0
-        for path, size in zip(paths, sizes, strict=True):
-            wanted, offset = rows[(rows >= start) & (rows < start + size)] - start, 0
-            with _naming(path):
-                batches = pq.ParquetFile(path).iter_batches(256, columns=list(content.columns)) if len(wanted) else ()
-                for batch in batches:
-                    for row in wanted[(wanted >= offset) & (wanted < offset + len(batch))]:
-                        yield _sample(batch, int(row - offset), content, f"{path}, row {row}")
-                    offset += len(batch)
-            start += size
+        for name, part in parts.items():
+            wanted = rows[(rows >= start) & (rows < start + len(part))] - start
+            records = iter(content.undecoded(part.select_columns(list(content.columns))).select(wanted))
+            for row in wanted:
+                place = f"{name}, row {row}"
+                with naming(place):
+                    record = next(records)
+                yield place, content.item(record, place)
+            start += len(part)
 
     return read
 
 
-def _sample(batch: pa.RecordBatch, row: int, content: Content, name: str) -> tuple[str, Item]:
-    with _naming(name):
-        record = {column: batch.column(column)[row].as_py() for column in content.columns}
-    return name, content.item(record, name)
-
-
 @contextmanager
-def _naming(place: Path | str) -> Iterator[None]:
+def naming(place: str) -> Iterator[None]:
+    """Say of what cannot be read where it is."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"'{place}' is damaged or no parquet file: {error}. Fetch it again.") from error
+        raise ValueError(f"'{place}' is damaged: {error}. Fetch it again.") from error
 
 
 def label_columns(options: SourceOptions, features: Features, source: str) -> list[str]:
@@ -177,22 +221,6 @@ def label_columns(options: SourceOptions, features: Features, source: str) -> li
 def beside(column: str) -> str:
     """Return the column that names a column's numbers, as `label_text` does in SetFit's data sets."""
     return f"{column}_text"
-
-
-def listed(
-    options: SourceOptions,
-    source: str,
-    features: Features,
-    tables: Mapping[str, pa.Table],
-    readers: Mapping[str, Reader],
-    identities: Mapping[str, str],
-) -> Listed:
-    """Return the listing of splits, the training split first, from what was read of each of them."""
-    column = options.group_column
-    targets, class_names = _numbered(source, "label", options.label_column, features, tables)
-    groups, names = _numbered(source, "group", column, features, tables) if column else (dict.fromkeys(tables), ())
-    train, *test = (Listing(targets[split], groups[split], readers[split], identities[split]) for split in tables)
-    return Listed(train, test[0] if test else None, class_names, names)
 
 
 def _numbered(

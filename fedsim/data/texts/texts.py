@@ -5,24 +5,20 @@ Pairs of texts (a question and a sentence) become one sequence, as the tokenizer
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import datasets
 import numpy as np
-import pyarrow as pa
 import torch
 
-from fedsim.data.sources.find import SourceOptions, find, find_splits
+from fedsim.data.sources.find import SourceOptions, find
 from fedsim.data.sources.labelled import Found, Labelled
-from fedsim.data.sources.listing import Item, Listed, Reader
 from fedsim.data.sources.registry import TEXT_SETS, filled
-from fedsim.data.sources.tables import Content, Features, FindContent, label_columns, list_hub, list_parquet, listed
-from fedsim.data.texts.author_files import OWN_FILES, OwnFiles
+from fedsim.data.sources.tables import Content, Features, list_files, list_hub
 from fedsim.storage.cache import cached_file
 
 if TYPE_CHECKING:
@@ -126,14 +122,7 @@ def find_texts(options: TextOptions) -> FoundTexts:
     options = options.resolved()
     content = partial(text_content, options.text_columns)
 
-    def list_folder(folder: Path) -> Listed:
-        if any(folder.rglob("*.parquet")):
-            return list_parquet(options, folder, content)
-        if options.task in OWN_FILES:
-            return _list_own_files(options, OWN_FILES[options.task], folder, content)
-        raise ValueError(f"'{folder}' holds no parquet files (--data.path).")
-
-    found = find(options, "texts", list_folder, partial(list_hub, options, content))
+    found = find(options, "texts", partial(list_files, options, content), partial(list_hub, options, content))
     assert found.test is not None
     return FoundTexts(found.train, found.test, found.class_names, found.group_names, options)
 
@@ -142,37 +131,8 @@ def text_content(columns: Sequence[str], features: Features, source: str) -> Con
     """These columns of text; an empty entry is an empty text."""
     if absent := [name for name in columns if name not in features]:
         raise ValueError(f"'{source}' has no columns {absent} (--data.text-columns); it has {sorted(features)}.")
-    return Content(tuple(columns), lambda record, _: tuple(str(record[name] or "") for name in columns))
+    return Content(tuple(columns), lambda record, _: tuple(map(_text, map(record.get, columns))))
 
 
-def _list_own_files(options: SourceOptions, files: OwnFiles, folder: Path, find_content: FindContent) -> Listed:
-    """List a data set from the files that its authors give out, which are read whole; raises ValueError as they do."""
-
-    def missing(split: str) -> str:
-        return f"'{folder}' has no split '{split}' in its authors' files: it has {', '.join(files.files)}"
-
-    splits = find_splits(options, files.files.get, missing)
-    read = {split: files.read(folder, split) for split in splits}
-    tables = {split: table for split, (table, _) in read.items()}
-    table, names = read[options.train_split]
-    kinds = (datasets.Value("string"), datasets.ClassLabel(names=list(names)))
-    features = {field.name: kinds[pa.types.is_integer(field.type)] for field in table.schema}
-    content = find_content(features, str(folder))
-    label_columns(options, features, str(folder))
-    readers = {split: _table_reader(table, content, f"{folder}/{split}") for split, table in tables.items()}
-    return listed(options, str(folder), features, tables, readers, {s: _identity(t) for s, t in tables.items()})
-
-
-def _table_reader(table: pa.Table, content: Content, name: str) -> Reader:
-    def read(rows: np.ndarray) -> Iterator[tuple[str, Item]]:
-        for row, record in zip(rows, table.select(content.columns).take(pa.array(rows)).to_pylist(), strict=True):
-            yield f"{name}, row {row}", content.item(record, f"{name}, row {row}")
-
-    return read
-
-
-def _identity(table: pa.Table) -> str:
-    digest = hashlib.sha256(",".join(table.column_names).encode())
-    for buffer in (b for column in table.columns for chunk in column.chunks for b in chunk.buffers() if b):
-        digest.update(buffer)
-    return digest.hexdigest()
+def _text(entry: object) -> str:
+    return "" if entry is None else str(entry)
