@@ -98,7 +98,8 @@ def test_class_folders_with_their_own_splits_are_read(tmp_path: Path):
 def test_a_test_class_that_is_no_training_class_is_refused(tmp_path: Path):
     for folder in ("train/bird", "test/bird", "test/zebra"):
         (tmp_path / folder).mkdir(parents=True)
-    with pytest.raises(ValueError, match=r"test' has the classes \['zebra'\]"):
+        picture("bird").save(tmp_path / folder / "0.png")
+    with pytest.raises(ValueError, match=r"test samples of 1 classes that no training sample has: \['zebra'\]"):
         find_images(ImageOptions(path=tmp_path))
 
 

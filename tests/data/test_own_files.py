@@ -16,23 +16,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")
 
 
-def write_tiny_imagenet(top: Path) -> None:
-    """200 classes and 64 pixels in three and twenty; `val` has no folders by class, `test` no labels."""
-    for name in COLOURS:
-        (top / "train" / name / "images").mkdir(parents=True)
-        (top / "train" / name / f"{name}_boxes.txt").write_text(f"{name}_0.JPEG\t0\t0\t9\t9\n")
-        for number in range(2):
-            picture(name).save(top / "train" / name / "images" / f"{name}_{number}.JPEG")
-    lines = []
-    for split in ("val", "test"):
-        (top / split / "images").mkdir(parents=True)
-        for number, name in enumerate(reversed(COLOURS)):
-            picture(name).save(top / split / "images" / f"{split}_{number}.JPEG")
-            lines.append(f"{split}_{number}.JPEG\t{name}\t0\t32\t44\t62\n")
-    (top / "val" / "val_annotations.txt").write_text("".join(lines[:3]))
-    (top / "words.txt").write_text("bird\tbird\n")
-
-
 def write_folders(top: Path, tops: tuple[str, ...], n_images: int = 5) -> None:
     for domain in tops:
         for name in COLOURS:
@@ -56,7 +39,7 @@ IMAGES: dict[str, tuple[Callable[[Path], None], tuple[int, int], tuple[str, ...]
     "domainnet": (lambda top: write_lists(top, dict.fromkeys(COLOURS, 1), DOMAINNET), (18, 36), DOMAINNET),
     "office-caltech10": (lambda top: write_folders(top, OFFICE), (48, 12), OFFICE),
     "pacs": (lambda top: write_folders(top, PACS), (48, 12), PACS),
-    "tiny-imagenet": (write_tiny_imagenet, (6, 3), ()),
+    "tiny-imagenet": (lambda top: write_folders(top, ("train", "val")), (15, 15), ()),
 }
 
 
@@ -91,30 +74,40 @@ def test_of_several_npz_none_is_chosen(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("write", "test", "asked"),
+    ("write", "asked"),
     [
-        (IMAGES["domainnet"][0], "test", {"train_split": "all"}),
-        (IMAGES["domainnet"][0], "test", {"test_split": ""}),
-        (write_npz, "test", {"test_split": "val"}),
-        (write_tiny_imagenet, "validation", {"train_split": "val"}),
-        (write_tiny_imagenet, "validation", {"test_split": "test"}),
+        (IMAGES["domainnet"][0], {"train_split": "all"}),
+        (IMAGES["domainnet"][0], {"test_split": ""}),
+        (write_npz, {"test_split": "val"}),
     ],
 )
-def test_splits_that_a_layout_does_not_have_are_refused(tmp_path: Path, write, test: str, asked: dict[str, str]):
+def test_splits_that_a_layout_does_not_have_are_refused(tmp_path: Path, write, asked: dict[str, str]):
     write(tmp_path)
-    assert find_images(ImageOptions(path=tmp_path, train_split="training", test_split=test)).sizes
-    message = rf"with the splits 'train' and '{test}' and no others; asked for were .*'{next(iter(asked.values()))}'"
+    assert find_images(ImageOptions(path=tmp_path, train_split="training", test_split="test")).sizes
+    message = rf"with the splits 'train' and 'test' and no others; asked for were .*'{next(iter(asked.values()))}'"
     with pytest.raises(ValueError, match=message):
         find_images(ImageOptions(path=tmp_path, **asked))
 
 
-def test_tiny_imagenet_may_lie_in_a_folder_of_its_own_name(tmp_path: Path):
-    write_tiny_imagenet(tmp_path / "tiny-imagenet-200")
-    assert find_images(ImageOptions(dataset="tiny-imagenet", path=tmp_path)).sizes == (6, 3)
-    with (tmp_path / "tiny-imagenet-200" / "val" / "val_annotations.txt").open("a") as file:
-        file.write("val_9.JPEG\tbird\t0\t0\t9\t9\n")
-    with pytest.raises(ValueError, match=r"val_annotations.txt', line 4, is 'val_9.JPEG\tbird.*' and not an image"):
+def test_images_deeper_than_their_classes_folders_are_none(tmp_path: Path):
+    """As Tiny-ImageNet's authors lay them out: its classes would all be called `images`."""
+    for folder in ("train/bird/images", "train/zebra/images", "val/images"):
+        (tmp_path / folder).mkdir(parents=True)
+        picture("bird").save(tmp_path / folder / "0.jpg")
+    with pytest.raises(ValueError, match=r"has no images in the folders of classes of .train. \(--data.path\)"):
         find_images(ImageOptions(dataset="tiny-imagenet", path=tmp_path))
+
+
+def test_classes_that_are_called_as_splits_and_files_beside_images_change_nothing(tmp_path: Path):
+    for name in ("train", "test", "a[1]*"):
+        for top in ("art", "photo"):
+            (tmp_path / top / name).mkdir(parents=True)
+            for number in range(2):
+                picture("bird").save(tmp_path / top / name / f"{number}.jpg")
+            (tmp_path / top / name / "metadata.csv").write_text("file_name,label\n0.jpg,9\n")
+    found = find_images(ImageOptions(path=tmp_path, test_share=0.5, dataset="pacs"))
+    assert (found.class_names, found.group_names) == (("a[1]*", "test", "train"), ("art", "photo"))
+    assert found.sizes == (6, 6)
 
 
 def test_mnist_is_read_from_its_arrays(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Images in files of their own: DomainNet's lists, Tiny-ImageNet's folders, folders by class. None is decoded."""
+"""Images in files of their own: DomainNet's lists, folders by class. None is decoded."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -8,10 +8,9 @@ import numpy as np
 
 from fedsim.data.sources.find import SAME, SourceOptions, find_splits, words_for
 from fedsim.data.sources.listing import Encoded, Listed, Listing, identity_of
+from fedsim.data.sources.tables import FindContent, image_folder, list_tables
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-
-ANNOTATIONS = "val_annotations.txt"
 PICKLES = ("data_batch_[0-9]", "batches.meta", "meta", "*.pkl", "*.pickle")
 """What CIFAR-10's and CIFAR-100's own files for Python are called, and others'."""
 
@@ -63,11 +62,11 @@ def _lines(path: Path) -> Iterator[tuple[str, int]]:
         yield relative, int(label)
 
 
-def list_class_folders(folder: Path, options: SourceOptions) -> Listed:
+def list_class_folders(options: SourceOptions, find_content: FindContent, folder: Path) -> Listed:
     """`train/<class>/*.jpg` and `test/<class>/*.jpg`, or `<domain>/<class>/*.jpg`; names in alphabetical order.
 
-    A folder with a split's name is never a domain. Raises ValueError when the folder has neither layout or lacks a
-    split (see `find_splits`), or a test class is no training class.
+    `datasets` reads them, whose own guess at splits would take a class named "train" for one. Raises ValueError when
+    the folder has neither layout or lacks a split (see `find_splits`).
     """
     tops = _folders(folder)
     if not any(map(_folders, tops)):
@@ -77,63 +76,33 @@ def list_class_folders(folder: Path, options: SourceOptions) -> Listed:
             f"{sorted(path.name for path in folder.iterdir())[:8]}."
         )
     splits = _split_folders(folder, tops, options)
-    tops = splits or tops
-    class_names = tuple(sorted({inner.name for top in (splits[:1] or tops) for inner in _folders(top)}))
-    if strange := sorted({inner.name for inner in _folders(tops[-1])} - set(class_names)):
-        raise ValueError(f"'{tops[-1]}' has the classes {strange[:5]}, which '{tops[0]}' does not have.")
-    found = [
-        (path, label, group)
-        for group, top in enumerate(tops)
-        for label, name in enumerate(class_names)
-        for path in _images(top / name)
-    ]
-    every = _files(*([list(column) for column in zip(*found, strict=True)] or [[], [], []]))
-    if not splits:
-        return Listed(every, None, class_names, tuple(top.name for top in tops))
-    assert every.groups is not None
-    of_split = [every.take(np.flatnonzero(every.groups == split)) for split in range(len(splits))]
-    train, *test = (replace(listing, groups=None) for listing in of_split)
-    return Listed(train, test[0] if test else None, class_names)
+    files = {split: _images(of_split) for split, of_split in splits.items()}
+    if empty := [split for split, paths in files.items() if not paths]:
+        raise ValueError(f"'{folder}' has no images in the folders of classes of '{empty[0]}' (--data.path).")
+    rows = image_folder(files)
+    own = replace(options, label_column="label", group_column="")
+    if splits[options.train_split] is tops:
+        (every,), own = files.values(), replace(own, group_column="domain")
+        rows = {split: rows[split].add_column("domain", [path.parts[-3] for path in every]) for split in splits}
+    parts = {split: {f"{folder}/{split}": rows[split]} for split in splits}
+    return list_tables(own, str(folder), parts, {split: identity_of(files[split]) for split in splits}, find_content)
 
 
-def _split_folders(folder: Path, tops: Sequence[Path], options: SourceOptions) -> list[Path]:
-    """The folders of the training and the test split, or none where all are domains; see `find_splits`."""
-    named = {top.name.lower(): top for top in tops}
+def _split_folders(folder: Path, tops: Sequence[Path], options: SourceOptions) -> dict[str, list[Path]]:
+    """The folders of classes' folders of each split: one, or all the domains; see `find_splits`."""
+    named = {top.name.lower(): [top] for top in tops}
     reserved = {word for words in SAME for word in words} | {(options.test_split or "test").lower()}
     has_domains = not reserved & named.keys() and options.train_split == SourceOptions.train_split
 
-    def look_up(split: str) -> Path | None:
+    def look_up(split: str) -> Sequence[Path]:
         if has_domains and split == options.train_split:
-            return folder
-        return next((named[word] for word in words_for(split.lower()) if word in named), None)
+            return tops
+        return next((named[word] for word in words_for(split.lower()) if word in named), [])
 
     def missing(split: str) -> str:
         return f"'{folder}' has no folder for the split '{split}'; it has {[top.name for top in tops][:8]}"
 
-    return [top for top in find_splits(options, look_up, missing).values() if top != folder]
-
-
-def list_tiny_imagenet(folder: Path) -> Listed:
-    """Tiny-ImageNet's own layout: `train/<class>/images/*`, and `val/images/*` with their classes in a list.
-
-    Classes are named by their WordNet numbers and sorted, as on the hub; its `test` images have no labels. Raises
-    ValueError that names the line of an image that is not there or whose class is no training class.
-    """
-    class_names = tuple(top.name for top in _folders(folder / "train"))
-    train = [(path, k) for k, name in enumerate(class_names) for path in _images(folder / "train" / name / "images")]
-    test, source = [], folder / "val" / ANNOTATIONS
-    for number, line in enumerate(source.read_text().splitlines(), 1):
-        name, _, label = line.partition("\t")
-        label = label.partition("\t")[0]
-        path = folder / "val" / "images" / name
-        if label not in class_names or not path.is_file():
-            raise ValueError(
-                f"'{source}', line {number}, is '{line[:80]}' and not an image of val/images and its class."
-            )
-        test.append((path, class_names.index(label)))
-    listings = (_files([path for path, _ in part], [k for _, k in part], [0] * len(part)) for part in (train, test))
-    of_train, of_test = (replace(listing, groups=None) for listing in listings)
-    return Listed(of_train, of_test, class_names)
+    return find_splits(options, look_up, missing)
 
 
 def refuse_pickles(folder: Path) -> None:
@@ -150,8 +119,9 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
-def _images(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("*") if path.suffix.lower() in SUFFIXES)
+def _images(tops: Sequence[Path]) -> list[Path]:
+    """All images of all classes' folders inside these."""
+    return sorted(path for top in tops for path in top.glob("*/*") if path.suffix.lower() in SUFFIXES)
 
 
 def _files(paths: Sequence[Path], targets: Sequence[int], groups: Sequence[int]) -> Listing:

@@ -15,13 +15,7 @@ import torch
 
 from fedsim.data.images.arrays import list_arrays, list_binaries
 from fedsim.data.images.decode import decoded_once
-from fedsim.data.images.folders import (
-    ANNOTATIONS,
-    list_class_folders,
-    list_lists,
-    list_tiny_imagenet,
-    refuse_pickles,
-)
+from fedsim.data.images.folders import list_class_folders, list_lists, refuse_pickles
 from fedsim.data.images.transforms import ImageTransform
 from fedsim.data.sources.find import SourceOptions, check_splits, find
 from fedsim.data.sources.labelled import Found, Labelled
@@ -135,18 +129,15 @@ def find_images(options: ImageOptions) -> FoundImages:
 
 
 def _list_folder(options: ImageOptions, folder: Path) -> Listed:
-    """DomainNet's lists if there are any, else parquet, an `.npz`, Tiny-ImageNet's own, or folders named by class."""
+    """DomainNet's lists if there are any, else parquet, arrays, or folders named by class."""
     lists = sorted(folder.glob("*_train.txt"))
     if not lists and any(folder.rglob("*.parquet")):
         return list_files(options, image_content, folder)
     if listed := _list_whole(folder, lists):
-        check_splits(options, folder, "test")
+        check_splits(options, folder)
         return listed
     refuse_pickles(folder)
-    if annotations := sorted([*folder.glob(f"val/{ANNOTATIONS}"), *folder.glob(f"*/val/{ANNOTATIONS}")]):
-        check_splits(options, folder, "validation")
-        return list_tiny_imagenet(annotations[0].parent.parent)
-    return list_class_folders(folder, options)
+    return list_class_folders(options, image_content, folder)
 
 
 def _list_whole(folder: Path, lists: Sequence[Path]) -> Listed | None:

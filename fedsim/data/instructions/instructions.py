@@ -30,8 +30,8 @@ class Instructions:
     dataset: InstructionSetName = "own"
     """A known data set, which sets `hub` and the columns where they are left out; or your own."""
     path: Path | None = None
-    """File or folder of parquet, JSON lines or Natural Instructions' tasks, as such or inside $FEDSIM_DATA; default:
-    the set's name there, then the hub and its cache."""
+    """File or folder of parquet, JSON lines, JSON or CSV, as such or inside $FEDSIM_DATA; default: the set's name
+    there, then the hub and its cache."""
     hub: str = ""
     """Name of the data set on the hub."""
     instruction_column: str = ""

@@ -1,37 +1,26 @@
-"""Reads instructions and answers from parquet and JSON files and tables of the hub, by the names of their columns."""
+"""Instructions and answers in tables, of files or of the hub, by the names of their columns."""
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
-import pyarrow.json
-import pyarrow.parquet as pq
 
-from fedsim.data.instructions.registry import SPLIT_BY_TASK, Place, files_of, find_instructions, is_task, read_task
+from fedsim.data.instructions.registry import SPLIT_BY_TASK
+from fedsim.data.sources.find import from_hub, looked_up
+from fedsim.data.sources.tables import Parts, naming, read_file, table_files
+
+if TYPE_CHECKING:
+    from fedsim.data.instructions.instructions import Instructions
 
 ROLES = ("instruction", "input", "answer", "task", "client", "split")
 SPLITS = {"train": False, "test": True}
 WHOLE = ("task", "client", "split")
 """Roles whose columns have no empty entries."""
 NO_TEXTS = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
-
-
-class Columns(Place, Protocol):
-    """Where the data are, and what their columns are called; see `instructions.Instructions`."""
-
-    dataset: str
-    tasks: tuple[str, ...]
-    instruction_column: str
-    input_column: str
-    answer_column: str
-    task_column: str
-    client_column: str
-    split_column: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Texts:
     n_without_answer: int
 
 
-def read_texts(options: Columns) -> Texts:
+def read_texts(options: "Instructions") -> Texts:
     """Return the samples that have an answer, are of a wanted kind and for training or testing.
 
     Raises ValueError when the data are not there, damaged, lack a column or have no such sample.
@@ -82,61 +71,45 @@ def read_texts(options: Columns) -> Texts:
     )
 
 
-def read_columns(options: Columns, columns: Mapping[str, str]) -> dict[str, list[str]]:
+def read_columns(options: "Instructions", columns: Mapping[str, str]) -> dict[str, list[str]]:
     """Return each role's column as texts, of all files or splits of the hub, one after another; "" without a column.
 
     Without a column of splits, files or folders named train or test give it.
     """
-    found = find_instructions(options)
-    if isinstance(found, Path):
-        parts = [(f"{file}", split_of(file), partial(_read_file, file)) for file in files_of(found, options.tasks)]
-    else:
-        parts = [(f"{options.hub}/{name}", split_of(Path(name)), partial(_read_split, found[name])) for name in found]
-    read: dict[str, list[str]] = {role: [] for role in ROLES}
-    for name, split, read_part in parts:
-        try:
-            part = read_part()
-            texts = part if isinstance(part, dict) else texts_of(part, name, columns, options.tasks)
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"'{name}' is damaged or neither parquet nor JSON lines nor a task of Natural Instructions: {error}. "
-                "Fetch it again, or give another --data.path."
-            ) from error
-        if lacking := columns.keys() - texts.keys():
-            role = min(lacking)
-            raise ValueError(
-                f"'{name}' is a task of Natural Instructions and names no {role} (--data.{role}-column '')."
-            )
-        for role in ROLES:
-            rest = split if role == "split" else ""
-            read[role] += texts[role] if role in texts else [rest] * len(texts["answer"])
-    return read
+    at_path, on_hub = partial(_of_path, options.tasks), partial(_of_hub, options.hub)
+    parts = looked_up(options, "instructions", at_path, on_hub, Path.exists)
+    read = []
+    for name, rows in parts.items():
+        texts = texts_of(rows.with_format("arrow")[:], name, columns, options.tasks)
+        rest = {role: split_of(Path(name)) if role == "split" else "" for role in ROLES}
+        absent = {role: pa.repeat(pa.scalar(rest[role], pa.large_string()), len(texts)) for role in ROLES}
+        read.append(pa.table({role: texts[role] if role in columns else absent[role] for role in ROLES}))
+    return pa.concat_tables(read).to_pydict()
 
 
-def _read_file(file: Path) -> pa.Table | dict[str, list[str]]:
-    if file.suffix == ".parquet":
-        return pq.read_table(file)
-    if file.suffix == ".json" and is_task(content := file.read_bytes()):
-        return read_task(file, content)
-    return pyarrow.json.read_json(file)
+def _of_path(tasks: Sequence[str], path: Path) -> Parts:
+    """The files there, those named after a wanted kind of task where there are any."""
+    files = [path] if path.is_file() else table_files(path)
+    if not files:
+        raise ValueError(f"'{path}' has no parquet, no JSON and no CSV files (--data.path).")
+    wanted = [file for file in files if tasks and file.stem.startswith(tuple(tasks))]
+    return {str(file): read_file(file) for file in wanted or files}
 
 
-def _read_split(split: datasets.Dataset) -> pa.Table:
-    return split.with_format("arrow")[:]
+def _of_hub(name: str) -> Parts:
+    return {f"{name}/{split}": rows for split, rows in from_hub(name).items()}
 
 
-def texts_of(table: pa.Table, name: str, columns: Mapping[str, str], tasks: Sequence[str]) -> dict[str, list[str]]:
+def texts_of(table: pa.Table, name: str, columns: Mapping[str, str], tasks: Sequence[str]) -> pa.Table:
     """Return each role's column as texts, of the rows of a wanted kind of task where there are any.
 
-    The others, of which there may be millions, never become texts: where no kind is wanted, one row of each is left, to
-    say which there are. Raises ValueError when a column is not there, has no texts, or lacks a sample's task, client or
-    split; `name` is what the message calls the table.
+    Where no kind is wanted, one row of each is left, to say which there are. Raises ValueError when a column is not
+    there, has no texts, or lacks a sample's task, client or split; `name` is what the message calls the table.
     """
     for role, column in columns.items():
         option = f"--data.{role}-column"
-        if (count := table.column_names.count(column)) != 1:
-            has = f"{count} columns" if count else "no column"
-            raise ValueError(f"'{name}' has {has} '{column}' ({option}); it has {table.column_names}.")
+        if column not in table.column_names:
+            raise ValueError(f"'{name}' has no column '{column}' ({option}); it has {table.column_names}.")
         kind = table.column(column).type
         # An input may be missing in all samples of a file: then there are instructions that need none.
         if any(test(kind) for test in NO_TEXTS) or (pa.types.is_null(kind) and len(table) and role != "input"):
@@ -146,15 +119,15 @@ def texts_of(table: pa.Table, name: str, columns: Mapping[str, str], tasks: Sequ
             )
         if role in WHOLE and table.column(column).null_count:
             raise ValueError(f"'{name}' has empty entries in its column '{column}' ({option}).")
+    with naming(name):
+        found = {role: table.column(column).cast(pa.large_string()).fill_null("") for role, column in columns.items()}
+        texts = pa.table(found)
+        texts.validate(full=True)
     if tasks and "task" in columns:
-        names = list(_texts(table.column(columns["task"])))
+        names = texts["task"].to_pylist()
         wanted = kinds(names, tasks) >= 0
-        table = table.filter(pa.array(wanted if wanted.any() else is_first(names)))
-    return {role: list(_texts(table.column(column))) for role, column in columns.items()}
-
-
-def _texts(column: pa.ChunkedArray) -> Iterator[str]:
-    return ("" if value is None else str(value) for value in column.to_pylist())
+        texts = texts.filter(pa.array(wanted if wanted.any() else is_first(names)))
+    return texts
 
 
 def split_of(file: Path) -> str:

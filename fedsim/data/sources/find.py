@@ -185,13 +185,13 @@ def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: 
     return {train: of_train}
 
 
-def check_splits(options: SourceOptions, folder: Path, test: str) -> None:
-    """Raise ValueError where other splits are asked for than the two, train and `test`, that a folder's layout has."""
-    asked = (options.train_split, test if options.test_split is None else options.test_split)
-    if asked[0] not in words_for("train") or asked[1] not in words_for(test):
+def check_splits(options: SourceOptions, folder: Path) -> None:
+    """Raise ValueError where other splits are asked for than the two that a folder's layout has, train and test."""
+    asked = (options.train_split, "test" if options.test_split is None else options.test_split)
+    if any(name not in words_for(split) for name, split in zip(asked, ("train", "test"), strict=True)):
         raise ValueError(
-            f"'{folder}' is laid out with the splits 'train' and '{test}' and no others; asked for were '{asked[0]}' "
-            f"and '{asked[1]}' (--data.train-split, --data.test-split)."
+            f"'{folder}' is laid out with the splits 'train' and 'test' and no others; asked for were '{asked[0]}' and "
+            f"'{asked[1]}' (--data.train-split, --data.test-split)."
         )
 
 

@@ -6,7 +6,7 @@ Only labels are read when a table is listed; images and texts are read later, ro
 import csv
 import glob
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,9 +64,9 @@ def read_file(path: Path) -> "datasets.Dataset":
     """
     import datasets
 
-    name, options = READERS[path.suffix]
     try:
         with quietly():
+            name, options = READERS[path.suffix]
             read = getattr(datasets.Dataset, name)
             rows: datasets.Dataset = read(glob.escape(str(path)), cache_dir=str(cache_folder() / "tables"), **options)
     except Exception as error:  # builders, pandas and pyarrow each raise their own
@@ -75,6 +75,16 @@ def read_file(path: Path) -> "datasets.Dataset":
             f"'{path}' is damaged, empty or no {kind} file that `datasets` reads: {why}. Fetch it again."
         ) from error
     return rows
+
+
+def image_folder(files: Mapping[str, Sequence[Path]]) -> "datasets.DatasetDict":
+    """Return the images of each split with the names of their folders as labels, which all splits number alike."""
+    from datasets import load_dataset
+
+    names = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
+    with quietly():
+        kept = str(cache_folder() / "tables")
+        return load_dataset("imagefolder", data_files=names, drop_labels=False, drop_metadata=True, cache_dir=kept)
 
 
 @contextmanager
