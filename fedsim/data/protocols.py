@@ -3,7 +3,7 @@
 Each is a set of options, here alone and joined with those of images or texts, and a function from options and data.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -13,7 +13,7 @@ from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
 from fedsim.data.images.images import ImageOptions
 from fedsim.data.partition.by_owner import by_owner
-from fedsim.data.partition.dealing import Split, n_classes
+from fedsim.data.partition.dealing import Pools, Split
 from fedsim.data.partition.dirichlet import (
     by_group,
     choose_unseen,
@@ -30,7 +30,7 @@ from fedsim.data.sources.labelled import Labelled, joined
 from fedsim.data.texts.texts import TextOptions
 
 Splits = tuple[Labelled, Labelled]
-Pools = tuple[np.ndarray, np.ndarray]
+Arrays = tuple[np.ndarray, np.ndarray]
 Partition = Literal["gl-dir", "sc-dir", "patho", "sized-dir", "iid", "quantity", "flower-dir", "owner"]
 LEAST = {"owner": (1, 1), "flower-dir": (10, 0)}
 ALPHA = {"gl-dir": 0.3, "sc-dir": 3.0}
@@ -104,15 +104,15 @@ def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -
     if train.groups is None or test.groups is None:
         raise ValueError("The data have no domains; say which column holds them (--data.group-column).")
     proxy, rest = split_off_proxy(train.targets.numpy(), options.proxy_samples, rng)
-    *tables, groups = by_group(
-        (train.targets[rest].numpy(), train.groups[rest].numpy()),
-        (test.targets.numpy(), test.groups.numpy()),
+    pools = Pools(
+        train.targets[rest].numpy(),
+        test.targets.numpy(),
         options.clients_per_domain,
-        options.alpha,
-        rng,
         options.min_train,
         options.min_test,
+        "--data.clients-per-domain, --data.min-train, --data.min-test",
     )
+    tables, groups = by_group(pools, (train.groups[rest].numpy(), test.groups.numpy()), options.alpha, rng)
     unseen = choose_unseen(groups, options.unseen_fraction, rng)
     split = [rest[rows] for rows in tables[0]], tables[1]
     return with_proxy(_federation(splits, split, unseen, groups, train.group_names), proxy)
@@ -125,52 +125,50 @@ def skewed_clients(options: Skew, splits: Splits, rng: np.random.Generator) -> F
     """
     train, test = splits
     proxy, rest = split_off_proxy(train.targets.numpy(), options.proxy_samples, rng)
-    pools, owners = (train.targets[rest].numpy(), test.targets.numpy()), None
+    targets, owners = (train.targets[rest].numpy(), test.targets.numpy()), None
     if train.groups is not None and test.groups is not None:
         owners = train.groups[rest].numpy(), test.groups.numpy()
-    tables, groups = _tables(options, pools, owners, rng)
+    tables, groups = _tables(options, targets, owners, rng)
     unseen = choose_unseen(groups or (0,) * len(tables[0]), options.unseen_fraction, rng)
     split = [rest[rows] for rows in tables[0]], tables[1]
     return with_proxy(_federation(splits, split, unseen, groups, train.group_names if groups else ()), proxy)
 
 
 def _tables(
-    options: Skew, pools: Pools, groups: Pools | None, rng: np.random.Generator
+    options: Skew, targets: Arrays, groups: Arrays | None, rng: np.random.Generator
 ) -> tuple[Split, tuple[int, ...] | None]:
-    """Tables of the pools' targets, and each client's group where the partition goes by groups."""
-    n_clients = options.n_clients
+    """Tables of the two pools, and each client's group where the partition goes by groups."""
     alpha = ALPHA.get(options.partition, 0.5) if options.alpha is None else options.alpha
     default = LEAST.get(options.partition, (4, 2))
     min_train = default[0] if options.min_train is None else options.min_train
     min_test = default[1] if options.min_test is None else options.min_test
-    least = {"min_train": min_train, "min_test": min_test}
+    pools = Pools(*targets, options.n_clients, min_train, min_test)
     match options.partition:
         case "gl-dir":
-            return dirichlet(*pools, n_clients, alpha, rng, **least, min_share=options.min_share), None
+            return dirichlet(pools, alpha, rng, options.min_share), None
         case "patho":
-            shape = {"alpha": options.alpha, "min_share": options.min_share}
-            return pathological(*pools, n_clients, options.classes_per_client, rng, **least, **shape), None
+            return pathological(pools, options.classes_per_client, rng, options.alpha, options.min_share), None
         case "sized-dir":
-            sizes = options.train_per_client, options.test_per_client
-            return sized_dirichlet(*pools, n_clients, alpha, sizes, rng), None
+            given = replace(pools, min_train=options.train_per_client, min_test=options.test_per_client)
+            return sized_dirichlet(given, alpha, rng), None
         case "iid":
-            return iid(*pools, n_clients, rng, **least), None
+            return iid(pools, rng), None
         case "quantity":
-            return quantity_skew(*pools, n_clients, alpha, rng, **least), None
+            return quantity_skew(pools, alpha, rng), None
         case "flower-dir":
             own = rng if options.flower_seed is None else np.random.default_rng(options.flower_seed)
-            return flower_dirichlet(*pools, n_clients, alpha, own, **least), None
+            return flower_dirichlet(pools, alpha, own), None
     if groups is None:
         what = "owners" if options.partition == "owner" else "super-classes"
         raise ValueError(f"The data have no {what}; say which column holds them (--data.group-column).")
     if options.partition == "owner":
-        return by_owner(*groups, n_clients, **least)
+        return by_owner(*groups, options.n_clients, min_train, min_test)
     if min_train < 1:
         raise ValueError(
             "min_train is 0; a client of sc-dir needs a training sample, to be of a super-class (--data.min-train)."
         )
-    superclass = superclass_of(pools[0], groups[0], n_classes(*pools))
-    tables = superclass_dirichlet(*pools, superclass, n_clients, alpha, rng, **least)
+    superclass = superclass_of(pools.train, groups[0], pools.n_classes)
+    tables = superclass_dirichlet(pools, superclass, alpha, rng)
     return tables, tuple(int(torch.from_numpy(groups[0])[rows].mode().values) for rows in tables[0])
 
 

@@ -12,6 +12,7 @@ import torch
 from miniatures import write_parquet
 
 from fedsim.data.images.images import ImageOptions, find_images, load_images
+from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import by_group, pathological
 from fedsim.data.partition.sized import counts_by_shares
 from fedsim.data.protocols import (
@@ -171,7 +172,7 @@ def test_clients_by_domain_have_samples_of_their_own_domain_only():
 def test_who_has_no_option_of_clients_by_domain_names_another():
     pool = (np.zeros(8, int), np.zeros(8, int))
     with pytest.raises(ValueError, match=r"for smaller ones \(--data.clients-per-task\)"):
-        by_group(pool, pool, 5, 1.0, np.random.default_rng(0), sizes="--data.clients-per-task")
+        by_group(Pools(*pool, 5, sizes="--data.clients-per-task"), pool, 1.0, np.random.default_rng(0))
 
 
 def test_classes_that_do_not_go_round_say_what_to_change():
@@ -181,7 +182,7 @@ def test_classes_that_do_not_go_round_say_what_to_change():
 
 def test_classes_dealt_to_many_clients_are_dealt_quickly_and_as_evenly_as_to_few():
     begun, targets = time.perf_counter(), np.arange(20000) % 100
-    train, _ = pathological(targets, targets, 1000, 10, np.random.default_rng(0), 1, 1)
+    train, _ = pathological(Pools(targets, targets, 1000, 1, 1), 10, np.random.default_rng(0))
     assert time.perf_counter() - begun < 10
     held = [np.unique(targets[rows]) for rows in train]
     assert {len(classes) for classes in held} == {10}

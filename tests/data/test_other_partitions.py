@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fedsim.data.partition.by_owner import by_owner
+from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import dirichlet, pathological, superclass_of
 from fedsim.data.partition.equal import iid, mixed, quantity_skew
 from fedsim.data.partition.flower import flower_dirichlet
@@ -32,7 +33,7 @@ def counts(targets: np.ndarray, tables: list[torch.Tensor]) -> np.ndarray:
 
 
 def test_iid_clients_have_equal_sizes_and_the_labels_of_the_whole():
-    for targets, tables in zip((TRAIN, TEST), iid(TRAIN, TEST, 7, rng()), strict=True):
+    for targets, tables in zip((TRAIN, TEST), iid(Pools(TRAIN, TEST, 7), rng()), strict=True):
         check_disjoint_and_complete(tables, len(targets))
         sizes = counts(targets, tables).sum(1)
         assert sizes.max() - sizes.min() <= 1
@@ -41,12 +42,12 @@ def test_iid_clients_have_equal_sizes_and_the_labels_of_the_whole():
 
 def test_a_thousand_samples_go_to_a_thousand_clients_one_each():
     targets = np.arange(100).repeat(10)
-    train, test = iid(targets, targets, 1000, rng(), min_train=1, min_test=1)
+    train, test = iid(Pools(targets, targets, 1000, 1, 1), rng())
     assert {len(rows) for rows in (*train, *test)} == {1}
 
 
 @pytest.mark.parametrize(
-    "split", [iid, lambda *a: dirichlet(*a[:3], 0.3, a[3]), lambda *a: pathological(*a[:3], 2, a[3])]
+    "split", [iid, lambda pools, rng: dirichlet(pools, 0.3, rng), lambda pools, rng: pathological(pools, 2, rng)]
 )
 def test_too_many_clients_for_the_samples_are_refused_at_once_with_what_to_change(split):
     targets = np.arange(100).repeat(10)
@@ -54,17 +55,17 @@ def test_too_many_clients_for_the_samples_are_refused_at_once_with_what_to_chang
     with pytest.raises(
         ValueError, match=r"1000 clients leaves each at least 4 and 2: that takes 4000 and 2000; .*min-train"
     ):
-        split(targets, targets, 1000, rng())
+        split(Pools(targets, targets, 1000), rng())
     assert time.perf_counter() - start < 1
 
 
 def test_a_split_that_no_draw_gives_ends_and_says_what_to_change():
     with pytest.raises(ValueError, match=r"in 1000 draws; raise --data.alpha.*--data.min-train"):
-        dirichlet(TRAIN, TEST, 100, 0.01, rng())
+        dirichlet(Pools(TRAIN, TEST, 100), 0.01, rng())
 
 
 def test_quantity_skew_is_in_the_sizes_and_not_in_the_labels():
-    train, test = quantity_skew(TRAIN, TEST, 10, 0.5, rng(1), min_train=40, min_test=10)
+    train, test = quantity_skew(Pools(TRAIN, TEST, 10, 40, 10), 0.5, rng(1))
     check_disjoint_and_complete(train, len(TRAIN))
     check_disjoint_and_complete(test, len(TEST))
     shares = np.array([len(rows) / len(TRAIN) for rows in train])
@@ -75,7 +76,7 @@ def test_quantity_skew_is_in_the_sizes_and_not_in_the_labels():
 
 def test_a_smaller_alpha_makes_sizes_more_unequal():
     def spread(alpha: float) -> float:
-        return float(np.std([len(rows) for rows in quantity_skew(TRAIN, TEST, 10, alpha, rng(), 0, 0)[0]]))
+        return float(np.std([len(rows) for rows in quantity_skew(Pools(TRAIN, TEST, 10, 0, 0), alpha, rng())[0]]))
 
     assert spread(0.2) > spread(2.0) > spread(200.0)
 
@@ -106,13 +107,13 @@ def test_owners_without_enough_samples_are_refused_when_none_is_left():
 def test_a_class_without_samples_leaves_every_other_split_as_it_should_be():
     train, test = TRAIN[TRAIN != 4], TEST[TEST != 4]
     for tables in (
-        pathological(train, test, 19, 2, rng()),
-        dirichlet(train, test, 10, 0.5, rng()),
-        iid(train, test, 9, rng()),
+        pathological(Pools(train, test, 19), 2, rng()),
+        dirichlet(Pools(train, test, 10), 0.5, rng()),
+        iid(Pools(train, test, 9), rng()),
     ):
         check_disjoint_and_complete(tables[0], len(train))
         check_disjoint_and_complete(tables[1], len(test))
-    held = [set(train[rows]) for rows in pathological(train, test, 19, 2, rng())[0]]
+    held = [set(train[rows]) for rows in pathological(Pools(train, test, 19), 2, rng())[0]]
     assert {len(classes) for classes in held} == {2}
     assert superclass_of(train, train % 5, 6)[3:] == (3, -1, 0)
 
@@ -121,12 +122,12 @@ def test_a_class_without_samples_leaves_every_other_split_as_it_should_be():
 def test_the_flower_split_is_that_of_flwr_datasets_index_for_index(case: dict):
     targets = np.array(case["targets"])
     least = case["min_train"]
-    train, _ = flower_dirichlet(targets, targets, case["n_clients"], case["alpha"], rng(case["seed"]), least)
+    train, _ = flower_dirichlet(Pools(targets, targets, case["n_clients"], least, 0), case["alpha"], rng(case["seed"]))
     assert [rows.tolist() for rows in train] == case["tables"]
 
 
 def test_the_flower_split_cuts_the_test_pool_by_the_same_shares():
-    train, test = flower_dirichlet(TRAIN, TEST, 8, 0.5, rng())
+    train, test = flower_dirichlet(Pools(TRAIN, TEST, 8, 10, 0), 0.5, rng())
     check_disjoint_and_complete(test, len(TEST))
     assert np.abs(counts(TRAIN, train) / 60 - counts(TEST, test) / 15).max() <= 1 / 60 + 1 / 15
 
@@ -151,7 +152,7 @@ def test_options_name_a_partition_and_its_least_sizes(name: str):
 
 
 def test_the_seed_of_flower_is_its_own_where_it_is_given():
-    golden = flower_dirichlet(TRAIN, TEST, 10, 0.5, rng(42))[0]
+    golden = flower_dirichlet(Pools(TRAIN, TEST, 10, 10, 0), 0.5, rng(42))[0]
     options = Skew(partition="flower-dir", n_clients=10, flower_seed=42)
     for seed in (0, 1):
         data = skewed_clients(options, splits(), rng(seed))

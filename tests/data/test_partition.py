@@ -10,6 +10,7 @@ import torch
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.images.images import load_images
+from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import (
     by_group,
     choose_unseen,
@@ -51,10 +52,10 @@ def synthetic(n_classes: int = 20, n_groups: int = 5) -> tuple[Labelled, Labelle
 def partition(name: str, seed: int = 0) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     train, test = pools()
     if name == "gl-dir":
-        return dirichlet(train, test, 12, 0.3, rng(seed))
+        return dirichlet(Pools(train, test, 12), 0.3, rng(seed))
     if name == "sc-dir":
-        return superclass_dirichlet(train, test, np.arange(20) % 5, 12, 3.0, rng(seed))
-    return pathological(train, test, 12, 4, rng(seed))
+        return superclass_dirichlet(Pools(train, test, 12), np.arange(20) % 5, 3.0, rng(seed))
+    return pathological(Pools(train, test, 12), 4, rng(seed))
 
 
 def check_disjoint_and_complete(tables: list[torch.Tensor], size: int) -> None:
@@ -103,7 +104,7 @@ def test_patho_gives_every_client_exactly_k_classes_and_every_class_as_many_hold
 
 def test_patho_may_share_a_class_unevenly_with_a_least_share_for_each_of_its_holders():
     train, test = pools(train=500)
-    tables, _ = pathological(train, test, 20, 5, rng(), alpha=1.0, min_share=0.02)
+    tables, _ = pathological(Pools(train, test, 20), 5, rng(), alpha=1.0, min_share=0.02)
     counts = np.stack([np.bincount(train[rows], minlength=20) for rows in tables])
     assert ((counts > 0).sum(1) == 5).all()
     assert ((counts > 0).sum(0) == 5).all()
@@ -114,7 +115,7 @@ def test_patho_may_share_a_class_unevenly_with_a_least_share_for_each_of_its_hol
 
 def test_equal_random_parts_have_equal_sizes_and_nearly_the_mix_of_all():
     train, test = pools(train=500)
-    tables, tests = iid(train, test, 9, rng())
+    tables, tests = iid(Pools(train, test, 9), rng())
     assert sorted(np.concatenate(tables).tolist()) == list(range(len(train)))
     assert sorted(np.concatenate(tests).tolist()) == list(range(len(test)))
     assert {len(rows) for rows in tables} == {1111, 1112}
@@ -130,7 +131,7 @@ def test_sc_dir_gives_every_client_one_or_two_super_classes_and_some_have_two():
 
 def test_sc_dir_leaves_no_client_empty_when_super_class_numbers_have_gaps():
     train, test = pools(6)
-    tables = superclass_dirichlet(train, test, [2, 2, 7, 7, 9, 9], 6, 3.0, rng())
+    tables = superclass_dirichlet(Pools(train, test, 6), [2, 2, 7, 7, 9, 9], 3.0, rng())
     assert min(len(rows) for table in tables for rows in table) > 0
 
 
@@ -138,7 +139,7 @@ def test_a_smaller_alpha_concentrates_a_client_on_fewer_classes():
     train, test = pools(10, 200, 50)
 
     def largest_share(alpha: float) -> float:
-        tables, _ = dirichlet(train, test, 10, alpha, rng())
+        tables, _ = dirichlet(Pools(train, test, 10), alpha, rng())
         return float(np.mean([np.bincount(train[rows], minlength=10).max() / len(rows) for rows in tables]))
 
     assert largest_share(0.1) > largest_share(1.0) > largest_share(100.0)
@@ -148,7 +149,7 @@ def test_a_smaller_alpha_concentrates_a_client_on_fewer_classes():
 def test_domains_keep_their_clients_apart():
     targets = np.tile(np.arange(4), 60)
     groups = np.arange(3).repeat(80)
-    train, _, of_client = by_group((targets, groups), (targets, groups), 5, 0.6, rng())
+    (train, _), of_client = by_group(Pools(targets, targets, 5), (groups, groups), 0.6, rng())
     assert of_client == (0,) * 5 + (1,) * 5 + (2,) * 5
     assert all(set(groups[rows]) == {of_client[client]} for client, rows in enumerate(train))
 
@@ -172,13 +173,13 @@ def test_a_class_with_two_super_classes_is_refused():
 @pytest.mark.parametrize(
     ("split", "message"),
     [
-        (lambda t: dirichlet(*t, 12, 0.0, rng()), "concentration is 0.0"),
-        (lambda t: dirichlet(*t, 0, 0.3, rng()), "0 clients"),
-        (lambda t: dirichlet(*t, 400, 0.3, rng()), "No Dirichlet"),
-        (lambda t: pathological(*t, 12, 21, rng()), "classes_per_client is 21"),
-        (lambda t: pathological(*t, 4, 4, rng()), "cannot hold 20 classes"),
-        (lambda t: superclass_dirichlet(*t, np.arange(20), 12, 3.0, rng()), "cannot hold 20 super-classes"),
-        (lambda t: by_group((t[0], t[0] * 0), (t[1], t[1] * 0 + 1), 3, 0.6, rng()), "Group 0 has 1200 training and 0"),
+        (lambda t: dirichlet(Pools(*t, 12), 0.0, rng()), "concentration is 0.0"),
+        (lambda t: dirichlet(Pools(*t, 0), 0.3, rng()), "0 clients"),
+        (lambda t: dirichlet(Pools(*t, 400), 0.3, rng()), "No Dirichlet"),
+        (lambda t: pathological(Pools(*t, 12), 21, rng()), "classes_per_client is 21"),
+        (lambda t: pathological(Pools(*t, 4), 4, rng()), "cannot hold 20 classes"),
+        (lambda t: superclass_dirichlet(Pools(*t, 12), np.arange(20), 3.0, rng()), "cannot hold 20 super-classes"),
+        (lambda t: by_group(Pools(*t, 3), (t[0] * 0, t[1] * 0 + 1), 0.6, rng()), "Group 0 has 1200 training and 0"),
         (lambda t: choose_unseen([0, 0], 1.0, rng()), "unseen_fraction is 1.0"),
     ],
 )

@@ -3,13 +3,14 @@
 import numpy as np
 import pytest
 
+from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.sized import counts_by_shares, sized_dirichlet
 
 
 def split(n_clients=20, alpha=0.5, sizes=(100, 20), n_train=4000, n_test=900, seed=0, n_classes=3):
     rng = np.random.default_rng(seed)
     targets = rng.integers(n_classes, size=n_train), rng.integers(n_classes, size=n_test)
-    return targets, sized_dirichlet(*targets, n_clients, alpha, sizes, rng)
+    return targets, sized_dirichlet(Pools(*targets, n_clients, *sizes), alpha, rng)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -40,7 +41,7 @@ def test_a_small_concentration_means_skewed_clients():
 
 def test_where_a_class_has_run_out_the_others_are_taken():
     targets = np.array([0] * 30 + [1] * 270)
-    tables, _ = sized_dirichlet(targets, targets, 3, 1e6, (100, 50), np.random.default_rng(0))
+    tables, _ = sized_dirichlet(Pools(targets, targets, 3, 100, 50), 1e6, np.random.default_rng(0))
     assert sorted(np.concatenate(tables).tolist()) == list(range(300))
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
+from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import by_group, choose_unseen
 from fedsim.data.proxy import split_off_proxy, with_proxy
 
@@ -112,13 +113,8 @@ def digit_styles(split: DigitStyles, rng: np.random.Generator) -> FederatedData:
             groups.append(torch.full((wanted,), group))
     all_targets, all_groups = torch.cat(targets).numpy(), torch.cat(groups).numpy()
     border = offsets["test"]
-    train, test, client_groups = by_group(
-        (all_targets[:border], all_groups[:border]),
-        (all_targets[border:], all_groups[border:]),
-        split.clients_per_style,
-        split.alpha,
-        rng,
-    )
+    both = Pools(all_targets[:border], all_targets[border:], split.clients_per_style)
+    (train, test), client_groups = by_group(both, (all_groups[:border], all_groups[border:]), split.alpha, rng)
     data = FederatedData(
         inputs=torch.cat(images),
         targets=torch.cat(targets),

@@ -14,6 +14,7 @@ from fedsim.data.instructions.generation_task import Generation
 from fedsim.data.instructions.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
 from fedsim.data.instructions.registry import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
 from fedsim.data.instructions.tables import Texts, read_texts
+from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import choose_unseen, dirichlet
 from fedsim.data.sources.listing import evenly_marked
 from fedsim.data.sources.registry import filled
@@ -139,10 +140,10 @@ def dealt(
                 f"Kind of task '{name}' has {len(rows[0])} training and {len(rows[1])} test samples, and needs some "
                 "of both: leave it out (--data.tasks), or hold out another share (--data.test-share)."
             )
-        labels = [np.zeros(len(part), int) for part in rows]
-        least = (options.min_train, options.min_test)
+        alike = [np.zeros(len(part), int) for part in rows]
         try:
-            split = dirichlet(labels[0], labels[1], options.clients_per_task, options.alpha, rng, *least, sizes=SIZES)
+            own = Pools(*alike, options.clients_per_task, options.min_train, options.min_test, SIZES)
+            split = dirichlet(own, options.alpha, rng)
         except ValueError as error:
             raise ValueError(f"Kind of task '{name}': {error}") from error
         for table, inside, part in zip((train, test), split, rows, strict=True):

@@ -5,6 +5,7 @@ Each sample of a pool goes to exactly one client, and train and test pool are cu
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,36 +24,68 @@ ENTRIES, FEWEST_DRAWS = 10**7, 50
 """or as often as makes so many shares in all, but at least so often: draws for a thousand clients take long."""
 
 
+@dataclass(frozen=True)
+class Pools:
+    """Classes of the samples to deal, for training and for testing, and how many clients get how many of them at least.
+
+    `sizes` are the options that a message advises to change. Raises ValueError where there are no clients.
+    """
+
+    train: np.ndarray
+    test: np.ndarray
+    n_clients: int
+    min_train: int = 4
+    min_test: int = 2
+    sizes: str = SIZES
+
+    def __post_init__(self) -> None:
+        if self.n_clients < 1:
+            raise ValueError(f"{self.n_clients} clients were asked for; there must be 1 or more (--data.*).")
+
+    @property
+    def both(self) -> tuple[np.ndarray, np.ndarray]:
+        """Train and test pool."""
+        return self.train, self.test
+
+    @property
+    def n_classes(self) -> int:
+        """N, read off the highest number."""
+        return int(max(targets.max(initial=-1) for targets in self.both)) + 1
+
+
 def rounded(shares: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Cut at the nearest whole samples."""
     cuts: np.ndarray = np.rint(np.cumsum(shares, axis=-1) * counts).astype(int)
     return cuts
 
 
-def draw_large_enough(
-    name: str,
-    pools: tuple[np.ndarray, np.ndarray],
-    n_clients: int,
-    least: tuple[int, int],
-    draw: Callable[[], np.ndarray],
-    cut: Cut = rounded,
-    sizes: str = SIZES,
-) -> np.ndarray:
-    """Draw shares (N, clients) until every client gets at least so many (training, test) samples of the two pools.
+def deal(name: str, pools: Pools, draw: Callable[[], np.ndarray], rng: np.random.Generator) -> Split:
+    """Cut each class, shuffled, at the cumulated shares (N, clients) drawn; a client's rows are in ascending order."""
+    shares = draw_large_enough(name, pools, draw)
+    train, test = (
+        [torch.from_numpy(np.sort(rows)) for rows in deal_classes(targets, shares, rng.permutation)]
+        for targets in pools.both
+    )
+    return train, test
 
-    `pools` are targets, `sizes` the options of how many clients there are and of how large they are at least. Raises
-    ValueError where the pools are too small for that, or a thousand draws (fewer for very many clients) did not do it.
+
+def draw_large_enough(name: str, pools: Pools, draw: Callable[[], np.ndarray], cut: Cut = rounded) -> np.ndarray:
+    """Draw shares (N, clients) until every client gets at least as many samples of the two pools as they say.
+
+    Raises ValueError where the pools are too small for that, or a thousand draws (fewer for very many clients) did not
+    do it.
     """
-    problem = f"No {name} of {len(pools[0])} training and {len(pools[1])} test samples over {n_clients} clients leaves "
-    problem += f"each at least {least[0]} and {least[1]}"
-    change = f"ask for fewer clients or for smaller ones ({sizes})."
-    if any(n_clients * size > len(pool) for size, pool in zip(least, pools, strict=True)):
+    n_clients, least = pools.n_clients, (pools.min_train, pools.min_test)
+    problem = f"No {name} of {len(pools.train)} training and {len(pools.test)} test samples over {n_clients} clients "
+    problem += f"leaves each at least {least[0]} and {least[1]}"
+    change = f"ask for fewer clients or for smaller ones ({pools.sizes})."
+    if any(n_clients * size > len(pool) for size, pool in zip(least, pools.both, strict=True)):
         raise ValueError(f"{problem}: that takes {n_clients * least[0]} and {n_clients * least[1]}; {change}")
     draws, drawn = DRAWS, 0
     while drawn < draws:
         shares, drawn = draw(), drawn + 1
         draws = min(DRAWS, max(FEWEST_DRAWS, ENTRIES // shares.size))
-        if all(_sizes(pool, shares, cut).min() >= size for pool, size in zip(pools, least, strict=True)):
+        if all(_sizes(pool, shares, cut).min() >= size for pool, size in zip(pools.both, least, strict=True)):
             return shares
     raise ValueError(f"{problem}, in {draws} draws; raise --data.alpha, {change}")
 
@@ -62,12 +95,6 @@ def _sizes(targets: np.ndarray, shares: np.ndarray, cut: Cut) -> np.ndarray:
     counts = np.bincount(targets, minlength=len(shares))[:, None]
     sizes: np.ndarray = np.diff(cut(shares, counts), axis=1, prepend=0).sum(0)
     return sizes
-
-
-def deal_by_shares(targets: np.ndarray, shares: np.ndarray, rng: np.random.Generator) -> list[Tensor]:
-    """Cut each class, shuffled, at the cumulated shares (N, clients); a client's rows are in ascending order."""
-    tables = deal_classes(targets, shares, rng.permutation)
-    return [torch.from_numpy(np.sort(table)) for table in tables]
 
 
 def deal_classes(
@@ -83,14 +110,7 @@ def deal_classes(
     return [np.concatenate(table) if table else np.empty(0, int) for table in tables]
 
 
-def n_classes(*targets: np.ndarray) -> int:
-    """Return N, read off the highest number."""
-    return int(max(part.max(initial=-1) for part in targets)) + 1
-
-
-def check(n_clients: int, alpha: float = 1.0) -> None:
-    """Raise ValueError where there are no clients or the concentration is not positive and finite."""
-    if n_clients < 1:
-        raise ValueError(f"{n_clients} clients were asked for; there must be 1 or more (--data.*).")
+def check_alpha(alpha: float) -> None:
+    """Raise ValueError where the concentration is not positive and finite."""
     if not 0 < alpha < math.inf:
         raise ValueError(f"The Dirichlet concentration is {alpha}; it must be positive and finite (--data.alpha).")

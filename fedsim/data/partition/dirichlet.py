@@ -5,53 +5,32 @@ pools has exactly one client.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedsim.data.partition.dealing import SIZES, Split, check, deal_by_shares, draw_large_enough, n_classes
+from fedsim.data.partition.dealing import Pools, Split, check_alpha, deal
 
 
-def dirichlet(
-    train_targets: np.ndarray,
-    test_targets: np.ndarray,
-    n_clients: int,
-    alpha: float,
-    rng: np.random.Generator,
-    min_train: int = 4,
-    min_test: int = 2,
-    min_share: float = 0.0,
-    sizes: str = SIZES,
-) -> Split:
+def dirichlet(pools: Pools, alpha: float, rng: np.random.Generator, min_share: float = 0.0) -> Split:
     """Deal every class over the clients by proportions drawn from Dir(α), the same for train and test.
 
     A proportion below `min_share` is raised to it, and all are normalised again (ILoRA's floor is 0.001).
-
-    Draws again until every client has the minimum sizes; raises ValueError, which advises to change the options
-    `sizes`, when a thousand draws did not give that.
     """
-    check(n_clients, alpha)
-    n_labels = n_classes(train_targets, test_targets)
+    check_alpha(alpha)
 
     def draw() -> np.ndarray:
-        shares = rng.dirichlet(np.full(n_clients, alpha), size=n_labels).clip(min_share)
+        shares = rng.dirichlet(np.full(pools.n_clients, alpha), size=pools.n_classes).clip(min_share)
         return shares / shares.sum(1, keepdims=True) if min_share else shares
 
-    pools = (train_targets, test_targets)
-    least = (min_train, min_test)
-    shares = draw_large_enough(f"Dirichlet({alpha})", pools, n_clients, least, draw, sizes=sizes)
-    return _deal(shares, pools, rng)
+    return deal(f"Dirichlet({alpha})", pools, draw, rng)
 
 
 def pathological(
-    train_targets: np.ndarray,
-    test_targets: np.ndarray,
-    n_clients: int,
+    pools: Pools,
     classes_per_client: int,
     rng: np.random.Generator,
-    min_train: int = 4,
-    min_test: int = 2,
     alpha: float | None = None,
     min_share: float = 0.0,
 ) -> Split:
@@ -60,8 +39,8 @@ def pathological(
     With `alpha` a holder gets `min_share` of the class (at most an even share), and the rest goes by Dir(α). Classes
     without a training sample do not count. Raises ValueError when the classes do not go round.
     """
-    check(n_clients, 1.0 if alpha is None else alpha)
-    present = np.unique(train_targets)
+    check_alpha(1.0 if alpha is None else alpha)
+    present, n_clients = np.unique(pools.train), pools.n_clients
     given = f"classes_per_client is {classes_per_client} (--data.classes-per-client)"
     if not 1 <= classes_per_client <= len(present):
         raise ValueError(f"{given}; it must lie in 1 … {len(present)}.")
@@ -78,32 +57,22 @@ def pathological(
             holders = np.flatnonzero(shares[label])
             least = min(min_share, 1 / len(holders))
             shares[label, holders] = least + (1 - least * len(holders)) * rng.dirichlet(np.full(len(holders), alpha))
-        of_all = np.full((n_classes(train_targets, test_targets), n_clients), 1 / n_clients)
+        of_all = np.full((pools.n_classes, n_clients), 1 / n_clients)
         of_all[present] = shares / shares.sum(1, keepdims=True)
         return of_all
 
-    name, pools = f"split of {classes_per_client} classes per client", (train_targets, test_targets)
-    return _deal(draw_large_enough(name, pools, n_clients, (min_train, min_test), draw), pools, rng)
+    return deal(f"split of {classes_per_client} classes per client", pools, draw, rng)
 
 
-def superclass_dirichlet(
-    train_targets: np.ndarray,
-    test_targets: np.ndarray,
-    superclass: Sequence[int],
-    n_clients: int,
-    alpha: float,
-    rng: np.random.Generator,
-    min_train: int = 4,
-    min_test: int = 2,
-) -> Split:
+def superclass_dirichlet(pools: Pools, superclass: Sequence[int], alpha: float, rng: np.random.Generator) -> Split:
     """SC-Dir(α): each client has one or two super-classes, whose fine classes are split over their holders by Dir(α).
 
     HiLoRA (arXiv 2603.02785) describes this in words only; the construction is ours: super-classes are dealt evenly,
     and about half of the clients get a second one. `superclass` maps a class to its super-class, or to -1 where it has
     no training sample; its test samples are dealt evenly.
     """
-    check(n_clients, alpha)
-    groups = np.asarray(superclass)
+    check_alpha(alpha)
+    groups, n_clients = np.asarray(superclass), pools.n_clients
     present = np.unique(groups[groups >= 0])
     if n_clients < len(present):
         raise ValueError(f"{n_clients} clients cannot hold {len(present)} super-classes (--data.n-clients).")
@@ -118,12 +87,7 @@ def superclass_dirichlet(
             shares[label, holders] = rng.dirichlet(np.full(len(holders), alpha))
         return shares
 
-    pools = (train_targets, test_targets)
-    return _deal(draw_large_enough(f"SC-Dir({alpha})", pools, n_clients, (min_train, min_test), draw), pools, rng)
-
-
-def _deal(shares: np.ndarray, pools: tuple[np.ndarray, np.ndarray], rng: np.random.Generator) -> Split:
-    return deal_by_shares(pools[0], shares, rng), deal_by_shares(pools[1], shares, rng)
+    return deal(f"SC-Dir({alpha})", pools, draw, rng)
 
 
 def superclass_of(targets: np.ndarray, groups: np.ndarray, n_labels: int) -> tuple[int, ...]:
@@ -142,34 +106,23 @@ def superclass_of(targets: np.ndarray, groups: np.ndarray, n_labels: int) -> tup
 
 
 def by_group(
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
-    clients_per_group: int,
-    alpha: float,
-    rng: np.random.Generator,
-    min_train: int = 4,
-    min_test: int = 2,
-    sizes: str = "--data.clients-per-domain, --data.min-train, --data.min-test",
-) -> tuple[list[Tensor], list[Tensor], tuple[int, ...]]:
-    """Give every natural group (domain) its own clients and split inside it by Dir(α) over labels.
+    pools: Pools, groups: tuple[np.ndarray, np.ndarray], alpha: float, rng: np.random.Generator
+) -> tuple[Split, tuple[int, ...]]:
+    """Give every natural group (domain) `pools.n_clients` clients of its own and split inside it by Dir(α) over labels.
 
-    `train` and `test` are (targets, group numbers) of the two pools. Returns the tables and each client's group.
-    Raises ValueError when a group lacks training or test samples, or has too few for its clients: then it advises to
-    change the options `sizes`.
+    `groups` are those of the two pools' samples. Returns the tables and each client's group. Raises ValueError when a
+    group lacks training or test samples, or has too few for its clients.
     """
     tables: Split = ([], [])
-    groups: list[int] = []
-    for group in range(n_classes(train[1], test[1])):
-        rows = [np.flatnonzero(pool[1] == group) for pool in (train, test)]
+    for group in range(int(max(of_pool.max(initial=-1) for of_pool in groups)) + 1):
+        rows = [np.flatnonzero(of_pool == group) for of_pool in groups]
         if not all(map(len, rows)):
             found = f"{len(rows[0])} training and {len(rows[1])} test samples"
             raise ValueError(f"Group {group} has {found}; every group needs some of both (--data.group-column).")
-        pools = train[0][rows[0]], test[0][rows[1]]
-        split = dirichlet(*pools, clients_per_group, alpha, rng, min_train, min_test, sizes=sizes)
-        for table, inside, pool_rows in zip(tables, split, rows, strict=True):
-            table += [torch.from_numpy(pool_rows)[index] for index in inside]
-        groups += [group] * clients_per_group
-    return *tables, tuple(groups)
+        own = replace(pools, train=pools.train[rows[0]], test=pools.test[rows[1]])
+        for table, inside, of_pool in zip(tables, dirichlet(own, alpha, rng), rows, strict=True):
+            table += [torch.from_numpy(of_pool)[index] for index in inside]
+    return tables, tuple(k // pools.n_clients for k in range(len(tables[0])))
 
 
 def choose_unseen(groups: Sequence[int], fraction: float, rng: np.random.Generator) -> frozenset[int]:

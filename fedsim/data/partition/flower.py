@@ -3,18 +3,10 @@
 import numpy as np
 import torch
 
-from fedsim.data.partition.dealing import Split, check, deal_classes, draw_large_enough, n_classes
+from fedsim.data.partition.dealing import Pools, Split, check_alpha, deal_classes, draw_large_enough
 
 
-def flower_dirichlet(
-    train_targets: np.ndarray,
-    test_targets: np.ndarray,
-    n_clients: int,
-    alpha: float,
-    rng: np.random.Generator,
-    min_train: int = 10,
-    min_test: int = 0,
-) -> Split:
+def flower_dirichlet(pools: Pools, alpha: float, rng: np.random.Generator) -> Split:
     """Deal as `DirichletPartitioner(shuffle=False, self_balancing=False)` of flwr-datasets 0.6.1 does.
 
     Its rule differs from `partition.dirichlet` in that classes are not shuffled, are cut at the whole sample below, and
@@ -22,19 +14,19 @@ def flower_dirichlet(
     `min_partition_size` and no `min_test`, the training tables are its own, index for index. The test split, which it
     knows nothing of, is cut by the same shares. It gives up after 11 draws, we after a thousand.
     """
-    check(n_clients, alpha)
-    present = np.unique(train_targets)
-    shares_of_all = np.full((n_classes(train_targets, test_targets), n_clients), 1 / n_clients)
+    check_alpha(alpha)
+    present = np.unique(pools.train)
+    shares_of_all = np.full((pools.n_classes, pools.n_clients), 1 / pools.n_clients)
 
     def draw() -> np.ndarray:
         shares = shares_of_all.copy()
-        shares[present] = rng.dirichlet(np.full(n_clients, alpha), size=len(present))
+        shares[present] = rng.dirichlet(np.full(pools.n_clients, alpha), size=len(present))
         return shares
 
-    pools = (train_targets, test_targets)
-    shares = draw_large_enough(f"Dirichlet({alpha})", pools, n_clients, (min_train, min_test), draw, _floored)
+    shares = draw_large_enough(f"Dirichlet({alpha})", pools, draw, _floored)
     train, test = (
-        [torch.from_numpy(rows) for rows in deal_classes(pool, shares, lambda rows: rows, _floored)] for pool in pools
+        [torch.from_numpy(rows) for rows in deal_classes(targets, shares, lambda rows: rows, _floored)]
+        for targets in pools.both
     )
     return train, test
 
