@@ -1,24 +1,20 @@
-"""What all ways to make clients of labelled samples have in common, and what is out of range of any of their options.
+"""What options of data may be, whosever they are, and those that all ways to make clients have in common.
 
 It is checked when options are made: before a data set is looked for, decoded or tokenised.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from fedsim.options import check_options
 
 AT_LEAST = {
-    "n_clients": 1,
-    "clients_per_domain": 1,
-    "clients_per_style": 1,
-    "classes_per_client": 1,
-    "train_per_client": 1,
-    "test_per_client": 1,
-    "min_train": 0,
-    "min_test": 0,
-    "flower_seed": 0,
-    "proxy_samples": 0,
+    **dict.fromkeys(("n_clients", "clients_per_domain", "clients_per_style", "clients_per_task", "beams"), 1),
+    **dict.fromkeys(("classes_per_client", "train_per_client", "test_per_client", "max_new_tokens"), 1),
+    **dict.fromkeys(("top_classes", "first_classes", "train_samples", "test_samples", "image_size", "stored_size"), 1),
+    "max_length": 4,
+    **dict.fromkeys(("min_train", "min_test", "flower_seed", "proxy_samples"), 0),
 }
 
 
@@ -32,23 +28,25 @@ class ClientOptions:
     """Training samples that the server keeps, in the proportions of their classes, before clients get the others."""
 
     def __post_init__(self) -> None:
-        check_options(self, "data")
-        if problems := self.problems():
-            raise ValueError("; ".join(problems) + " (--data.*).")
+        check_data_options(self)
 
-    def problems(self) -> list[str]:
-        """What is out of range, of these options and of those of images or texts that they are joined with."""
-        found = [
-            f"{name} is {value}; it must be {least} or more"
-            for name, least in AT_LEAST.items()
-            if (value := getattr(self, name, None)) is not None and value < least
-        ]
-        alpha = getattr(self, "alpha", None)
-        if alpha is not None and not 0 < alpha < math.inf:
-            found.append(f"alpha is {alpha}; it must be positive and finite, for it is a Dirichlet concentration")
-        for name in ("unseen_fraction", "min_share"):
-            value = getattr(self, name, 0.0)
-            if not 0 <= value < 1:
-                found.append(f"{name} is {value}; it must lie in [0, 1)")
-        joined_with = getattr(super(), "problems", None)
-        return found + (joined_with() if joined_with else [])
+
+def check_data_options(options: Any) -> None:
+    """Raise ValueError that names all that is out of range, with what `options.problems()` adds where there is such."""
+    check_options(options, "data")
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    problems = [
+        f"{name} is {given[name]}; it must be {least} or more"
+        for name, least in AT_LEAST.items()
+        if given.get(name, least) < least
+    ]
+    if not 0 < given.get("alpha", 1.0) < math.inf:
+        problems.append(f"alpha is {given['alpha']}; it must be positive and finite, for it is a concentration")
+    for name in ("unseen_fraction", "min_share"):
+        if not 0 <= given.get(name, 0.0) < 1:
+            problems.append(f"{name} is {given[name]}; it must lie in [0, 1)")
+    if not 0 < given.get("test_share", 0.5) < 1:
+        problems.append(f"test_share is {given['test_share']}; it must lie between 0 and 1")
+    problems += getattr(options, "problems", list)()
+    if problems:
+        raise ValueError("; ".join(problems) + " (--data.*).")

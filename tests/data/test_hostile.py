@@ -122,7 +122,7 @@ def test_options_of_skewed_clients_out_of_range_are_refused_at_once(option: dict
 
 
 def test_all_that_is_wrong_is_said_together():
-    with pytest.raises(ValueError, match=r"n_clients is 0; .*unseen_fraction is 2; .*top_classes is 0"):
+    with pytest.raises(ValueError, match=r"n_clients is 0; .*top_classes is 0; .*unseen_fraction is 2"):
         SkewedTexts(n_clients=0, unseen_fraction=2, top_classes=0)
 
 

@@ -62,12 +62,8 @@ class ImageOptions(SourceOptions):
         return replace(self, **filled(vars(self), known, LEFT_OUT))
 
     def problems(self) -> list[str]:
-        """What is out of range."""
-        problems = super().problems()
-        for name in ("image_size", "stored_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; it must be 1 or more")
+        """What is out of range of images only."""
+        problems = []
         if not 0 < self.crop <= 1:
             problems.append(f"crop is {self.crop}; it must lie in (0, 1]")
         if self.normalise == "dataset" and not self.mean:

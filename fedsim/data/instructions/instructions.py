@@ -1,6 +1,5 @@
 """Instruction data as a federation of clients that learn to answer: tables of texts, tasks, clients, prompts."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from fedsim.data.client_options import check_data_options
 from fedsim.data.federated import FederatedData
 from fedsim.data.instructions.generation_task import Generation
 from fedsim.data.instructions.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
@@ -18,7 +18,6 @@ from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import choose_unseen, dirichlet
 from fedsim.data.sources.listing import evenly_marked
 from fedsim.data.sources.registry import filled
-from fedsim.options import check_options
 
 SIZES = "--data.clients-per-task, --data.min-train, --data.min-test"
 """What to change where a kind of task does not go round."""
@@ -77,25 +76,7 @@ class Instructions:
     """Beams of the search for an answer; 1 for greedy."""
 
     def __post_init__(self) -> None:
-        check_options(self, "data")
-        problems = []
-        for name in ("clients_per_task", "train_per_client", "test_per_client", "max_new_tokens", "beams"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; it must be 1 or more")
-        if self.max_length < 4:
-            problems.append(f"max_length is {self.max_length}; it must be 4 or more")
-        if not 0 < self.alpha < math.inf:
-            problems.append(f"alpha is {self.alpha}; it must be positive and finite")
-        if not 0 <= self.unseen_fraction < 1:
-            problems.append(f"unseen_fraction is {self.unseen_fraction}; it must lie in [0, 1)")
-        for name in ("min_train", "min_test", "proxy_samples"):
-            if (value := getattr(self, name)) < 0:
-                problems.append(f"{name} is {value}; it must be 0 or more")
-        if not 0 < self.test_share < 1:
-            problems.append(f"test_share is {self.test_share}; it must lie between 0 and 1")
-        if problems:
-            raise ValueError("; ".join(problems) + " (--data.*).")
+        check_data_options(self)
 
     def resolved(self) -> "Instructions":
         """Return the options with those of the known data set wherever one was left out."""

@@ -9,9 +9,9 @@ from typing import Any, Protocol, TypeVar
 
 import datasets
 
+from fedsim.data.client_options import check_data_options
 from fedsim.data.sources.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
 from fedsim.data.task import ClassificationF1, Task
-from fedsim.options import check_options
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -58,24 +58,11 @@ class SourceOptions:
     """Tell macro F1 beside accuracy, by client and over all test samples together; default: of LEDGAR."""
 
     def __post_init__(self) -> None:
-        check_options(self, "data")
-        if problems := self.problems():
-            raise ValueError("; ".join(problems) + " (--data.*).")
+        check_data_options(self)
 
     def scoring(self, n_classes: int) -> dict[str, Task]:
         """The field of `FederatedData` that says how clients are scored, where it is not by accuracy alone."""
         return {"task": ClassificationF1(n_classes)} if self.f1 else {}
-
-    def problems(self) -> list[str]:
-        """What is out of range; an heir adds its own."""
-        problems = []
-        for name in ("top_classes", "first_classes", "train_samples", "test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; it must be 1 or more")
-        if not 0 < self.test_share < 1:
-            problems.append(f"test_share is {self.test_share}; it must lie between 0 and 1")
-        return problems
 
 
 def find(

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -48,11 +49,6 @@ class Listed:
     test: Listing | None
     class_names: tuple[str, ...]
     group_names: tuple[str, ...] = ()
-
-    @property
-    def splits(self) -> tuple[Listing, ...]:
-        """Those that there are."""
-        return (self.train,) if self.test is None else (self.train, self.test)
 
 
 def identity_of(paths: Iterable[Path]) -> str:
@@ -98,24 +94,7 @@ def keep_groups(listed: Listed, names: Sequence[str]) -> Listed:
     for name in names:
         if name not in listed.group_names:
             raise ValueError(f"There is no group '{name}' among {list(listed.group_names)} (--data.group).")
-    kept = sorted({listed.group_names.index(name) for name in names})
-    new_number = _renumbered(kept, len(listed.group_names))
-
-    def only(split: Listing) -> Listing:
-        assert split.groups is not None
-        inside = split.take(np.flatnonzero(new_number[split.groups] >= 0))
-        assert inside.groups is not None
-        return replace(inside, groups=new_number[inside.groups])
-
-    test = None if listed.test is None else only(listed.test)
-    return replace(listed, train=only(listed.train), test=test, group_names=tuple(listed.group_names[k] for k in kept))
-
-
-def _renumbered(kept: Sequence[int] | np.ndarray, count: int) -> np.ndarray:
-    """Return the new number of each of `count` old ones: its place in `kept`, or -1."""
-    new_number = np.full(count, -1)
-    new_number[kept] = np.arange(len(kept))
-    return new_number
+    return _keep(listed, "group", sorted({listed.group_names.index(name) for name in names}))
 
 
 def keep_top_classes(listed: Listed, top: int | None) -> Listed:
@@ -125,27 +104,28 @@ def keep_top_classes(listed: Listed, top: int | None) -> Listed:
     counts = np.bincount(listed.train.targets, minlength=len(listed.class_names))
     if top > len(counts):
         raise ValueError(f"top_classes is {top}, but there are {len(counts)} classes (--data.top-classes).")
-    return _keep_classes(listed, np.sort(np.argsort(-counts, kind="stable")[:top]))
+    return _keep(listed, "class", sorted(np.argsort(-counts, kind="stable")[:top]))
 
 
 def keep_first_classes(listed: Listed, first: int | None) -> Listed:
     """Keep the classes 0 … first-1, all where `first` is None; raises ValueError when there are fewer."""
     if first is None:
         return listed
-    if first > len(listed.class_names):
-        n_classes = len(listed.class_names)
-        raise ValueError(f"first_classes is {first}, but there are {n_classes} classes (--data.first-classes).")
-    return _keep_classes(listed, np.arange(first))
+    if first > (count := len(listed.class_names)):
+        raise ValueError(f"first_classes is {first}, but there are {count} classes (--data.first-classes).")
+    return _keep(listed, "class", range(first))
 
 
-def _keep_classes(listed: Listed, kept: np.ndarray) -> Listed:
-    new_number = _renumbered(kept, len(listed.class_names))
+def _keep(listed: Listed, kind: Literal["class", "group"], kept: Sequence[int]) -> Listed:
+    """Keep the samples of some classes or groups, whose new number is their place in `kept`."""
+    field, names = ("targets", listed.class_names) if kind == "class" else ("groups", listed.group_names)
+    new_number = np.full(len(names), -1)
+    new_number[kept] = np.arange(len(kept))
 
     def reduced(split: Listing) -> Listing:
-        inside = split.take(np.flatnonzero(new_number[split.targets] >= 0))
-        return replace(inside, targets=new_number[inside.targets])
+        inside = split.take(np.flatnonzero(new_number[getattr(split, field)] >= 0))
+        return replace(inside, **{field: new_number[getattr(inside, field)]})
 
     test = None if listed.test is None else reduced(listed.test)
-    return replace(
-        listed, train=reduced(listed.train), test=test, class_names=tuple(listed.class_names[k] for k in kept)
-    )
+    names = tuple(names[k] for k in kept)
+    return replace(listed, train=reduced(listed.train), test=test, **{f"{kind}_names": names})

@@ -65,13 +65,10 @@ class TextOptions(SourceOptions):
         return replace(self, **filled(vars(self), known, LEFT_OUT))
 
     def problems(self) -> list[str]:
-        """What is out of range."""
-        problems = super().problems()
-        if self.max_length < 4:
-            problems.append(f"max_length is {self.max_length}; it must be 4 or more")
-        if len(self.text_columns) > 2:
-            problems.append(f"text_columns are {self.text_columns}; one or two can be joined to a sequence")
-        return problems
+        """What is out of range of texts only."""
+        if len(self.text_columns) <= 2:
+            return []
+        return [f"text_columns are {self.text_columns}; one or two can be joined to a sequence"]
 
 
 @dataclass(frozen=True)
