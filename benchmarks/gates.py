@@ -20,7 +20,7 @@ class Gate:
     worse: str
     published: str
     """By how much, in the paper; – where it only says so."""
-    evaluation: str = "after_aggregation"
+    evaluation: str = "global"
     stages: tuple[str, str] | None = None
 
     @property
@@ -28,7 +28,7 @@ class Gate:
         """The ordering in words."""
         if self.stages:
             return f"{self.better}: {self.stages[0]} > {self.stages[1]}"
-        where = {"unseen_tuned": ", unseen clients, tuned", "unseen_untuned": ", unseen clients, untuned"}
+        where = {"unseen.tuned": ", unseen clients, tuned", "unseen.untuned": ", unseen clients, untuned"}
         return f"{self.better} > {self.worse}{where.get(self.evaluation, '')}"
 
     def gaps(self, comparison: Comparison) -> Scores:

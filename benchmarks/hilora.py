@@ -92,14 +92,14 @@ def gates(setting: str) -> list[Gate]:
     """Return what the paper says of a setting; where it has no number, that HiLoRA is above the method."""
     others = [name for name in METHODS if name != "hilora"]
     found = [Gate("hilora", name, PUBLISHED[setting].get(name, "–")) for name in others]
-    found += [Gate("hilora", name, UNSEEN[setting].get(name, "–"), "unseen_tuned") for name in others]
+    found += [Gate("hilora", name, UNSEEN[setting].get(name, "–"), "unseen.tuned") for name in others]
     added = TIERS.get(setting, ("–", "–"))
     found += [Gate("hilora", "hilora", added[0], stages=("cluster", "root"))]
     found += [Gate("hilora", "hilora", added[1], stages=("leaf", "cluster"))]
     if setting.startswith("CIFAR-100, Patho"):
         found += [Gate("subspaces", "k-means", "+0.031"), Gate("hilora", "subspaces", "+0.013")]
-        found += [Gate("subspaces", "k-means", "+0.047", "unseen_tuned")]
-        found += [Gate("hilora", "subspaces", "+0.018", "unseen_tuned")]
+        found += [Gate("subspaces", "k-means", "+0.047", "unseen.tuned")]
+        found += [Gate("hilora", "subspaces", "+0.018", "unseen.tuned")]
     return found
 
 

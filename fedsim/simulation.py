@@ -218,8 +218,8 @@ class Simulation:
         excluded = [*excluded, *diverged_clients(tuned, self.spec.on_nan, state.round_index, "tuning")]
         if not self.recorder:
             return None
-        self.recorder.clients_done(state.round_index, "unseen", untuned, {"after_aggregation": "unseen_untuned"})
-        self.recorder.clients_done(state.round_index, "unseen", tuned, {"after_training": "unseen_tuned"})
+        self.recorder.clients_done(state.round_index, "unseen", untuned, {"global": "unseen.untuned"})
+        self.recorder.clients_done(state.round_index, "unseen", tuned, {"personal": "unseen.tuned"})
         return self.recorder.finish(state, {**admission, **event(sorted(set(excluded)))})
 
     def admit(self, state: ServerState) -> tuple[ServerState, Mapping[str, Any], list[int]]:

@@ -55,7 +55,7 @@ def test_weights_and_biases_gets_the_curves_without_a_network_and_goes_on_under_
     assert resumed.digest == plain.digest
     first, second = recorded(resumed)
     for part in (first, second):
-        assert b"after_aggregation.mean" in part
+        assert b"global.mean" in part
         assert b"lora_rank" in part
     names = {path.name for path in resumed.folder.glob("wandb/offline-run-*/*.wandb")}
     assert names == {f"run-{json.loads((resumed.folder / 'wandb.json').read_text())['id']}.wandb"}

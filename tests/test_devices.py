@@ -228,7 +228,7 @@ def test_who_misses_the_deadline_is_not_trained_and_the_run_is_that_without_it(t
     metrics = table(dropped, "metrics.csv")
     assert [float(row["simulated_seconds"]) for row in metrics] == [deadline] * 3
     assert [(row["clients"], row["dropped"]) for row in metrics] == [("4", "1")] * 3
-    trained = {row["client"] for row in table(dropped, "clients.csv") if row["evaluation"] == "after_training"}
+    trained = {row["client"] for row in table(dropped, "clients.csv") if row["evaluation"] == "personal"}
     assert trained == {"0", "1", "2", "3"}
     assert dropped.summary["dropped"] == 3
 

@@ -110,10 +110,10 @@ def test_setting_an_update_aside_is_as_if_its_client_had_not_been_sampled(tiny_r
 def test_what_a_client_set_aside_was_measured_at_is_shown(tiny_run):
     result = tiny_run(data=sick_data(SICK), on_nan="skip")
     table = [row for row in rows(result, "clients.csv") if row["round"] == "2"]
-    trained = {row["client"]: row for row in table if row["evaluation"] == "after_training"}
+    trained = {row["client"]: row for row in table if row["evaluation"] == "personal"}
     assert math.isnan(float(trained[str(SICK)]["loss"]))
     assert float(trained[str(SICK)]["accuracy"]) == 0, "answers that are no numbers are wrong"
-    held = {row["client"]: row for row in table if row["evaluation"] == "after_aggregation"}
+    held = {row["client"]: row for row in table if row["evaluation"] == "global"}
     assert all(math.isfinite(float(row["loss"])) for row in held.values()), "all hold what the sound ones made"
     assert all(math.isfinite(float(row["train_loss"])) for row in rows(result))
 
@@ -140,7 +140,7 @@ def test_a_sick_newcomer_stops_the_run_or_is_counted(tiny_run, tmp_path):
     (met,) = [event for event in RunFolder(result.folder).read_events() if event["stage"] == "unseen"]
     assert met["diverged_clients"] == [4, 5]
     assert met["routed"] == {}, "nobody is placed by numbers that are not finite"
-    tuned = [row for row in rows(result, "clients.csv") if row["evaluation"] == "unseen_tuned"]
+    tuned = [row for row in rows(result, "clients.csv") if row["evaluation"] == "unseen.tuned"]
     assert [float(row["accuracy"]) for row in tuned] == [0, 0]
 
 

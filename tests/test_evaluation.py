@@ -12,7 +12,7 @@ ACCURACIES, SAMPLES = [0.5, 0.9, 0.2, 0.75, 0.9], [10, 20, 5, 40, 25]
 
 
 def update(client: int, accuracy: float | None, n_samples: int = 10, **logs: float) -> ClientUpdate:
-    tested = {} if accuracy is None else {"after_training.accuracy": accuracy, "after_training.loss": 1 - accuracy}
+    tested = {} if accuracy is None else {"personal.accuracy": accuracy, "personal.loss": 1 - accuracy}
     return ClientUpdate(client, n_samples, logs={**tested, **logs})
 
 
@@ -49,31 +49,31 @@ def test_one_client_is_its_own_summary_and_no_client_has_none():
 
 def test_updates_are_summarised_over_clients_with_a_test_split_only():
     updates = [update(0, 0.5, 10), update(1, None, 1000), update(2, 1.0, 30)]
-    summary = summarise_updates(updates, "after_training")
-    assert summary["after_training.mean"] == 0.75
-    assert summary["after_training.weighted_mean"] == pytest.approx((0.5 * 10 + 1.0 * 30) / 40)
-    assert summarise_updates(updates, "after_aggregation") == {}
+    summary = summarise_updates(updates, "personal")
+    assert summary["personal.mean"] == 0.75
+    assert summary["personal.weighted_mean"] == pytest.approx((0.5 * 10 + 1.0 * 30) / 40)
+    assert summarise_updates(updates, "global") == {}
 
 
 def test_a_client_without_training_samples_still_counts_a_little():
-    summary = summarise_updates([update(0, 1.0, 0), update(1, 0.0, 0)], "after_training")
-    assert summary["after_training.weighted_mean"] == 0.5
+    summary = summarise_updates([update(0, 1.0, 0), update(1, 0.0, 0)], "personal")
+    assert summary["personal.weighted_mean"] == 0.5
 
 
 def test_rows_name_the_evaluation_and_the_natural_group():
     updates = [update(2, 0.5, 10), update(0, None)]
-    (row,) = client_rows(updates, {"after_training": "unseen_tuned"}, 7, "leaf", (4, 5, 6))
+    (row,) = client_rows(updates, {"personal": "unseen.tuned"}, 7, "leaf", (4, 5, 6))
     assert row == {
         "round": 7,
         "stage": "leaf",
         "client": 2,
         "group": 6,
-        "evaluation": "unseen_tuned",
+        "evaluation": "unseen.tuned",
         "accuracy": 0.5,
         "loss": 0.5,
         "train_samples": 10,
     }
-    (row,) = client_rows(updates, {"after_training": "unseen_tuned"}, 7, "leaf", None)
+    (row,) = client_rows(updates, {"personal": "unseen.tuned"}, 7, "leaf", None)
     assert row["group"] == ""
 
 

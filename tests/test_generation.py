@@ -81,10 +81,10 @@ def test_a_run_reports_each_metric_of_generation_as_it_reports_accuracy_elsewher
     result = run_on_toys()
     (_, last), rows = table(result, "metrics.csv"), table(result, "clients.csv")
     assert list(rows[0])[5:-1] == ["rouge1", "rougeL", "exact_match", "loss", "perplexity"]
-    for prefix in ("after_training", "after_aggregation"):
+    for prefix in ("personal", "global"):
         for metric in ("", "rougeL.", "exact_match."):
             assert all(last[f"{prefix}.{metric}{name}"] for name in STATISTICS)
-    of_last = [row for row in rows if row["round"] == "1" and row["evaluation"] == "after_aggregation"]
+    of_last = [row for row in rows if row["round"] == "1" and row["evaluation"] == "global"]
     mean = np.mean([float(row["rougeL"]) for row in of_last])
     assert result.summary["global.rougeL.mean"] == pytest.approx(mean)
     assert result.summary["metric"] == "rouge1"

@@ -46,7 +46,7 @@ def test_clusters_follow_styles_and_clients_are_routed_to_their_own(demo):
 def test_the_rows_of_the_clients_give_the_summary(demo):
     out, result = demo
     with (out / "seed-0" / "hilora" / "clients.csv").open(newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["evaluation"] == "unseen_untuned"]
+        rows = [row for row in csv.DictReader(file) if row["evaluation"] == "unseen.untuned"]
     assert len(rows) == 5
     mean = sum(float(row["accuracy"]) for row in rows) / 5
     assert result["hilora.unseen.untuned.mean"] == pytest.approx(mean)

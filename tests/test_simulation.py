@@ -43,10 +43,10 @@ def test_the_run_folder_holds_what_the_readme_says(tiny_run):
     assert [row["round"] for row in rows(result.folder, "metrics.csv")] == ["0", "1", "2", "3"]
     evaluations = {(row["evaluation"], row["client"]) for row in rows(result.folder, "clients.csv")}
     assert {
-        ("after_aggregation", "0"),
-        ("after_training", "4"),
-        ("unseen_untuned", "5"),
-        ("unseen_tuned", "5"),
+        ("global", "0"),
+        ("personal", "4"),
+        ("unseen.untuned", "5"),
+        ("unseen.tuned", "5"),
     } <= evaluations
 
 
@@ -65,9 +65,7 @@ def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tiny_run):
 
 def test_summary_is_the_mean_over_the_rows_of_the_last_round(tiny_run):
     result = tiny_run()
-    last = [
-        r for r in rows(result.folder, "clients.csv") if r["round"] == "2" and r["evaluation"] == "after_aggregation"
-    ]
+    last = [r for r in rows(result.folder, "clients.csv") if r["round"] == "2" and r["evaluation"] == "global"]
     assert len(last) == 5
     assert result.summary["global.mean"] == pytest.approx(sum(float(r["accuracy"]) for r in last) / 5)
     assert result.summary["global.worst"] == min(float(r["accuracy"]) for r in last)
@@ -123,9 +121,9 @@ def test_partial_participation_trains_the_sampled_clients_only(tiny_run):
     result = tiny_run(cohort_size=2, rounds=5)
     table = rows(result.folder, "clients.csv")
     for round_index in range(5):
-        trained = {r["client"] for r in table if r["round"] == str(round_index) and r["evaluation"] == "after_training"}
+        trained = {r["client"] for r in table if r["round"] == str(round_index) and r["evaluation"] == "personal"}
         assert len(trained) == 2
-    assert len({r["client"] for r in table if r["evaluation"] == "after_training"}) > 2
+    assert len({r["client"] for r in table if r["evaluation"] == "personal"}) > 2
 
 
 def test_hilora_places_clients_that_missed_the_root_stage(tiny_run):

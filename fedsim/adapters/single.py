@@ -53,7 +53,7 @@ def single_adapter(
         B = change.B.new_zeros(out_features[site.module], change.B.shape[1])
         B[start:stop] = change.B
         by_module.setdefault(site.module, []).append(LowRankChange(change.A, B))
-    return {module: concatenated(changes) for module, changes in by_module.items()}
+    return {module: joined(changes) for module, changes in by_module.items()}
 
 
 def head_changes(sites: Iterable[Site], tensors: Mapping[Slot, Tensor]) -> dict[str, HeadChange]:
@@ -69,7 +69,7 @@ def head_changes(sites: Iterable[Site], tensors: Mapping[Slot, Tensor]) -> dict[
     return changes
 
 
-def concatenated(changes: Iterable[LowRankChange]) -> LowRankChange:
+def joined(changes: Iterable[LowRankChange]) -> LowRankChange:
     """Return the sum of changes of one map, with as few directions as that takes without any rounding but the last.
 
     Directions that are zero go (one stays); where there are more than the map is wide, the product takes their place.

@@ -7,7 +7,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot, parse_slot
-from fedsim.distributed.workers import as_tensor
+from fedsim.distributed.workers import bytes_as_tensor
 from fedsim.round import ClientUpdate
 from fedsim.storage.wire import pack, unpack
 
@@ -29,7 +29,7 @@ def pack_updates(updates: Sequence[ClientUpdate]) -> bytes:
     tensors = {f"{u.client}|{slot}|": t.contiguous() for u in updates for slot, t in u.tensors.items()}
     tensors |= {f"{u.client}|{slot}|measured": t.contiguous() for u in updates for slot, t in u.measured.items()}
     logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
-    return pack(tensors | {"logs": as_tensor(json.dumps(logs).encode())})
+    return pack(tensors | {"logs": bytes_as_tensor(json.dumps(logs).encode())})
 
 
 def unpack_updates(payload: bytes) -> list[ClientUpdate]:

@@ -75,7 +75,7 @@ class Workers:
         with self._meeting():
             length = torch.tensor([len(payload) if payload is not None else 0])
             dist.broadcast(length, 0, group=self.group)
-            buffer = as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
+            buffer = bytes_as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
             dist.broadcast(buffer, 0, group=self.group)
         return buffer.numpy().tobytes()
 
@@ -96,7 +96,7 @@ class Workers:
             dist.all_gather(lengths, torch.tensor([len(payload)]), group=self.group)
             widest = int(max(lengths))
             buffer = torch.zeros(widest, dtype=torch.uint8)
-            buffer[: len(payload)] = as_tensor(payload)
+            buffer[: len(payload)] = bytes_as_tensor(payload)
             buffers = [torch.empty(widest, dtype=torch.uint8) for _ in range(self.count)] if self.index == 0 else None
             dist.gather(buffer, buffers, 0, group=self.group)
         return [b[: int(n)].numpy().tobytes() for b, n in zip(buffers or [], lengths, strict=False)]
@@ -182,6 +182,6 @@ def check_timeout(timeout: float) -> None:
         raise ValueError(f"timeout is {timeout}; it must be a positive number of seconds (--timeout).")
 
 
-def as_tensor(payload: bytes) -> Tensor:
+def bytes_as_tensor(payload: bytes) -> Tensor:
     """Return bytes as a tensor (len(payload),) of uint8."""
     return torch.frombuffer(bytearray(payload), dtype=torch.uint8)

@@ -47,11 +47,11 @@ class BatchedEngine:
         self.block_size = self.pass_size = block_size
 
     def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Train every client, then evaluate what it trained on its own test split (`after_training.*`)."""
+        """Train every client, then evaluate what it trained on its own test split (`personal.*`)."""
         return [update for block in blocks for update in self._blaming(plan, block, self._train)]
 
     def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Evaluate every client as it is (`after_aggregation.*`)."""
+        """Evaluate every client as it is (`global.*`)."""
         return [update for block in blocks for update in self._blaming(plan, block, self._evaluate)]
 
     def measure(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
@@ -73,7 +73,7 @@ class BatchedEngine:
         updates = []
         trained = stack.by_client(stack.values)
         for k, (assignment, loss) in enumerate(zip(block, losses.tolist(), strict=True)):
-            logs = {f"after_training.{name}": value for name, value in tests[k].items()}
+            logs = {f"personal.{name}": value for name, value in tests[k].items()}
             if trained[k] and assignment.steps:
                 logs["train_loss"] = loss / assignment.steps
             updates.append(self._update(assignment, logs, trained[k], measured[k]))
@@ -83,7 +83,7 @@ class BatchedEngine:
     def _evaluate(self, plan: Plan, block: Block) -> list[ClientUpdate]:
         tests = self._test(plan, Stack(block, self.module.device))
         return [
-            self._update(assignment, {f"after_aggregation.{name}": value for name, value in test.items()}, {}, {})
+            self._update(assignment, {f"global.{name}": value for name, value in test.items()}, {}, {})
             for assignment, test in zip(block, tests, strict=True)
         ]
 

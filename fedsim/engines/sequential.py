@@ -30,7 +30,7 @@ class SequentialEngine:
         self.fabric, self.module, self.data, self.seed, self.on_client = fabric, module, data, seed, on_client
 
     def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Train every client, then evaluate what it trained on its own test split (`after_training.*`)."""
+        """Train every client, then evaluate what it trained on its own test split (`personal.*`)."""
         return self._one_by_one(plan, blocks, self._train)
 
     def measure(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
@@ -49,11 +49,11 @@ class SequentialEngine:
         return updates
 
     def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Evaluate every client as it is (`after_aggregation.*`)."""
+        """Evaluate every client as it is (`global.*`)."""
         updates = []
         for assignment in [assignment for block in blocks for assignment in block]:
             self._install(plan, assignment, {s: t.to(self.module.device) for s, t in assignment.tensors.items()})
-            logs = {f"after_aggregation.{name}": value for name, value in self._test(assignment).items()}
+            logs = {f"global.{name}": value for name, value in self._test(assignment).items()}
             updates.append(ClientUpdate(assignment.client, self.data.train_size(assignment.client), logs=logs))
         return updates
 
@@ -83,7 +83,7 @@ class SequentialEngine:
                 optimizer.step()
                 losses.append(loss.detach())
         self._install(plan, assignment, tensors)
-        logs = {f"after_training.{name}": value for name, value in self._test(assignment).items()}
+        logs = {f"personal.{name}": value for name, value in self._test(assignment).items()}
         if losses:
             logs["train_loss"] = float(torch.stack(losses).mean())
         sent = {slot: tensor.detach().cpu() for slot, tensor in trained.items()}

@@ -17,7 +17,7 @@ from torch import Tensor
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import MIX_TIER, RANK_AXIS
 from fedsim.adapters.peft_folder import PeftAdapter, as_safetensors, write_adapter
-from fedsim.adapters.single import LowRankChange, concatenated, head_changes, single_adapter
+from fedsim.adapters.single import LowRankChange, head_changes, joined, single_adapter
 from fedsim.distributed.workers import Workers
 from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import changed_heads, library_state, with_changes
@@ -203,5 +203,5 @@ def with_start(model: RecordedModel, adapter: PeftAdapter) -> PeftAdapter:
     """Return the adapter on the backbone as it was before another one was merged into it at the start."""
     both: list[tuple[str, LowRankChange]] = [*model.start.items(), *adapter.changes.items()]
     modules = dict.fromkeys(module for module, _ in both)
-    changes = {module: concatenated(change for name, change in both if name == module) for module in modules}
+    changes = {module: joined(change for name, change in both if name == module) for module in modules}
     return adapter._replace(changes=changes)

@@ -18,7 +18,7 @@ from fedsim.data.task import Task
 from fedsim.plan import Method, slots_in_use
 from fedsim.report.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.report.figures import draw_figures, record_split
-from fedsim.report.summary import NAMES, Result, summarise_run
+from fedsim.report.summary import Result, summarise_run
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.storage.loggers import Curves, Wandb
 from fedsim.storage.run_folder import RunFolder
@@ -68,12 +68,12 @@ class Recorder:
         metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
         metrics |= {"diverged_clients": sum(update.client in excluded for update in updates)}
         metrics |= {"train_loss": mean_loss(updates)}
-        for evaluation, source in (("after_training", updates), ("after_aggregation", evaluated)):
+        for evaluation, source in (("personal", updates), ("global", evaluated)):
             summary = summarise_updates(source, evaluation, self.task.metrics)
             names = [f"{prefix}.{name}" for prefix in prefixes(evaluation, self.task.metrics) for name in STATISTICS]
             metrics |= {name: summary.get(name, "") for name in names}
-        together = pooled(evaluated, "after_aggregation", self.task)
-        metrics |= {f"{NAMES['after_aggregation']}.{name}": value for name, value in together.items()}
+        together = pooled(evaluated, "global", self.task)
+        metrics |= {f"global.{name}": value for name, value in together.items()}
         metrics |= {
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
@@ -81,8 +81,8 @@ class Recorder:
         metrics |= {name: log[name] for name in ("simulated_seconds", "dropped") if name in log}
         self.folder.append("metrics.csv", [metrics])
         self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])
-        self.clients_done(round_index, stage, updates, {"after_training": "after_training"})
-        self.clients_done(round_index, stage, evaluated, {"after_aggregation": "after_aggregation"})
+        self.clients_done(round_index, stage, updates, {"personal": "personal"})
+        self.clients_done(round_index, stage, evaluated, {"global": "global"})
         self.folder.log_event(round_index, {"stage": stage, **log})
         seconds = time.perf_counter() - self.clock
         self.clock = time.perf_counter()

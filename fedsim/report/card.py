@@ -121,9 +121,9 @@ def _metrics(exported: Exported, model: Recorded, run: Path) -> list[str]:
     rows = [row for row in folder.read_table("clients.csv") if row["client"] in members and metric in row]
     lines = []
     for evaluation, meaning in (
-        ("after_aggregation", "as handed out"),
-        ("after_training", "after its own local training, before aggregation"),
-        ("unseen_untuned", "unseen, as handed out"),
+        ("global", "as handed out"),
+        ("personal", "after its own local training, before aggregation"),
+        ("unseen.untuned", "unseen, as handed out"),
     ):
         latest = {row["client"]: row for row in rows if row["evaluation"] == evaluation and _is_past(row, exported)}
         values = [float(row[metric]) for row in latest.values() if row[metric]]
@@ -132,11 +132,11 @@ def _metrics(exported: Exported, model: Recorded, run: Path) -> list[str]:
             who += "" if exported.is_whole else " with the adapters of their own that were left out here"
             lines.append(f"- **{metric}**, {who}, {meaning}: {sum(values) / len(values):.4f}")
     of_all: list[Mapping[str, Any]] = [
-        row for row in folder.read_table("metrics.csv") if row["after_aggregation.mean"] and _is_past(row, exported)
+        row for row in folder.read_table("metrics.csv") if row["global.mean"] and _is_past(row, exported)
     ]
     if of_all:
         row = of_all[-1]
-        mean, p10 = float(row["after_aggregation.mean"]), float(row["after_aggregation.p10"])
+        mean, p10 = float(row["global.mean"]), float(row["global.p10"])
         lines.append(
             f"- **{metric}** over all {len(model.population.seen)} seen clients: mean {mean:.4f}, p10 {p10:.4f}"
         )

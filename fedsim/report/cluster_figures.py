@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.report.drawing import Picture, new_figure, picture
-from fedsim.report.reading import AFTER_TRAINING, Run
+from fedsim.report.reading import PERSONAL, Run
 from fedsim.report.run_figures import NAMED
 
 DARK, PALE = "#101418", "#fdfdfd"
@@ -15,7 +15,7 @@ DARK, PALE = "#101418", "#fdfdfd"
 
 
 @dataclass(frozen=True)
-class Clusters:
+class ClusterEvent:
     """The last partition of clients that a run's events hold: a cluster for each, and who has what natural group."""
 
     round_index: int
@@ -39,7 +39,7 @@ class Clusters:
         return groups, clusters, counts
 
 
-def clusters_of(run: Run) -> Clusters | None:
+def clusters_of(run: Run) -> ClusterEvent | None:
     """Return the clusters that a run found, None where its events hold none."""
     groups = {
         int(row["client"]): run.group_names.get(row.get("group", ""), row.get("group", "")) for row in run.clients
@@ -51,7 +51,7 @@ def clusters_of(run: Run) -> Clusters | None:
             distances = np.asarray(event["distances"], dtype=float) if event.get("distances") else None
             if distances is not None and distances.shape != (len(clients), len(clients)):
                 distances = None
-            return Clusters(int(event["round"]), found, groups, distances, clients) if found else None
+            return ClusterEvent(int(event["round"]), found, groups, distances, clients) if found else None
     return None
 
 
@@ -63,7 +63,7 @@ def _partition(event: Mapping[str, Any], run: Run) -> tuple[list[int], Sequence[
         return [], None
     if "clients" in event:
         return list(event["clients"]), event["labels"]
-    trained = (r for r in run.clients if r["evaluation"] == AFTER_TRAINING and int(r["round"]) == event["round"])
+    trained = (r for r in run.clients if r["evaluation"] == PERSONAL and int(r["round"]) == event["round"])
     return sorted(int(row["client"]) for row in trained), event["labels"]
 
 
@@ -78,7 +78,7 @@ def draw_clusters(run: Run) -> Iterator[Picture]:
         yield _similarity(found, found.distances)
 
 
-def _contingency(found: Clusters) -> Picture:
+def _contingency(found: ClusterEvent) -> Picture:
     groups, clusters, counts = found.table()
     figure, axes = new_figure(
         max(3.4, min(9.0, 1.6 + 0.42 * len(clusters))), max(2.2, min(9.0, 1.1 + 0.34 * len(groups)))
@@ -100,7 +100,7 @@ def _contingency(found: Clusters) -> Picture:
     return picture(figure, "clusters", "Clusters against natural groups", words, len(clusters) > 12)
 
 
-def _similarity(found: Clusters, distances: np.ndarray) -> Picture:
+def _similarity(found: ClusterEvent, distances: np.ndarray) -> Picture:
     n = len(found.clients)
     order = sorted(range(n), key=lambda i: (found.labels.get(found.clients[i], -1), found.clients[i]))
     similarity = 1 - distances[np.ix_(order, order)]

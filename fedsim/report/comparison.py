@@ -24,7 +24,7 @@ SHOWN = {
     "worst": "global.worst",
     "std": "global.std",
     "best round": "global.best.mean",
-    "trained": "personal.mean",
+    "personal": "personal.mean",
     "unseen": "unseen.untuned.mean",
     "unseen, tuned": "unseen.tuned.mean",
 }
@@ -69,7 +69,7 @@ class Comparison:
         return means
 
 
-def scores_of(result: Result, evaluation: str = "after_aggregation", stage: str = "") -> np.ndarray:
+def scores_of(result: Result, evaluation: str = "global", stage: str = "") -> np.ndarray:
     """Return the clients' metric in their last evaluation of a kind (and in a stage), (C,), in client order.
 
     By default that of seen clients after the last aggregation.
@@ -124,7 +124,7 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [
         f"{metric} of seen clients, each on its own test split, after the last round: mean, 10th percentile, worst and "
         f"standard deviation over clients; ± is the standard deviation over seeds ({seeds}). best round: the best mean "
-        "of any round. trained: after a client's last local training. unseen: clients that took no part, as handed "
+        "of any round. personal: after a client's last local training. unseen: clients that took no part, as handed "
         "out, and tuned on their own data.",
     ]
     if comparison.budget:

@@ -1,7 +1,7 @@
 """Turns per-client metrics into what a table says: mean, spread and the tail. Two models are told apart everywhere:
 
-`after_aggregation`, what a client holds once the server has merged; `after_training`, what its own local training made
-of it before merging.
+`global`, what a client holds once the server has merged (private tiers included); `personal`, what its own local
+training made of it before merging.
 """
 
 import math

@@ -15,7 +15,7 @@ from fedsim.report.comparison import Comparison, cells, notes, table_csv
 from fedsim.report.drawing import Picture, drawing, picture, read_picture
 from fedsim.report.figures import figures_of
 from fedsim.report.page_template import render, whole_page
-from fedsim.report.reading import AFTER_AGGREGATION, Run, find_runs
+from fedsim.report.reading import GLOBAL, Run, find_runs
 from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
 from fedsim.report.several import Rows, draw_several, rows_of
@@ -35,7 +35,7 @@ CARDS = {
     "mean": "global.mean",
     "10th percentile": "global.p10",
     "worst client": "global.worst",
-    "mean after training": "personal.mean",
+    "mean of personal models": "personal.mean",
     "unseen, untuned": "unseen.untuned.mean",
     "unseen, tuned": "unseen.tuned.mean",
 }
@@ -157,7 +157,7 @@ def _facts(run: Run) -> str:
     """Method, seed, clients, device and revision, in a line."""
     environment = run.recipe.get("environment", {})
     title = run.recipe.get("method_name", run.recipe.get("method", ""))
-    seen, unseen = (len(run.latest(evaluation)) for evaluation in (AFTER_AGGREGATION, "unseen_untuned"))
+    seen, unseen = (len(run.latest(evaluation)) for evaluation in (GLOBAL, "unseen.untuned"))
     facts = [f"method {title}"] if isinstance(title, str) and title else []
     facts += [f"seed {run.seed}"]
     facts += [f"{seen} seen clients" + (f", {unseen} unseen" if unseen else "")] if seen else []
@@ -171,7 +171,7 @@ def _best(run: Run) -> list[str]:
     """The best round by mean, counted from 1 as everywhere on the page."""
     best = [
         f"{title} {run.summary[f'{name}.best.mean']:.3f} in round {int(run.summary[f'{name}.best.round']) + 1}"
-        for name, title in (("global", "after aggregation"), ("personal", "after training"))
+        for name, title in (("global", "of global models"), ("personal", "of personal models"))
         if f"{name}.best.mean" in run.summary
     ]
     return [f"best mean {' and '.join(best)}"] if best else []

@@ -64,12 +64,12 @@ class LiveProgress:
             self.bar.update(self.task, description=text)
 
     def end_round(self, updates: Sequence[ClientUpdate], evaluated: Sequence[ClientUpdate]) -> None:
-        """Show a finished round; the metric is after aggregation where that was evaluated, else after training."""
+        """Show a finished round; the metric is the global model's where that was evaluated, else the personal one's."""
         if not self.is_shown:
             return
         now, done = time.perf_counter(), self.round_index + 1
         rate, loss = len(updates) / max(now - self.round_started, 1e-9), mean_loss(updates)
-        kind, source = ("after_aggregation", evaluated) if evaluated else ("after_training", updates)
+        kind, source = ("global", evaluated) if evaluated else ("personal", updates)
         mean = summarise_updates(source, kind, (self.metric,)).get(f"{kind}.mean", float("nan"))
         scores = f"loss {loss:.3f} · {self.metric} {kind.replace('_', ' ')} {mean:.3f}"
         text = f"{self.title} · {self.stage} · {scores} · {rate:.1f} clients/s"

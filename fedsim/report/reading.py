@@ -13,7 +13,14 @@ from typing import Any
 from fedsim.report.summary import SIMULATED, Result, summarise_run
 from fedsim.storage.disk import check_own_folder, own_bytes, parse_json, read_json
 
-AFTER_TRAINING, AFTER_AGGREGATION = "after_training", "after_aggregation"
+PERSONAL, GLOBAL = "personal", "global"
+EVALUATIONS = {
+    GLOBAL: "global",
+    PERSONAL: "personal",
+    "unseen.untuned": "unseen, untuned",
+    "unseen.tuned": "unseen, tuned",
+}
+"""Which models of a client are evaluated, and what figures and tables call them."""
 PRICES = {
     "MB": ("bytes", "MB sent so far, up and down", "bytes sent"),
     "s": ("time", "seconds of simulated time", "simulated time"),
@@ -49,7 +56,7 @@ class Run:
     @cached_property
     def metrics(self) -> list[str]:
         """The names of the metrics by client, the headline first."""
-        prefix, suffix = f"{AFTER_AGGREGATION}.", ".mean"
+        prefix, suffix = f"{GLOBAL}.", ".mean"
         columns = list(self.rounds[0]) if self.rounds else []
         names = [c[len(prefix) : -len(suffix)] for c in columns if c.startswith(prefix) and c.endswith(suffix)]
         return [self._headline, *(name for name in names if name)]

@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
-from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, PRICES, Run, number
+from fedsim.report.reading import EVALUATIONS, GLOBAL, PERSONAL, PRICES, Run, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NAMED = 40
 """Clients up to which a figure bears their ids."""
-EVALUATIONS = {
-    AFTER_AGGREGATION: "after aggregation",
-    AFTER_TRAINING: "after training",
-    "unseen_untuned": "unseen, untuned",
-    "unseen_tuned": "unseen, tuned",
-}
 UNITS = {"B": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 
@@ -35,26 +29,26 @@ def draw_run(run: Run) -> Iterator[Picture]:
 
 
 def curves(run: Run) -> Iterator[Picture]:
-    """Yield, for each metric, mean, 10th percentile and worst client by round, and the mean after training."""
+    """Yield, for each metric, mean, 10th percentile and worst client by round, and the mean of personal models."""
     for metric in run.metrics:
         of = "" if metric == run.metrics[0] else f".{metric}"
-        rounds, means = run.curve(f"{AFTER_AGGREGATION}{of}.mean")
-        trained, after_training = run.curve(f"{AFTER_TRAINING}{of}.mean")
+        rounds, means = run.curve(f"{GLOBAL}{of}.mean")
+        trained, personal = run.curve(f"{PERSONAL}{of}.mean")
         if not rounds and not trained:
             continue
         figure, axes = new_figure()
         if rounds:
-            p10, worst = (run.curve(f"{AFTER_AGGREGATION}{of}.{name}")[1] for name in ("p10", "worst"))
+            p10, worst = (run.curve(f"{GLOBAL}{of}.{name}")[1] for name in ("p10", "worst"))
             axes.fill_between(rounds, p10, means, color=LINES[0], alpha=0.25, linewidth=0, label="mean to p10")
             axes.fill_between(rounds, worst, p10, color=LINES[0], alpha=0.1, linewidth=0, label="p10 to worst")
-            axes.plot(rounds, means, "-o", color=LINES[0], markersize=3, label="mean after aggregation")
+            axes.plot(rounds, means, "-o", color=LINES[0], markersize=3, label="mean of global models")
         if trained:
-            axes.plot(trained, after_training, "--", color=LINES[1], label="mean after training")
+            axes.plot(trained, personal, "--", color=LINES[1], label="mean of personal models")
         axes.set(xlabel="round", ylabel=metric)
         legend(axes)
         stage_lines(axes, run)
         name = metric.lower().replace("_", "-")
-        last = _from_to(rounds or trained, means or after_training)
+        last = _from_to(rounds or trained, means or personal)
         words = f"{metric} over clients by round: mean {last}, with the band down to the 10th percentile and the worst"
         yield picture(figure, f"curve-{name}", f"{metric.capitalize()} by round", words)
 
@@ -73,7 +67,7 @@ def losses(run: Run) -> Iterator[Picture]:
 
 def prices(run: Run) -> Iterator[Picture]:
     """Yield the headline's mean over what it cost: MB sent, and time where devices were simulated."""
-    rounds, means = run.curve(f"{AFTER_AGGREGATION}.mean")
+    rounds, means = run.curve(f"{GLOBAL}.mean")
     for unit, (name, label, word) in PRICES.items():
         spent = run.spent(unit)
         if not rounds or not spent or not spent[-1]:
@@ -106,7 +100,7 @@ def clients(run: Run) -> Iterator[Picture]:
     """Yield every client's own value at the end: seen clients sorted, then unseen ones."""
     metric = run.metrics[0]
     values = {name: {c: number(row, metric) for c, row in run.latest(name).items()} for name in EVALUATIONS}
-    parts = [_sorted(values, AFTER_AGGREGATION, AFTER_TRAINING), _sorted(values, "unseen_tuned", "unseen_untuned")]
+    parts = [_sorted(values, GLOBAL, PERSONAL), _sorted(values, "unseen.tuned", "unseen.untuned")]
     order = [client for part in parts for client in part]
     if not order:
         return
@@ -136,12 +130,12 @@ def clients(run: Run) -> Iterator[Picture]:
 def _strips(axes: "Axes", values: Mapping[str, Mapping[int, float]], place: Mapping[int, int]) -> None:
     """A mark for each client and evaluation, and a line from one evaluation to the other."""
     looks = {
-        AFTER_AGGREGATION: ("o", 0),
-        AFTER_TRAINING: ("^", 1),
-        "unseen_untuned": ("s", 3),
-        "unseen_tuned": ("D", 2),
+        GLOBAL: ("o", 0),
+        PERSONAL: ("^", 1),
+        "unseen.untuned": ("s", 3),
+        "unseen.tuned": ("D", 2),
     }
-    for low, high in ((AFTER_AGGREGATION, AFTER_TRAINING), ("unseen_untuned", "unseen_tuned")):
+    for low, high in ((GLOBAL, PERSONAL), ("unseen.untuned", "unseen.tuned")):
         both = [c for c in place if c in values[low] and c in values[high]]
         ends = [[values[name][c] for c in both] for name in (low, high)]
         axes.vlines([place[c] for c in both], *ends, color=LINES[7], linewidth=0.7, alpha=0.6)
@@ -152,7 +146,7 @@ def _strips(axes: "Axes", values: Mapping[str, Mapping[int, float]], place: Mapp
             axes.plot(
                 [place[c] for c in shown], [values[name][c] for c in shown], mark,
                 color=LINES[colour], markersize=size, label=EVALUATIONS[name],
-                fillstyle="none" if name == AFTER_TRAINING else "full",
+                fillstyle="none" if name == PERSONAL else "full",
             )  # fmt: skip
 
 

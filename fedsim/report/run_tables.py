@@ -8,21 +8,15 @@ from pathlib import Path
 from markupsafe import Markup
 
 from fedsim.report.cells import as_csv, tabular
-from fedsim.report.cluster_figures import Clusters
+from fedsim.report.cluster_figures import ClusterEvent
 from fedsim.report.evaluation import STATISTICS
 from fedsim.report.page_template import render
-from fedsim.report.reading import Run
+from fedsim.report.reading import EVALUATIONS, Run
 from fedsim.report.run_figures import stages_of
 from fedsim.storage.disk import write_atomically
 
 Cell = str | float | int | None
 TITLES = {"mean": "mean", "weighted_mean": "weighted mean", "std": "std", "worst": "worst", "p10": "p10"}
-MODELS = {
-    "global": "after aggregation",
-    "personal": "after training",
-    "unseen.untuned": "unseen, untuned",
-    "unseen.tuned": "unseen, tuned",
-}
 
 
 @dataclass(frozen=True)
@@ -57,12 +51,12 @@ def _full(cell: Cell) -> str | None:
     return repr(cell) if isinstance(cell, float) and not math.isnan(cell) else None
 
 
-def tables_of(run: Run, clusters: Clusters | None) -> Iterator[Sheet]:
+def tables_of(run: Run, clusters: ClusterEvent | None) -> Iterator[Sheet]:
     """Yield a run's tables: the models' summary for each metric, stages, clusters against natural groups."""
     for metric in run.metrics:
         of = "" if metric == run.metrics[0] else f".{metric}"
         rows: list[list[Cell]] = []
-        for key, title in MODELS.items():
+        for key, title in EVALUATIONS.items():
             if f"{key}{of}.mean" in run.summary:
                 values = [float(run.summary[f"{key}{of}.{name}"]) for name in STATISTICS]
                 rows.append([title, int(run.summary[f"{key}.clients"]), *values])

@@ -11,7 +11,7 @@ import numpy as np
 from fedsim.report.comparison import Comparison
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
 from fedsim.report.paired import Difference
-from fedsim.report.reading import AFTER_AGGREGATION, AFTER_TRAINING, PRICES, Run
+from fedsim.report.reading import GLOBAL, PERSONAL, PRICES, Run
 from fedsim.storage.run_folder import flat
 
 OF_EACH_RUN = ("seed", "seeds", "fingerprint", "environment", "out", "resume")
@@ -77,7 +77,7 @@ def _why_untested(groups: Sequence[Sequence[Run]]) -> str:
         return "some runs have no result yet"
     for of_seed in zip(*groups, strict=True):
         clients = [
-            {client: (row["train_samples"], row["group"]) for client, row in run.latest(AFTER_AGGREGATION).items()}
+            {client: (row["train_samples"], row["group"]) for client, row in run.latest(GLOBAL).items()}
             for run in of_seed
         ]
         if not clients[0] or any(found != clients[0] for found in clients):
@@ -90,9 +90,9 @@ def _why_untested(groups: Sequence[Sequence[Run]]) -> str:
 def draw_several(rows: Rows) -> Iterator[Picture]:
     """Yield curves of all rows in one figure each: mean and 10th percentile by round, mean by bytes sent and time."""
     metric = next(iter(rows.runs.values()))[0].metrics[0]
-    yield from _by_round(rows, f"{AFTER_AGGREGATION}.mean", "mean", f"Mean {metric} after aggregation", metric)
-    yield from _by_round(rows, f"{AFTER_AGGREGATION}.p10", "p10", f"10th percentile of {metric}", metric)
-    yield from _by_round(rows, f"{AFTER_TRAINING}.mean", "trained", f"Mean {metric} after training", metric)
+    yield from _by_round(rows, f"{GLOBAL}.mean", "mean", f"Mean {metric} of global models", metric)
+    yield from _by_round(rows, f"{GLOBAL}.p10", "p10", f"10th percentile of {metric}", metric)
+    yield from _by_round(rows, f"{PERSONAL}.mean", "personal", f"Mean {metric} of personal models", metric)
     yield from _by_round(rows, "train_loss", "loss", "Training loss", "training loss")
     for unit in PRICES:
         yield from _by_price(rows, metric, unit)
@@ -124,9 +124,9 @@ def _by_price(rows: Rows, metric: str, unit: str) -> Iterator[Picture]:
     shown = []
     for index, (row, runs) in enumerate(rows.runs.items()):
         spent = np.mean([run.spent(unit) for run in runs if len(run.rounds) == len(runs[0].rounds)], 0)
-        rounds, means = runs[0].curve(f"{AFTER_AGGREGATION}.mean")
+        rounds, means = runs[0].curve(f"{GLOBAL}.mean")
         if len(spent) and spent[-1] and rounds:
-            of_seeds = [run.curve(f"{AFTER_AGGREGATION}.mean")[1] for run in runs]
+            of_seeds = [run.curve(f"{GLOBAL}.mean")[1] for run in runs]
             values = np.mean(of_seeds, 0) if len(set(map(len, of_seeds))) == 1 else means
             axes.plot(spent[np.asarray(rounds) - 1], values, **look(index), label=row)
             shown.append(f"{row} {spent[-1]:.2f} {unit}")

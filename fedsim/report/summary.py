@@ -21,8 +21,8 @@ class Result:
 
 SIMULATED = "simulated_seconds"
 """What a round would take simulated devices; a column only where there are any, and with it `dropped`."""
-NAMES = {"after_training": "personal", "after_aggregation": "global"}
-"""What the table calls them: a client's own model after its local training; what it holds after aggregation."""
+MODELS = ("personal", "global")
+"""A client's model after its own local training; what it holds after aggregation."""
 
 
 def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accuracy",)) -> dict[str, Any]:
@@ -36,15 +36,15 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     `bytes.*`, and with simulated devices `simulated_seconds` and `dropped`, are sums over rounds.
     """
     summary: dict[str, Any] = {"rounds": len(rounds), "metric": metrics[0]}
-    for evaluation, name in (*NAMES.items(), ("unseen_untuned", "unseen.untuned"), ("unseen_tuned", "unseen.tuned")):
-        latest = {row["client"]: row for row in clients if row["evaluation"] == evaluation}
+    for name in (*MODELS, "unseen.untuned", "unseen.tuned"):
+        latest = {row["client"]: row for row in clients if row["evaluation"] == name}
         weights = [max(float(row["train_samples"]), 1) for row in latest.values()]
         for prefix, metric in zip(prefixes(name, metrics), metrics, strict=True):
             values = summarise([float(row[metric]) for row in latest.values()], weights)
             summary |= {f"{prefix}.{key}": value for key, value in values.items()}
         summary[f"{name}.clients"] = len(latest)
-    for evaluation, name in NAMES.items():
-        means = [(float(row[f"{evaluation}.mean"]), int(row["round"])) for row in rounds if row[f"{evaluation}.mean"]]
+    for name in MODELS:
+        means = [(float(row[f"{name}.mean"]), int(row["round"])) for row in rounds if row[f"{name}.mean"]]
         if means:
             best, round_index = max(means, key=lambda entry: (entry[0], -entry[1]))
             summary |= {
@@ -53,9 +53,12 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
                 f"{name}.last.mean": means[-1][0],
             }
     for row in rounds:
-        if row["after_aggregation.mean"]:
-            summary |= {key: float(value) for key, value in row.items() if key.startswith("global.")}
-            summary |= {f"stage.{row['stage']}.{key}": float(row[f"after_aggregation.{key}"]) for key in STATISTICS}
+        if row["global.mean"]:
+            pooled = {
+                key: row[key] for key in row if key.startswith("global.") and key.split(".")[-1] not in STATISTICS
+            }
+            summary |= {key: float(value) for key, value in pooled.items()}
+            summary |= {f"stage.{row['stage']}.{key}": float(row[f"global.{key}"]) for key in STATISTICS}
     summary |= {f"bytes.{way}": sum(int(row[f"bytes.{way}"]) for row in rounds) for way in ("up", "down")}
     if rounds and SIMULATED in rounds[0]:
         summary |= {SIMULATED: sum(float(row[SIMULATED]) for row in rounds)}

@@ -1,7 +1,5 @@
 """Tables for the terminal: what a run says, several runs side by side."""
 
-from collections.abc import Mapping
-
 from rich.console import Console
 from rich.table import Table
 
@@ -12,51 +10,33 @@ COLUMNS = {
     "p10": "global.p10",
     "worst": "global.worst",
     "std": "global.std",
-    "mean ": "personal.mean",
-    "p10 ": "personal.p10",
-    "untuned": "unseen.untuned.mean",
-    "tuned": "unseen.tuned.mean",
+    "personal\nmean": "personal.mean",
+    "personal\np10": "personal.p10",
+    "unseen\nuntuned": "unseen.untuned.mean",
+    "unseen\ntuned": "unseen.tuned.mean",
 }
 
 
-def print_comparison(results: Mapping[str, Result], digest: str) -> None:
-    """Print one row per method and what a method discovered, then the digest as the last line."""
+def print_result(result: Result) -> None:
+    """Print the table of one run and what its method discovered, then its digest as the last line."""
     console = Console(width=None if Console().is_terminal else 120)
-    metric = next(iter(results.values())).summary.get("metric", "accuracy")
-    title = f"{metric.capitalize()} over clients, each on its own test split"
-    table = Table(title=title, title_justify="left")
+    metric, name = result.summary.get("metric", "accuracy"), result.folder.name
+    table = Table(title=f"{metric.capitalize()} over clients, each on its own test split", title_justify="left")
     table.add_column("method")
-    for name in ("mean", "p10", "worst", "std"):
-        table.add_column(name, justify="right")
-    for name in (
-        "mean\n(trained)",
-        "p10\n(trained)",
-        "unseen\nuntuned",
-        "unseen\ntuned",
-        "MB up",
-        "MB down",
-        "seconds",
-    ):
-        table.add_column(name, justify="right")
-    for name, result in results.items():
-        row = [_number(result, key) for key in COLUMNS.values()]
-        row += [f"{result.summary[f'bytes.{way}'] / 1e6:.2f}" for way in ("up", "down")]
-        table.add_row(name, *row, f"{result.summary['seconds']:.0f}")
+    for column in (*COLUMNS, "MB up", "MB down", "seconds"):
+        table.add_column(column, justify="right")
+    row = [_number(result, key) for key in COLUMNS.values()]
+    row += [f"{result.summary[f'bytes.{way}'] / 1e6:.2f}" for way in ("up", "down")]
+    table.add_row(name, *row, f"{result.summary['seconds']:.0f}")
     console.print(table)
     console.print(
-        "mean, p10, worst, std: seen clients after the last aggregation · (trained): after their last local training\n"
+        "mean, p10, worst, std: global models of seen clients, after aggregation · personal: after their own training\n"
         "unseen: clients that took no part · untuned: as handed out · tuned: after tuning on their own data",
         highlight=False,
     )
-    for name, result in results.items():
-        for line in discoveries(result):
-            console.print(f"{name}: {line}", highlight=False)
-    print(f"digest {digest}", flush=True)
-
-
-def print_result(result: Result) -> None:
-    """Print the table of one run, then its digest as the last line."""
-    print_comparison({result.folder.name: result}, result.digest)
+    for line in discoveries(result):
+        console.print(f"{name}: {line}", highlight=False)
+    print(f"digest {result.digest}", flush=True)
 
 
 def discoveries(result: Result) -> list[str]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import fedsim
-from fedsim.data.instructions.generation_task import Generation, compare
+from fedsim.data.instructions.generation_task import Generation, text_overlap
 from fedsim.data.instructions.prompts import ByteTokenizer, tokens_of
 
 BYTES = ByteTokenizer()
@@ -37,16 +37,16 @@ def f_measure(precision: float, recall: float) -> float:
 
 def test_rouge_is_that_of_the_definition():
     # six words against five, which are all among them; in the same order are "cat on mat"
-    rouge1, rouge_l, exact = compare("the cat sat on a mat", "A cat on the MAT!")
+    rouge1, rouge_l, exact = text_overlap("the cat sat on a mat", "A cat on the MAT!")
     assert rouge1 == pytest.approx(f_measure(5 / 6, 5 / 5))
     assert rouge_l == pytest.approx(f_measure(3 / 6, 3 / 5))
     assert exact == 0
-    assert compare("yes", "yes") == (1, 1, 1)
-    assert compare("", "yes") == (0, 0, 0)
+    assert text_overlap("yes", "yes") == (1, 1, 1)
+    assert text_overlap("", "yes") == (0, 0, 0)
 
 
 def test_a_word_that_is_repeated_counts_as_often_as_the_true_answer_has_it():
-    assert compare("no no no no", "no")[0] == pytest.approx(f_measure(1 / 4, 1))
+    assert text_overlap("no no no no", "no")[0] == pytest.approx(f_measure(1 / 4, 1))
 
 
 def test_a_clients_metrics_are_means_over_samples_and_its_loss_one_over_all_tokens_of_answers():

@@ -81,7 +81,7 @@ def test_a_block_learns_and_writes_what_its_clients_do_one_by_one(kind, case):
         expected = {update.client: update for update in getattr(sequential, work)(plan, [block])}
         found = {update.client: update for update in getattr(batched, work)(plan, [block])}
         assert_same(found, expected)
-        kind_of_test = "after_training" if work == "local_update" else "after_aggregation"
+        kind_of_test = "personal" if work == "local_update" else "global"
         tested = {name.partition(".")[2] for name in found[0].logs if name.startswith(kind_of_test)}
         assert tested == set(Generation.columns)
     assert not any("after" in name for name in found[2].logs)

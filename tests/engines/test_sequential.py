@@ -76,7 +76,7 @@ def test_a_client_that_trains_nothing_is_only_evaluated():
     engine, plan = engine_and_plan(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0]))
     (update,) = engine.local_update(plan, [[assignment({}, steps=3)]])
     assert update.tensors == {}
-    assert update.logs["after_training.accuracy"] == pytest.approx(0.5)
+    assert update.logs["personal.accuracy"] == pytest.approx(0.5)
     assert "train_loss" not in update.logs
 
 

@@ -242,7 +242,7 @@ def test_fdlora_starts_as_local_and_goes_on_from_the_mean(tiny_run):
         torch.testing.assert_close(shared[key][0], personal[key][:5].mean(0))
         torch.testing.assert_close(personal[key][5], shared[key][0], msg="client 5 is unseen")
     rows = csv.DictReader((found.folder / "metrics.csv").read_text().splitlines())
-    trained = [float(row["after_training.mean"]) for row in rows]
+    trained = [float(row["personal.mean"]) for row in rows]
     assert trained[1] == pytest.approx(local.summary["personal.mean"])
 
 

@@ -181,8 +181,8 @@ def test_the_numbers_in_the_tables_are_the_runs_own(page, runs):
     header, *rows = page.tables["models-accuracy"]
     assert header == ["accuracy", "clients", "mean", "weighted mean", "std", "worst", "p10"]
     keys = {
-        "after aggregation": "global",
-        "after training": "personal",
+        "global": "global",
+        "personal": "personal",
         "unseen, untuned": "unseen.untuned",
         "unseen, tuned": "unseen.tuned",
     }

@@ -52,7 +52,7 @@ class Generation:
             (self.text(answer), self.text(truth[mask].tolist()))
             for answer, truth, mask in zip(written.tolist(), targets, is_answer, strict=True)
         ]
-        metrics = torch.tensor([compare(*pair) for pair in pairs], device=inputs.device)
+        metrics = torch.tensor([text_overlap(*pair) for pair in pairs], device=inputs.device)
         sums = torch.stack([losses.view(targets.shape).sum(1), is_answer.sum(1).float()], dim=1)
         return torch.cat([metrics, sums], dim=1)
 
@@ -73,7 +73,7 @@ class Generation:
         return self.decode(tokens[: tokens.index(self.stop)] if self.stop in tokens else tokens).strip()
 
 
-def compare(answer: str, truth: str) -> tuple[float, float, float]:
+def text_overlap(answer: str, truth: str) -> tuple[float, float, float]:
     """Return the F-measures of ROUGE-1 and ROUGE-L, and whether the texts are equal."""
     scores = rouge_score(answer, truth, rouge_keys=("rouge1", "rougeL"))
     return float(scores["rouge1_fmeasure"]), float(scores["rougeL_fmeasure"]), float(answer == truth)
