@@ -1,13 +1,12 @@
-"""Orderings that papers published, held against finished runs: holds, does not hold, or undecided."""
+"""Orderings that papers published, held against finished runs: holds, does not hold, no difference, or undecided."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from results import markdown
 
-from fedsim.randomness import numpy_generator
 from fedsim.report.comparison import Comparison, scores_of
-from fedsim.report.paired import Scores, bootstrap_interval, mean_score
+from fedsim.report.paired import Difference, Scores, corrected, difference
 
 COLUMNS = ("published", "their difference", "here [95 %]", "")
 
@@ -38,14 +37,22 @@ class Gate:
         return [scores_of(a, self.evaluation, first) - scores_of(b, self.evaluation, second) for a, b in pairs]
 
 
-def verdict(gaps: Scores) -> tuple[str, str]:
-    """Return the mean difference with its bootstrap interval, and what that says of the ordering."""
-    low, high = bootstrap_interval(gaps, numpy_generator(0, "bootstrap"))
-    found = "holds" if low > 0 else "does **not** hold" if high < 0 else "undecided"
-    return f"{mean_score(gaps):+.3f} [{low:+.3f}, {high:+.3f}]", found
+def verdicts(found: Sequence[Difference]) -> list[tuple[str, str]]:
+    """Return each mean difference with its interval, and what that says of the ordering; Holm over all of them.
+
+    A list of orderings is written down before the runs, so the correction is over that list.
+    """
+    tested = corrected({(str(number), ""): gap for number, gap in enumerate(found)})
+    words = {"better": "holds", "worse": "does **not** hold"}
+    return [
+        (f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]", words.get(gap.verdict, gap.verdict))
+        if gap.seeds > 1
+        else (f"{gap.mean:+.3f}", "one seed")
+        for gap in tested.values()
+    ]
 
 
 def gate_table(comparison: Comparison, gates: Sequence[Gate]) -> str:
     """Return a line for each ordering, in markdown."""
-    rows = [[gate.claim, gate.published, *verdict(gate.gaps(comparison))] for gate in gates]
-    return markdown(COLUMNS, rows)
+    found = verdicts([difference(gate.gaps(comparison)) for gate in gates])
+    return markdown(COLUMNS, [[gate.claim, gate.published, *row] for gate, row in zip(gates, found, strict=True)])

@@ -10,12 +10,11 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from fedsim.report.cells import as_csv, tabular
-from fedsim.report.paired import RESAMPLES, Difference, differences_of, mean_and_sd
+from fedsim.report.paired import MARGIN, Difference, differences_of, mean_and_sd
 from fedsim.report.summary import SIMULATED, Result
-from fedsim.report.table import discoveries
+from fedsim.report.table import discoveries, print_end, print_table
 from fedsim.storage.disk import open_own
 
 SHOWN = {
@@ -29,6 +28,8 @@ SHOWN = {
     "unseen, tuned": "unseen.tuned.mean",
 }
 """Columns of accuracies: mean ± standard deviation over seeds."""
+PRINTED = ("method", "mean", "p10", "unseen", "MB", "difference [95 %]", "verdict")
+"""Columns that the terminal shows; the others are in the files."""
 SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds", "simulated s": SIMULATED}
 """Columns of costs: the mean over seeds; time is simulated only where there are devices."""
 
@@ -51,7 +52,7 @@ class Comparison:
 
     @cached_property
     def differences(self) -> dict[str, Difference]:
-        """Each method's difference from its reference, paired by client and seed."""
+        """Each method's difference from its reference, paired by seed."""
         return differences_of(
             {name: [scores_of(r) for r in runs] for name, runs in self.results.items()}, self.reference
         )
@@ -105,7 +106,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its rows as texts; – where there is nothing to tell."""
     is_timed = any(comparison.values(name, SIMULATED) for name in comparison.results)
     sums = {column: key for column, key in SUMS.items() if is_timed or key != SIMULATED}
-    header = ["method", *SHOWN, *sums, "difference [95 %]", "p (Holm)"]
+    header = ["method", *SHOWN, *sums, "difference [95 %]", "p (Holm)", "verdict"]
     rows = []
     for name in comparison.results:
         row = [_spread(comparison.values(name, key)) for key in SHOWN.values()]
@@ -131,15 +132,26 @@ def notes(comparison: Comparison) -> list[str]:
         same = f"Every method had the same split and backbone, {comparison.budget}."
         lines.append(f"{same} {steps_in_words(comparison)}Bytes are what each sends.")
     if comparison.differences:
-        against = comparison.reference or "the best of the other methods by mean"
-        lines.append(
-            f"difference: from {against}, with a 95 % bootstrap interval ({RESAMPLES:,} draws of seeds and their "
-            "clients). p: Wilcoxon signed-rank over clients × seeds, Holm-corrected over the pairs tested; * below 5 %."
-        )
+        lines.append(_how_tested(comparison))
     for name, values in comparison.chosen.items():
         listed = ", ".join(f"{key} {value}" for key, value in values.items())
         lines.append(f"{name} was tuned to {listed} on validation rows (tuning.json).")
     return lines
+
+
+def _how_tested(comparison: Comparison) -> str:
+    against = comparison.reference or "the best of the other methods by mean"
+    if len(comparison.seeds) < 2:
+        return (
+            f"difference: from {against}, with a 95 % interval over clients, which holds for this split and seed only. "
+            "One seed tells nothing about others, so nothing is tested (--seeds 0 1 2 …)."
+        )
+    over = "with the reference" if comparison.reference else "of methods, since the scores choose the reference"
+    return (
+        f"difference: from {against}, with its 95 % interval. The seed is the unit: a paired t-test on the means of "
+        f"seeds; p Holm-corrected over the pairs {over}. verdict: better or worse where p is below 5 %; no difference "
+        f"where two one-sided tests hold it within ±{MARGIN:g}; else undecided, with how many seeds would decide it."
+    )
 
 
 def markdown(comparison: Comparison) -> str:
@@ -147,7 +159,7 @@ def markdown(comparison: Comparison) -> str:
     header, rows = cells(comparison)
     lines = [header, ["---"] * len(header), *rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return table + "\n\n" + "\n\n".join(line.replace("*", "\\*") for line in notes(comparison)) + "\n"
+    return table + "\n\n" + "\n\n".join(line for line in notes(comparison)) + "\n"
 
 
 def latex(comparison: Comparison) -> str:
@@ -164,28 +176,25 @@ def table_csv(comparison: Comparison) -> str:
         of_seeds = [run.summary.get(number, "") for run in comparison.results[name]]
         rows.append([name, number, *mean_and_sd(comparison.values(name, number)), *of_seeds])
     for name, found in comparison.differences.items():
-        for part in ("mean", "low", "high", "p", "p_holm"):
+        for part in ("mean", "low", "high", "p", "p_holm", "p_same", "verdict"):
             rows.append([name, f"difference from {found.reference}: {part}", getattr(found, part)])
     return as_csv(rows)
 
 
 def print_comparison(comparison: Comparison) -> None:
-    """Print the table, its notes, what the methods found out and, last, the digest."""
-    console = Console(width=None if Console().is_terminal else 160)
+    """Print the main columns, the notes, what the methods found out, where the rest is and, last, the digest."""
+    console = Console(width=None if Console().is_terminal else 120)
     header, rows = cells(comparison)
-    table = Table()
-    for column in header:
-        table.add_column(column.replace(", ", "\n"), justify="left" if column == "method" else "right")
-    for row in rows:
-        table.add_row(*row)
-    console.print(table)
+    traffic = [f"{float(row[header.index('MB up')]) + float(row[header.index('MB down')]):.2f}" for row in rows]
+    named = [dict(zip(header, row, strict=True)) | {"MB": sent} for row, sent in zip(rows, traffic, strict=True)]
+    print_table(console, PRINTED, [[row[column] for column in PRINTED] for row in named])
     for line in notes(comparison):
         console.print(line, highlight=False)
     for name, runs in comparison.results.items():
         for seed, run in zip(comparison.seeds, runs, strict=True):
             for line in discoveries(run):
                 console.print(f"{name}, seed {seed}: {line}", highlight=False)
-    print(f"digest {comparison.digest}", flush=True)
+    print_end(console, comparison.folder, comparison.digest)
 
 
 def _spread(values: Sequence[float]) -> str:
@@ -195,11 +204,13 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean:.3f}" if math.isnan(sd) else f"{mean:.3f} ± {sd:.3f}"
 
 
-def _tested(found: Difference | None) -> tuple[str, str]:
+def _tested(found: Difference | None) -> tuple[str, str, str]:
     if found is None:
-        return "–", "–"
+        return "–", "–", "–"
     gap = f"{found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}] − {found.reference}"
-    return gap, f"{found.p_holm:.2g}{'*' if found.is_significant else ''}"
+    if found.seeds < 2:
+        return gap, "–", "one seed"
+    return gap, f"{found.p_holm:.2g}", found.verdict
 
 
 def _is_number(value: object) -> bool:

@@ -1,15 +1,15 @@
-"""Is one method better than another, and is it real? Statistics paired by client and seed; pure functions of arrays.
+"""Is one method better than another, and is it real? Statistics with the seed as the unit; pure functions of arrays.
 
-Scores of a method are one array (C,) a seed, clients in the same order for every method. A mean is that over seeds of
-the mean over clients, so a difference of two rows of a table is the difference of their means.
+Scores of a method are one array (C,) a seed, clients in the same order for every method. Clients of one seed share a
+split and a model, so they are not independent: what is tested is the difference of the methods' means by seed, (S,).
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import isnan, nan, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
 from fedsim.randomness import numpy_generator
 
@@ -19,11 +19,21 @@ Scores = Sequence[NDArray[np.float64]]
 RESAMPLES = 10_000
 LEVEL = 0.05
 """Where a difference counts as significant, over all methods of a table together."""
+MARGIN = 0.01
+"""Up to which difference two methods count as equal."""
+POWER = 0.8
+MOST_SEEDS = 1000
+"""Where the search for the number of seeds that would decide ends."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A method minus its reference: the mean, its bootstrap interval, and Wilcoxon's p, before and after Holm."""
+    """A method minus its reference, over seeds: mean, 95 % interval, p of the paired t-test and of equivalence.
+
+    `p` is of no difference, `p_same` of one beyond the margin (two one-sided tests). Both are NaN for one seed, whose
+    interval is over its clients and says nothing about other seeds. `sd` is the deviation over seeds (ddof 1), `pairs`
+    over how many differences p is corrected.
+    """
 
     reference: str
     mean: float
@@ -31,30 +41,76 @@ class Difference:
     high: float
     p: float
     p_holm: float
+    p_same: float
+    seeds: int
+    sd: float
+    pairs: int = 1
 
     @property
     def is_significant(self) -> bool:
         """Whether p stays under 5 % after Holm's correction."""
         return self.p_holm < LEVEL
 
-
-def mean_score(scores: Scores) -> float:
-    """Return the mean over seeds of the mean over clients."""
-    return float(np.mean([seed.mean() for seed in scores]))
+    @property
+    def verdict(self) -> str:
+        """What the test says: better, worse, no difference, or undecided with the seeds that would decide."""
+        if self.is_significant:
+            return "better" if self.mean > 0 else "worse"
+        if self.p_same < LEVEL:
+            return f"no difference (±{MARGIN:g})"
+        needed = seeds_to_decide(self.mean, self.sd, level=LEVEL / self.pairs)
+        return f"undecided ({max(needed, self.seeds + 1)} seeds)" if needed else "undecided"
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
     """Return mean and standard deviation (ddof 1) over seeds; of a single seed the deviation is NaN."""
-    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else nan
 
 
-def signed_rank_p(differences: NDArray[np.float64]) -> float:
-    """Return the two-sided p of Wilcoxon's signed-rank test, differences of zero left out; 1 when all are zero.
+def difference(gaps: Scores, reference: str = "", margin: float = MARGIN) -> Difference:
+    """Return what the differences by client, (C,) for each seed, say of the difference of two methods.
 
-    Differences of accuracies are fractions, and equal ones differ in their last bits: they are ties all the same.
+    The test is Student's, paired by seed: means of seeds are the sample. It says nothing before the second seed.
     """
-    rounded = np.round(differences, 12)
-    return float(wilcoxon(rounded).pvalue) if np.any(rounded) else 1.0
+    means = np.round([seed.mean() for seed in gaps], 12)  # equal accuracies differ in their last bits
+    mean, sd = mean_and_sd(means.tolist())
+    n = len(means)
+    if n < 2:
+        low, high = client_interval(gaps[0], numpy_generator(0, "bootstrap"))
+        return Difference(reference, mean, low, high, nan, nan, nan, n, nan)
+    from scipy.stats import t
+
+    error, df = sd / sqrt(n), n - 1
+    half = float(t.ppf(1 - LEVEL / 2, df)) * error
+    if error:
+        p, p_same = 2 * float(t.sf(abs(mean) / error, df)), float(t.sf((margin - abs(mean)) / error, df))
+    else:  # equal in every seed, which rounded accuracies may be by chance: the sign test
+        p, p_same = (0.5 ** (n - 1), 0.5**n if abs(mean) < margin else 1.0) if mean else (1.0, 0.0)
+    return Difference(reference, mean, mean - half, mean + half, p, p, p_same, n, sd)
+
+
+def seeds_to_decide(mean: float, sd: float, margin: float = MARGIN, level: float = LEVEL) -> int:
+    """Return the seeds with which a mean difference and its deviation over seeds would be decided, 0 beyond 1000.
+
+    Decided means that with a probability of 80 % the paired t-test finds the difference or, where that takes fewer
+    seeds, both one-sided tests find it smaller than the margin. The power is that of the noncentral t distribution.
+    """
+    from scipy.stats import nct, t
+
+    def is_decided(n: int) -> bool:
+        root, two_sided, one_sided = sqrt(n) / sd, t.isf(level / 2, n - 1), t.isf(level, n - 1)
+        same = [nct.sf(one_sided, n - 1, (margin + side * mean) * root) for side in (-1, 1)]
+        return bool(max(nct.sf(two_sided, n - 1, abs(mean) * root), sum(same) - 1) >= POWER)
+
+    if sd == 0 or is_decided(2):
+        return 2
+    low, high = 2, MOST_SEEDS
+    if not is_decided(high):
+        return 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_decided(middle) else (middle, high)
+    return high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -66,36 +122,29 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def bootstrap_interval(
-    differences: Scores, rng: np.random.Generator, resamples: int = RESAMPLES, coverage: float = 0.95
+def client_interval(
+    differences: NDArray[np.float64], rng: np.random.Generator, resamples: int = RESAMPLES, coverage: float = 0.95
 ) -> tuple[float, float]:
-    """Return the percentile interval of the mean difference: seeds are drawn again, and in each its clients.
-
-    With one seed only clients are drawn, and the interval says nothing about other seeds.
-    """
-    drawn = rng.integers(len(differences), size=(resamples, len(differences)))
-    means = np.empty(drawn.shape)
-    for seed, values in enumerate(differences):
-        places = drawn == seed
-        for chunk in np.array_split(np.flatnonzero(places), max(1, places.sum() * len(values) // 2_000_000)):
-            clients = rng.integers(len(values), size=(len(chunk), len(values)))
-            means.flat[chunk] = values[clients].mean(1)
+    """Return the percentile bootstrap interval of the mean over the clients (C,) of one seed and split."""
+    size = len(differences)
+    chunks = np.array_split(np.arange(resamples), max(1, resamples * size // 2_000_000))
+    means = [differences[rng.integers(size, size=(len(chunk), size))].mean(1) for chunk in chunks]
     tail = 50 * (1 - coverage)
-    low, high = np.percentile(means.mean(1), [tail, 100 - tail])
+    low, high = np.percentile(np.concatenate(means), [tail, 100 - tail])
     return float(low), float(high)
 
 
 def best_of_the_others(scores: Mapping[str, Scores]) -> dict[str, str]:
     """Return for every method the one with the best mean among the others; the earlier one of equals."""
-    means = {name: mean_score(of_method) for name, of_method in scores.items()}
+    means = {name: float(np.mean([seed.mean() for seed in of_method])) for name, of_method in scores.items()}
     return {name: max((other for other in means if other != name), key=means.__getitem__) for name in means}
 
 
 def differences_of(scores: Mapping[str, Scores], reference: str | None = None) -> dict[str, Difference]:
     """Return every method's difference from `reference`, which has none, or else from the best of the others.
 
-    Holm's correction is over the distinct pairs: the best method and its runner-up are one. Choosing the best by the
-    same scores favours it a little; a reference named beforehand does not.
+    Holm's correction is over the pairs with the reference; without one over all pairs, since the scores themselves then
+    choose which are looked at.
 
     Raises ValueError when two methods were not scored on the same clients.
     """
@@ -104,18 +153,26 @@ def differences_of(scores: Mapping[str, Scores], reference: str | None = None) -
     shapes = {name: [len(seed) for seed in of_method] for name, of_method in scores.items()}
     if len(set(map(tuple, shapes.values()))) > 1:
         raise ValueError(f"Methods were scored on unequal numbers of clients: {shapes}.")
-    against = dict.fromkeys(scores, reference) if reference else best_of_the_others(scores)
-    gaps = {
-        name: [ours - theirs for ours, theirs in zip(scores[name], scores[other], strict=True)]
-        for name, other in against.items()
-        if other is not None and name != other
+    others = [reference] if reference else list(scores)
+    pairs = {
+        (name, other): difference([a - b for a, b in zip(scores[name], scores[other], strict=True)], other)
+        for name in scores
+        for other in others
+        if name != other
     }
-    p = {name: signed_rank_p(np.concatenate(gap)) for name, gap in gaps.items()}
-    pairs = {frozenset((name, str(against[name]))): value for name, value in p.items()}
-    corrected = dict(zip(pairs, holm(list(pairs.values())), strict=True))
-    found = {}
-    for name, gap in gaps.items():
-        low, high = bootstrap_interval(gap, numpy_generator(0, "bootstrap"))
-        other = str(against[name])
-        found[name] = Difference(other, mean_score(gap), low, high, p[name], corrected[frozenset((name, other))])
-    return found
+    tested = corrected(pairs)
+    against = dict.fromkeys(scores, reference) if reference else best_of_the_others(scores)
+    return {name: tested[name, other] for name, other in against.items() if other is not None and name != other}
+
+
+def corrected(found: Mapping[tuple[str, str], Difference]) -> dict[tuple[str, str], Difference]:
+    """Return the differences with both p-values Holm-corrected over the pairs, whichever way round they are given."""
+    pairs = {frozenset(names): gap for names, gap in found.items()}
+    if any(isnan(gap.p) for gap in pairs.values()):
+        return dict(found)
+    p = dict(zip(pairs, holm([gap.p for gap in pairs.values()]), strict=True))
+    same = dict(zip(pairs, holm([gap.p_same for gap in pairs.values()]), strict=True))
+    return {
+        names: replace(gap, p_holm=p[frozenset(names)], p_same=same[frozenset(names)], pairs=len(pairs))
+        for names, gap in found.items()
+    }

@@ -1,6 +1,12 @@
 """Tables for the terminal: what a run says, several runs side by side."""
 
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from fedsim.report.summary import Result
@@ -15,28 +21,53 @@ COLUMNS = {
     "unseen\nuntuned": "unseen.untuned.mean",
     "unseen\ntuned": "unseen.tuned.mean",
 }
+WIDEST = 10_000
+"""Columns in which any table is whole."""
 
 
 def print_result(result: Result) -> None:
-    """Print the table of one run and what its method discovered, then its digest as the last line."""
+    """Print the table of one run, what its method discovered, where the rest is and, last, the digest."""
     console = Console(width=None if Console().is_terminal else 120)
     metric, name = result.summary.get("metric", "accuracy"), result.folder.name
-    table = Table(title=f"{metric.capitalize()} over clients, each on its own test split", title_justify="left")
-    table.add_column("method")
-    for column in (*COLUMNS, "MB up", "MB down", "seconds"):
-        table.add_column(column, justify="right")
     row = [_number(result, key) for key in COLUMNS.values()]
     row += [f"{result.summary[f'bytes.{way}'] / 1e6:.2f}" for way in ("up", "down")]
-    table.add_row(name, *row, f"{result.summary['seconds']:.0f}")
-    console.print(table)
+    row.append(f"{result.summary['seconds']:.0f}")
+    console.print(f"{metric.capitalize()} over clients, each on its own test split", highlight=False)
+    print_table(console, ("run", *COLUMNS, "MB up", "MB down", "seconds"), [[name, *row]])
     console.print(
-        "mean, p10, worst, std: global models of seen clients, after aggregation · personal: after their own training\n"
-        "unseen: clients that took no part · untuned: as handed out · tuned: after tuning on their own data",
+        "mean, p10, worst, std: global models of seen clients, after aggregation. personal: after their own training. "
+        "unseen: clients that took no part, untuned as handed out, tuned on their own data.",
         highlight=False,
     )
     for line in discoveries(result):
         console.print(f"{name}: {line}", highlight=False)
-    print(f"digest {result.digest}", flush=True)
+    print_end(console, result.folder, result.digest)
+
+
+def print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print rows as a table where its numbers fit the terminal whole, else each as a block of lines, name and value."""
+    table = Table()
+    for index, column in enumerate(header):
+        table.add_column(column.replace(", ", "\n"), justify="right" if index else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    wide = console.options.update(max_width=WIDEST)
+    if Measurement.get(console, wide, table).maximum <= console.width:
+        console.print(table, highlight=False)
+        return
+    names = [column.replace("\n", " ") for column in header[1:]]
+    width = max(map(len, names))
+    for first, *others in rows:
+        lines = [first, *(f"  {name:{width}}  {value}" for name, value in zip(names, others, strict=True))]
+        console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+def print_end(console: Console, folder: Path, digest: str) -> None:
+    """Print where the results are and what shows them, then the digest."""
+    console.print(f"results  {folder}", markup=False, highlight=False, soft_wrap=True)
+    report = shlex.join(["python", "-m", "fedsim.report", str(folder)])
+    console.print(f"report   {report}", markup=False, highlight=False, soft_wrap=True)
+    print(f"digest {digest}", flush=True)
 
 
 def discoveries(result: Result) -> list[str]:
