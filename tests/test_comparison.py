@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from conftest import TinyAttention, tiny_data
-from scipy import stats
 
 import fedsim
 from fedsim.costs.devices import DeviceProfiles
@@ -75,8 +74,9 @@ def test_differences_are_paired_by_seed(compared):
     gaps = [np.mean([ours[key] - theirs[key] for key in ours if key[0] == seed]) for seed in (0, 3)]
     found = compared.differences["local"]
     assert (found.reference, found.seeds) == ("fedit", 2)
+    assert gaps[0] == pytest.approx(gaps[1])
     assert found.mean == pytest.approx(np.mean(gaps))
-    assert found.p == pytest.approx(stats.ttest_1samp(np.round(gaps, 12), 0).pvalue)
+    assert found.p == 0.5, "equal in both seeds, so their signs are all there is"
     assert "fedit" not in compared.differences
 
 
