@@ -312,7 +312,7 @@ def test_a_comparison_folder_is_several_runs_and_those_of_two_seeds_are_one_row(
             for seed in (0, 1)
         ]
         assert row[1] == f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}"
-    assert header[-2:] == ["difference [95 %]", "p (Holm)"]
+    assert header[-3:] == ["difference [95 %]", "p (Holm)", "verdict"]
     assert all(row[-1] != "–" for row in rows)
     assert len(study.all("details")) >= 4
 
