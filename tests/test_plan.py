@@ -10,8 +10,19 @@ from fedsim.adapters.layout import HEAD_TIER, Layout, Slot
 from fedsim.models.sites import find_sites, site_weights
 from fedsim.parts.aggregation import product_svd
 from fedsim.parts.initialisation import lora_initial
+from fedsim.parts.objectives import cross_entropy, label_logit, tier_overlap
 from fedsim.parts.sharing import alone
-from fedsim.plan import Plan, every_slot, is_adapter, merge_groups, slots_in_use, train_tier
+from fedsim.plan import (
+    Measure,
+    Plan,
+    every_slot,
+    is_adapter,
+    is_measured,
+    measuring,
+    merge_groups,
+    slots_in_use,
+    train_tier,
+)
 from fedsim.round import ClientUpdate, Horizon, Outcome, Population, ServerState
 
 A, B = Slot("adapter", "q", "A"), Slot("adapter", "q", "B")
@@ -163,3 +174,19 @@ def test_what_the_server_keeps_for_itself_takes_no_part_in_the_forward_pass():
         used = slots_in_use(made, method, initial)
         assert {slot.tier for slot in used} - {HEAD_TIER} == set(made.tiers or method.tiers)
         assert {slot.tier for slot in initial} - {slot.tier for slot in used}, "directions or control variates"
+
+
+@pytest.mark.parametrize(
+    ("what", "objective"), [("gradient", tier_overlap), ("fisher", cross_entropy), ("fisher_logit", label_logit)]
+)
+def test_a_gradient_is_of_the_plans_own_objective_and_fisher_of_the_loss_or_the_targets_logit(what, objective):
+    assert measuring(plan(objective=tier_overlap, measure=Measure(what))).objective is objective
+    assert measuring(plan(objective=tier_overlap)).objective is tier_overlap
+
+
+def test_who_measures_has_data_and_takes_part_or_is_the_proxy_that_is_asked():
+    with_proxy = Population(6, (0, 1, 2, 4), (5,), POPULATION.samples, proxy=3)
+    asked = {by: Plan(population=with_proxy, measure=Measure("gradient", by)) for by in ("clients", "proxy")}
+    assert [is_measured(asked["clients"], client) for client in range(6)] == [True, True, True, False, False, False]
+    assert [is_measured(asked["proxy"], client) for client in range(6)] == [False, False, False, True, False, False]
+    assert not is_measured(Plan(population=with_proxy), 0)
