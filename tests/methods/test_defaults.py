@@ -1,0 +1,46 @@
+"""The numbers that every method has by default: its paper's, so a change of one is a decision and not a slip."""
+
+import dataclasses
+
+import fedsim
+from fedsim import methods
+
+NUMBERS = {
+    "ClusteredFedAvg": (0.2, 4, 8, 10),
+    "DepthFedIT": (0, 6, 9, 12, 16),
+    "Exclusive": (0, 6, 9, 12, 16),
+    "FDLoRA": (0.01, 0.05, 0.1, 0.1, 0.5, 0.5, 0.7, 0.9, 5, 8),
+    "FFALoRA": (0, 8, 16.0),
+    "FLoRA": (0, 2, 4, 6, 16.0),
+    "FedALT": (0, 1.0, 8),
+    "FedDPA": (0.2, 0.5, 8),
+    "FedExLoRA": (0, 8, 16.0),
+    "FedHeLLo": (0, 1, 2, 3, 6, 9, 12, 16, 50, 50),
+    "FedIT": (8,),
+    "FedLEASE": (4, 5, 8),
+    "FedRA": (0, 6, 9, 12, 16),
+    "FedSALoRA": (8,),
+    "FedTreeLoRA": (0.05, 0.05, 0.5, 3, 5, 8),
+    "FlexLoRA": (0, 2, 4, 6, 16.0),
+    "HetLoRA": (0, 0.005, 0.99, 2, 4, 6, 16.0),
+    "HiLoRA": (0.05, 0.1, 0.1, 0.3, 0.4, 0.9, 2, 8, 10, 10),
+    "ILoRA": (0, 0.0001, 1.0, 2, 4, 6, 16.0),
+    "LoRAFAIR": (0, 0.01, 8, 16.0),
+    "Local": (8,),
+    "PF2LoRA": (1.0, 2, 8),
+    "Straggler": (0, 6, 9, 12, 16),
+}
+"""In ascending order, so that fields may have other names or lie in other dataclasses."""
+
+
+def numbers(value: object) -> list[float]:
+    """All numbers of a dataclass and of those inside it; what is on or off is none."""
+    if dataclasses.is_dataclass(value):
+        value = [getattr(value, field.name) for field in dataclasses.fields(value)]
+    if isinstance(value, list | tuple):
+        return [number for part in value for number in numbers(part)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_every_method_has_the_numbers_of_its_paper_by_default():
+    assert {name: tuple(sorted(numbers(getattr(fedsim, name)()))) for name in methods.__all__} == NUMBERS
