@@ -130,6 +130,14 @@ def test_clustered_fedavg_finds_the_two_groups_and_places_newcomers(tiny_run):
     assert admitted == [client % 2 for client in range(10)]
 
 
+@pytest.mark.parametrize(("share", "warmup"), [(0, 1), (0.3, 2), (0.5, 3)])
+def test_clustered_fedavg_warms_up_for_its_share_of_the_rounds(tiny_run, share, warmup):
+    """At least for the first; 0.3 of six rounds is two."""
+    result = tiny_run(method=fedsim.ClusteredFedAvg(lora_rank=2, warmup_share=share), rounds=6)
+    stages = [event["stage"] for event in events_of(result)[:6]]
+    assert stages == ["warm-up"] * warmup + ["clusters"] * (6 - warmup)
+
+
 def test_clustered_fedavg_places_whom_the_clustering_missed(tiny_run):
     method = fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=2, warmup_share=0)
     result = tiny_run("late", method=method, cohort_size=3, rounds=8)
@@ -244,6 +252,20 @@ def test_fdlora_starts_as_local_and_goes_on_from_the_mean(tiny_run):
     rows = csv.DictReader((found.folder / "metrics.csv").read_text().splitlines())
     trained = [float(row["personal.mean"]) for row in rows]
     assert trained[1] == pytest.approx(local.summary["personal.mean"])
+
+
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        (fedsim.FDLoRA(personal_share=0.25, fusion_share=0.25), "personal personal global global fusion fusion"),
+        (fedsim.FDLoRA(personal_share=0, fusion_share=0), "global global global global global global"),
+        (fedsim.FedDPA(variant="F", tuning_share=0.25), "global global global global local local"),
+        (fedsim.FedDPA(variant="F", tuning_share=0), "global global global global global local"),
+    ],
+)
+def test_shares_of_the_rounds_are_rounded_to_whole_ones(method, stages):
+    """A quarter of six rounds is two (1.5, to even); FedDPA-F tunes in one round at least."""
+    assert [plan_of(method, index, 6).stage for index in range(6)] == stages.split()
 
 
 def test_fdlora_learns_two_weights_for_each_client_and_nothing_else_at_the_end(tiny_run):
