@@ -16,7 +16,8 @@ from gates import Gate, gate_table
 from tasks import CIFAR, compared, image_task, record
 
 import fedsim
-from fedsim.data.protocols import SkewedClients
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
 from fedsim.parts.fisher import FisherAllocation
 
 RANKS = fedsim.LoraRanks(values=(4, 6, 8), assign="blocks")
@@ -30,19 +31,12 @@ METHODS: dict[str, fedsim.Method] = {
     "straggler": fedsim.Straggler(lora_rank=8),
 }
 LOCAL = fedsim.LocalTraining(epochs=1, share=0.3, batch_size=12, learning_rate=1e-2)
-IMAGES = SkewedClients(
-    **CIFAR,  # type: ignore[arg-type]
-    first_classes=30,
-    n_clients=20,
-    alpha=1.0,
-    unseen_fraction=0.0,
-    proxy_samples=100,
-    test_samples=200,
-)
+IMAGES = ImageOptions(**CIFAR, first_classes=30, test_samples=200)  # type: ignore[arg-type]
+SPLIT = Skew(n_clients=20, alpha=1.0, unseen_fraction=0.0, proxy_samples=100)
 SETTINGS = {
-    "IID": replace(IMAGES, partition="iid"),
-    "20 classes a client": replace(IMAGES, partition="patho", classes_per_client=20),
-    "10 classes a client": replace(IMAGES, partition="patho", classes_per_client=10),
+    "IID": Clients(source=IMAGES, split=replace(SPLIT, partition="iid")),
+    "20 classes a client": Clients(source=IMAGES, split=replace(SPLIT, partition="patho", classes_per_client=20)),
+    "10 classes a client": Clients(source=IMAGES, split=replace(SPLIT, partition="patho", classes_per_client=10)),
 }
 PUBLISHED = {
     "IID": {"fedra": "+0.000", "hetlora": "+0.016", "exclusive": "+0.019", "flexlora": "+0.448", "straggler": "–"},

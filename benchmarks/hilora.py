@@ -16,7 +16,8 @@ from results import markdown as table
 from tasks import CIFAR, IMAGES, compared, image_task, record
 
 import fedsim
-from fedsim.data.protocols import DomainClients, SkewedClients
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Domains, Skew
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.report.comparison import Comparison
 
@@ -37,26 +38,28 @@ ABLATION: dict[str, fedsim.Method] = {
 }
 """Hierarchy only, with k-means on full updates; subspace clustering; HiLoRA itself adds the penalty."""
 LOCAL = fedsim.LocalTraining(epochs=1, batch_size=12, learning_rate=5e-3, tune_epochs=5)
-SKEW = SkewedClients(
+CIFAR_SOURCE = ImageOptions(
     **CIFAR,  # type: ignore[arg-type]
     group=("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores"),
     top_classes=20,
-    n_clients=12,
     train_samples=324,
     test_samples=144,
 )
-SETTINGS: dict[str, SkewedClients | DomainClients] = {
-    "CIFAR-100, GL-Dir(0.3)": replace(SKEW, partition="gl-dir"),
-    "CIFAR-100, SC-Dir(3)": replace(SKEW, partition="sc-dir"),
-    "CIFAR-100, Patho(4)": replace(SKEW, partition="patho", classes_per_client=4),
-    "PACS": DomainClients(
-        **IMAGES,  # type: ignore[arg-type]
-        dataset="pacs",
-        path=Path("pacs_1680_128px"),
-        clients_per_domain=3,
-        train_samples=324,
-        test_samples=144,
+PACS_SOURCE = ImageOptions(
+    **IMAGES,  # type: ignore[arg-type]
+    dataset="pacs",
+    path=Path("pacs_1680_128px"),
+    group_column="domain",
+    train_samples=324,
+    test_samples=144,
+)
+SETTINGS: dict[str, Clients] = {
+    "CIFAR-100, GL-Dir(0.3)": Clients(source=CIFAR_SOURCE, split=Skew(partition="gl-dir", n_clients=12)),
+    "CIFAR-100, SC-Dir(3)": Clients(source=CIFAR_SOURCE, split=Skew(partition="sc-dir", n_clients=12)),
+    "CIFAR-100, Patho(4)": Clients(
+        source=CIFAR_SOURCE, split=Skew(partition="patho", classes_per_client=4, n_clients=12)
     ),
+    "PACS": Clients(source=PACS_SOURCE, split=Domains(clients_per_domain=3)),
 }
 PUBLISHED: dict[str, dict[str, str]] = {
     "CIFAR-100, GL-Dir(0.3)": {"flexlora": "+0.028", "fedalt": "+0.037", "feddpa-t": "+0.043", "fedsa": "+0.060"},

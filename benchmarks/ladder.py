@@ -21,7 +21,9 @@ from results import markdown as table
 from tasks import CIFAR, compared, image_task, record, text_task
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, SkewedTexts
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
 from fedsim.report.comparison import Comparison
 
 sys.path.append(str(ROOT / "recipes"))
@@ -42,24 +44,13 @@ GATES = [
 ]
 """On QNLI with RoBERTa, one seed."""
 LOCAL = fedsim.LocalTraining(epochs=1, batch_size=16, learning_rate=2e-3)
-TEXTS = SkewedTexts(
-    task="sst2",
-    path=Path("text/glue"),
-    n_clients=3,
-    alpha=0.8,
-    unseen_fraction=0.0,
-    train_samples=240,
-    test_samples=150,
-    max_length=32,
+TEXTS = Clients(
+    source=TextOptions(task="sst2", path=Path("text/glue"), train_samples=240, test_samples=150, max_length=32),
+    split=Skew(n_clients=3, alpha=0.8, unseen_fraction=0.0),
 )
-IMAGES = SkewedClients(
-    **CIFAR,  # type: ignore[arg-type]
-    first_classes=20,
-    n_clients=3,
-    alpha=0.3,
-    unseen_fraction=0.0,
-    train_samples=390,
-    test_samples=180,
+IMAGES = Clients(
+    source=ImageOptions(**CIFAR, first_classes=20, train_samples=390, test_samples=180),  # type: ignore[arg-type]
+    split=Skew(n_clients=3, alpha=0.3, unseen_fraction=0.0),
 )
 
 

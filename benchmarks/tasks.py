@@ -8,11 +8,9 @@ from torch import nn
 
 import fedsim
 from fedsim.data.federated import FederatedData
-from fedsim.data.images.images import find_images
-from fedsim.data.protocols import DomainClients, SkewedClients, SkewedTexts, domain_clients, skewed_clients
-from fedsim.data.texts.texts import find_texts
-from fedsim.models.backbones import timm_backbone, timm_statistics
-from fedsim.models.text import TextModel, text_backbone, text_tokenizer
+from fedsim.data.protocols import Clients
+from fedsim.models.backbones import TimmModel, timm_statistics
+from fedsim.models.text import TextModel
 from fedsim.randomness import numpy_generator
 from fedsim.report.comparison import Comparison, markdown
 
@@ -26,22 +24,20 @@ Task = tuple[Callable[[int], FederatedData], nn.Module]
 """From a seed to the clients' data, and the backbone."""
 
 
-def image_task(options: SkewedClients | DomainClients) -> Task:
+def image_task(data: Clients) -> Task:
     """Return images over clients, and ViT-Tiny."""
-    found = find_images(options)
-    split = domain_clients if isinstance(options, DomainClients) else skewed_clients
-    images = found.decode()
-    backbone = timm_backbone(VIT, found.n_classes, options.image_size, WEIGHTS)
-    return lambda seed: split(options, images, numpy_generator(seed, "data")), backbone
+    return task(data, TimmModel(name=VIT, weights=WEIGHTS))
 
 
-def text_task(options: SkewedTexts, name: str) -> Task:
+def text_task(data: Clients, name: str) -> Task:
     """Return texts over clients, and the encoder `name`."""
-    model, found = TextModel(name=name), find_texts(options)
-    tokenizer = text_tokenizer(model)
-    texts = found.tokenise(tokenizer)
-    backbone = text_backbone(model, found.n_classes, tokenizer)
-    return lambda seed: skewed_clients(options, texts, numpy_generator(seed, "data")), backbone
+    return task(data, TextModel(name=name))
+
+
+def task(data: Clients, model: TimmModel | TextModel) -> Task:
+    """Return the data over clients and the backbone that fits them."""
+    found = data.federations(model)
+    return lambda seed: found.federation(numpy_generator(seed, "data")), model.backbone(found)
 
 
 def compared(task: Task, methods: Mapping[str, fedsim.Method], out: Path, **common: object) -> Comparison | None:

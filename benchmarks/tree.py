@@ -9,7 +9,7 @@ from $FEDSIM_DATA. Finished runs are read. Rewrites the section of RESULTS.md.
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import tyro
@@ -18,7 +18,9 @@ from results import ROOT
 from tasks import CIFAR, compared, image_task, record, text_task
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, SkewedTexts
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
 
 sys.path.append(str(ROOT / "recipes"))
 from fedtreelora_glue import ablations
@@ -27,25 +29,13 @@ FULL = fedsim.FedTreeLoRA(lora_rank=4, warmup_rounds=2)
 METHODS: dict[str, fedsim.Method] = {**ablations(FULL), "local": fedsim.Local(lora_rank=4)}
 METHODS.pop("fixed-8")  # as many as there are clients
 LOCAL = fedsim.LocalTraining(epochs=2, batch_size=12, learning_rate=5e-3)
-TEXTS = SkewedTexts(
-    task="trec",
-    path=Path("text/trec"),
-    label_column="label",
-    partition="sized-dir",
-    n_clients=8,
-    train_per_client=30,
-    test_per_client=30,
-    unseen_fraction=0.0,
-    max_length=16,
+SPLIT = Skew(partition="sized-dir", n_clients=8, train_per_client=30, test_per_client=30, unseen_fraction=0.0)
+TEXTS = Clients(
+    source=TextOptions(task="trec", path=Path("text/trec"), label_column="label", max_length=16), split=SPLIT
 )
-IMAGES = SkewedClients(
-    **CIFAR,  # type: ignore[arg-type]
-    first_classes=20,
-    partition="sized-dir",
-    n_clients=8,
-    train_per_client=30,
-    test_per_client=16,
-    unseen_fraction=0.0,
+IMAGES = Clients(
+    source=ImageOptions(**CIFAR, first_classes=20),  # type: ignore[arg-type]
+    split=replace(SPLIT, test_per_client=16),
 )
 PUBLISHED = {
     "no-external": "+0.010",

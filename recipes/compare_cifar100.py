@@ -11,17 +11,19 @@ the same split, backbone, head policy, LoRA rank, rounds and local epochs. `--tu
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.backbones import TimmModel
 
-IMAGES = SkewedClients(dataset="cifar100")
+IMAGES = Clients(source=ImageOptions(dataset="cifar100"), split=Skew())
 RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 GRIDS = {"hilora": {"local.learning_rate": (1e-3, 3e-3), "gamma_c": (0.1, 0.01)}}
 """Four trials of each method: of HiLoRA two rates with two γ_c, of the others four rates."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareCifar100(ImageExperiment):
+class CompareCifar100(Experiment):
     """Methods on CIFAR-100."""
 
     only: tuple[str, ...] = ()
@@ -30,8 +32,10 @@ class CompareCifar100(ImageExperiment):
     """First try four settings of each method on validation rows, and take the best."""
     method: fedsim.HiLoRA = field(default_factory=fedsim.HiLoRA)
     """HiLoRA's settings; the others take LoRA rank, α and head policy from them."""
-    data: SkewedClients = IMAGES
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images and their clients."""
+    model: TimmModel = field(default_factory=TimmModel)
+    """The backbone."""
     local: fedsim.LocalTraining = field(default_factory=lambda: fedsim.LocalTraining(epochs=1, batch_size=64))
     """Local training."""
 
@@ -52,7 +56,7 @@ class CompareCifar100(ImageExperiment):
 
 def main(recipe: CompareCifar100) -> None:
     """Run what is missing, and print the table."""
-    run_image_experiment(recipe, recipe.methods(), recipe.data, skewed_clients)
+    run_experiment(recipe, recipe.methods())
 
 
 if __name__ == "__main__":

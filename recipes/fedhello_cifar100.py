@@ -8,28 +8,27 @@ are those that methods/fedhello.py lists). Training images are cropped to at lea
     python recipes/fedhello_cifar100.py --embedded --rounds 2
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from operator import attrgetter
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, changed, run_experiment
 from fedsim.models.backbones import TimmModel
 from fedsim.parts.fisher import FisherAllocation
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12))
 SPLIT = {"partition": "patho", "alpha": 1.0, "min_share": 0.02, "unseen_fraction": 0.0, "proxy_samples": 100}
-IMAGES = SkewedClients(dataset="cifar100", **SPLIT, crop=0.28)
+IMAGES = Clients(source=ImageOptions(dataset="cifar100", crop=0.28), split=Skew(**SPLIT))
 LOCAL = fedsim.LocalTraining(batch_size=128, learning_rate=1e-2, weight_decay=0.01, dropout=0.1)
 HABITS = FisherAllocation(measures="fisher_logit", score="frobenius", ordered=False, lasting=1)
-RELEASED = {
-    "method": {"head_policy": "local", "forget_heads": True, "fim": HABITS},
-    "data": {"proxy_samples": 1},
-    "local": {"batch_size": 1024, "learning_rate": 0.0099},
-}
+RELEASED = {"method.head_policy": "local", "method.forget_heads": True, "method.fim": HABITS}
+RELEASED |= {"data.split.proxy_samples": 1, "local.batch_size": 1024, "local.learning_rate": 0.0099}
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedHeLLoCifar100(ImageExperiment):
+class FedHeLLoCifar100(Experiment):
     """Fed-HeLLo on CIFAR-100."""
 
     rounds: int = 500
@@ -40,7 +39,7 @@ class FedHeLLoCifar100(ImageExperiment):
     """Local work, classifier and scores as in the released logs."""
     method: fedsim.FedHeLLo = FEDHELLO
     """Fed-HeLLo's settings."""
-    data: SkewedClients = IMAGES
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images and their clients."""
     model: TimmModel = field(default_factory=lambda: TimmModel(name="vit_base_patch16_224.orig_in21k"))
     """The backbone."""
@@ -50,20 +49,18 @@ class FedHeLLoCifar100(ImageExperiment):
 
 def as_released(recipe: FedHeLLoCifar100) -> FedHeLLoCifar100:
     """Return the recipe with the options that the release ran with; raises ValueError where another was given."""
-    changed = {}
-    for part, options in RELEASED.items():
-        given, usual = getattr(recipe, part), getattr(FedHeLLoCifar100(), part)
-        for name, value in options.items():
-            if (found := getattr(given, name)) not in (getattr(usual, name), value):
-                raise ValueError(f"--released sets {part}.{name} to {value}, and {found} was given (--{part}.*).")
-        changed[part] = replace(given, **options)
-    return replace(recipe, **changed)
+    usual = FedHeLLoCifar100()
+    for path, value in RELEASED.items():
+        if (given := attrgetter(path)(recipe)) not in (attrgetter(path)(usual), value):
+            raise ValueError(f"--released sets {path.replace('split.', '')} to {value}, and {given} was given.")
+        recipe = changed(recipe, path, value)
+    return recipe
 
 
 def main(recipe: FedHeLLoCifar100) -> None:
     """Train, and print the result."""
     recipe = as_released(recipe) if recipe.released else recipe
-    run_image_experiment(recipe, recipe.method, recipe.data, skewed_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -10,16 +10,20 @@ CIFAR-100 runs, with fifteen clients a domain. Each image takes 150 kB in a work
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import DomainClients, domain_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Domains
+from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.backbones import TimmModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12, assign="cycle"))
-IMAGES = DomainClients(dataset="domainnet", first_classes=121, unseen_fraction=0.0, proxy_samples=121)
+IMAGES = Clients(
+    source=ImageOptions(dataset="domainnet", group_column="domain", first_classes=121),
+    split=Domains(unseen_fraction=0.0, proxy_samples=121),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedHeLLoDomainNet(ImageExperiment):
+class FedHeLLoDomainNet(Experiment):
     """Fed-HeLLo on DomainNet."""
 
     rounds: int = 500
@@ -28,7 +32,7 @@ class FedHeLLoDomainNet(ImageExperiment):
     """Clients sampled in a round."""
     method: fedsim.FedHeLLo = FEDHELLO
     """Fed-HeLLo's settings; capabilities take turns, so that every domain has all."""
-    data: DomainClients = IMAGES
+    data: Clients[ImageOptions, Domains] = IMAGES
     """The images and their clients."""
     model: TimmModel = field(default_factory=lambda: TimmModel(name="vit_base_patch16_224.orig_in21k"))
     """The backbone."""
@@ -40,7 +44,7 @@ class FedHeLLoDomainNet(ImageExperiment):
 
 def main(recipe: FedHeLLoDomainNet) -> None:
     """Train, and print the result."""
-    run_image_experiment(recipe, recipe.method, recipe.data, domain_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fedsim
 from fedsim.data.instructions.instructions import Instructions
-from fedsim.experiments import InstructionExperiment, run_instruction_experiment
+from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.causal import CausalModel
 from fedsim.parts.fisher import FisherAllocation
 
@@ -31,7 +31,7 @@ NATURAL_INSTRUCTIONS = Instructions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedHeLLoInstructions(InstructionExperiment):
+class FedHeLLoInstructions(Experiment):
     """Fed-HeLLo on Natural Instructions."""
 
     rounds: int = 100
@@ -54,7 +54,7 @@ class FedHeLLoInstructions(InstructionExperiment):
 
 def main(recipe: FedHeLLoInstructions) -> None:
     """Train, and print the result."""
-    run_instruction_experiment(recipe, recipe.method, recipe.data)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

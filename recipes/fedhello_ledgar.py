@@ -9,27 +9,23 @@ of 10 classes as on CIFAR-100, batches of 32 at 1e-3. In the release nobody trai
     python recipes/fedhello_ledgar.py --embedded --rounds 2
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments import TextExperiment, run_text_experiment
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
+from fedsim.experiments import Experiment, changed, run_experiment
 from fedsim.models.text import TextModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12))
-TEXTS = SkewedTexts(
-    task="ledgar",
-    max_length=512,
-    partition="patho",
-    alpha=1.0,
-    classes_per_client=10,
-    unseen_fraction=0.0,
-    proxy_samples=50,
+TEXTS = Clients(
+    source=TextOptions(task="ledgar", max_length=512),
+    split=Skew(partition="patho", alpha=1.0, classes_per_client=10, unseen_fraction=0.0, proxy_samples=50),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedHeLLoLedgar(TextExperiment):
+class FedHeLLoLedgar(Experiment):
     """Fed-HeLLo on LEDGAR."""
 
     rounds: int = 500
@@ -38,7 +34,7 @@ class FedHeLLoLedgar(TextExperiment):
     """Clients sampled in a round."""
     method: fedsim.FedHeLLo = FEDHELLO
     """Fed-HeLLo's settings."""
-    data: SkewedTexts = TEXTS
+    data: Clients[TextOptions, Skew] = TEXTS
     """The texts and their clients."""
     model: TextModel = field(default_factory=lambda: TextModel(name="google-bert/bert-base-uncased"))
     """The backbone and its tokenizer."""
@@ -50,8 +46,9 @@ class FedHeLLoLedgar(TextExperiment):
 
 def main(recipe: FedHeLLoLedgar) -> None:
     """Train, and print the result."""
-    data = replace(recipe.data, partition="iid") if recipe.embedded else recipe.data  # the topics are only four
-    run_text_experiment(recipe, recipe.method, data, skewed_clients)
+    if recipe.embedded:  # its topics are only four
+        recipe = changed(recipe, "data.split.partition", "iid")
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import fedsim
 from fedsim.data.instructions.instructions import Instructions
-from fedsim.experiments import InstructionExperiment, run_instruction_experiment
+from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.causal import CausalModel
 
 FLAN = Instructions(
@@ -28,7 +28,7 @@ FLAN = Instructions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedTreeLoRAFlan(InstructionExperiment):
+class FedTreeLoRAFlan(Experiment):
     """FedTreeLoRA on FLAN, two clients for each of four tasks."""
 
     rounds: int = 15
@@ -49,7 +49,7 @@ class FedTreeLoRAFlan(InstructionExperiment):
 
 def main(recipe: FedTreeLoRAFlan) -> None:
     """Train, and print the result."""
-    run_instruction_experiment(recipe, recipe.method, recipe.data)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

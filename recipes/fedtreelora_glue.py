@@ -13,11 +13,15 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import fedsim
-from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments import TextExperiment, run_text_experiment
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
+from fedsim.experiments import Experiment, changed, run_experiment
 from fedsim.models.text import TextModel
 
-TEXTS = SkewedTexts(task="qnli", partition="sized-dir", n_clients=20, unseen_fraction=0.0, max_length=128)
+TEXTS = Clients(
+    source=TextOptions(task="qnli", max_length=128),
+    split=Skew(partition="sized-dir", n_clients=20, unseen_fraction=0.0),
+)
 ROBERTA = TextModel(name="FacebookAI/roberta-large")
 
 
@@ -29,7 +33,7 @@ def ablations(method: fedsim.FedTreeLoRA) -> dict[str, fedsim.FedTreeLoRA]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedTreeLoRAGlue(TextExperiment):
+class FedTreeLoRAGlue(Experiment):
     """FedTreeLoRA on a GLUE task."""
 
     ablation: Literal["full", "fixed-1", "fixed-4", "fixed-8", "no-tree", "no-external", "all"] = "full"
@@ -40,7 +44,7 @@ class FedTreeLoRAGlue(TextExperiment):
         default_factory=lambda: fedsim.FedTreeLoRA(lora_rank=4, lora_alpha=16.0, head_policy="frozen")
     )
     """FedTreeLoRA's settings."""
-    data: SkewedTexts = TEXTS
+    data: Clients[TextOptions, Skew] = TEXTS
     """The texts and their clients."""
     model: TextModel = ROBERTA
     """The backbone and its tokenizer."""
@@ -54,8 +58,9 @@ def main(recipe: FedTreeLoRAGlue) -> None:
     """Train, and print the result."""
     variants = ablations(recipe.method)
     methods = variants if recipe.ablation == "all" else variants[recipe.ablation]
-    data = replace(recipe.data, train_per_client=30, test_per_client=8) if recipe.embedded else recipe.data
-    run_text_experiment(recipe, methods, data, skewed_clients)
+    if recipe.embedded:
+        recipe = changed(recipe, "data.split", replace(recipe.data.split, train_per_client=30, test_per_client=8))
+    run_experiment(recipe, methods)
 
 
 if __name__ == "__main__":

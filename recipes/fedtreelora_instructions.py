@@ -13,7 +13,7 @@ from pathlib import Path
 
 import fedsim
 from fedsim.data.instructions.instructions import Instructions
-from fedsim.experiments import InstructionExperiment, run_instruction_experiment
+from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.causal import CausalModel
 
 NATURAL_INSTRUCTIONS = Instructions(
@@ -32,7 +32,7 @@ NATURAL_INSTRUCTIONS = Instructions(
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedTreeLoRAInstructions(InstructionExperiment):
+class FedTreeLoRAInstructions(Experiment):
     """FedTreeLoRA on Natural Instructions, two clients for each of four kinds."""
 
     rounds: int = 10
@@ -55,7 +55,7 @@ class FedTreeLoRAInstructions(InstructionExperiment):
 
 def main(recipe: FedTreeLoRAInstructions) -> None:
     """Train, and print the result."""
-    run_instruction_experiment(recipe, recipe.method, recipe.data)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -11,30 +11,26 @@ layers of width 384.
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments import TextExperiment, run_text_experiment
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
+from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.text import TextModel
 
-TEXTS = SkewedTexts(
-    task="trec",
-    partition="sized-dir",
-    n_clients=8,
-    train_per_client=60,
-    test_per_client=20,
-    unseen_fraction=0.0,
-    max_length=16,
+TEXTS = Clients(
+    source=TextOptions(task="trec", max_length=16),
+    split=Skew(partition="sized-dir", n_clients=8, train_per_client=60, test_per_client=20, unseen_fraction=0.0),
 )
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedTreeLoRATrec(TextExperiment):
+class FedTreeLoRATrec(Experiment):
     """FedTreeLoRA on TREC."""
 
     rounds: int = 8
     """Rounds in all, the warm-up's among them."""
     method: fedsim.FedTreeLoRA = field(default_factory=lambda: fedsim.FedTreeLoRA(lora_rank=4, warmup_rounds=2))
     """FedTreeLoRA's settings."""
-    data: SkewedTexts = TEXTS
+    data: Clients[TextOptions, Skew] = TEXTS
     """The texts and their clients."""
     model: TextModel = field(default_factory=lambda: TextModel(name="sentence-transformers/all-MiniLM-L6-v2"))
     """The backbone and its tokenizer."""
@@ -46,7 +42,7 @@ class FedTreeLoRATrec(TextExperiment):
 
 def main(recipe: FedTreeLoRATrec) -> None:
     """Train, and print the result."""
-    run_text_experiment(recipe, recipe.method, recipe.data, skewed_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.backbones import TimmModel
 from fedsim.parts.allocation import at_depths, pattern_set
 from fedsim.parts.concatenation import concatenated
 
-IMAGES = SkewedClients(dataset="cifar100")
+IMAGES = Clients(source=ImageOptions(dataset="cifar100"), split=Skew())
 SOME = fedsim.Capabilities(out_of=12, assign="cycle")
 
 
@@ -44,13 +46,15 @@ class Allocated:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiLoRAAllocated(ImageExperiment):
+class HiLoRAAllocated(Experiment):
     """The composition and its parents."""
 
     method: Allocated = field(default_factory=Allocated)
     """The composition's settings."""
-    data: SkewedClients = IMAGES
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images and their clients."""
+    model: TimmModel = field(default_factory=TimmModel)
+    """The backbone."""
 
 
 def main(recipe: HiLoRAAllocated) -> None:
@@ -59,7 +63,7 @@ def main(recipe: HiLoRAAllocated) -> None:
     mixed = {"ranks": own.ranks, "lora_alpha": own.lora_alpha, "head_policy": own.head_policy}
     parents = {"hilora": replace(own.hilora, **rank), "ilora": fedsim.ILoRA(**mixed, init="random")}
     parents |= {"flexlora": fedsim.FlexLoRA(**mixed), "fedit": fedsim.FedIT(**rank)}
-    run_image_experiment(recipe, {"allocated": own, **parents}, recipe.data, skewed_clients)
+    run_experiment(recipe, {"allocated": own, **parents})
 
 
 if __name__ == "__main__":

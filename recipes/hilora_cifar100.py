@@ -9,27 +9,31 @@ The paper leaves rank, optimiser, batch and image size open: the usual choices. 
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.backbones import TimmModel
 
-IMAGES = SkewedClients(dataset="cifar100")
+IMAGES = Clients(source=ImageOptions(dataset="cifar100"), split=Skew())
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiLoRACifar100(ImageExperiment):
+class HiLoRACifar100(Experiment):
     """HiLoRA on CIFAR-100."""
 
     method: fedsim.HiLoRA = field(default_factory=fedsim.HiLoRA)
     """HiLoRA's settings."""
-    data: SkewedClients = IMAGES
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images and their clients."""
+    model: TimmModel = field(default_factory=TimmModel)
+    """The backbone."""
     local: fedsim.LocalTraining = field(default_factory=lambda: fedsim.LocalTraining(epochs=1, batch_size=64))
     """Local training."""
 
 
 def main(recipe: HiLoRACifar100) -> None:
     """Train, and print the result."""
-    run_image_experiment(recipe, recipe.method, recipe.data, skewed_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

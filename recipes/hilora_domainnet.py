@@ -9,27 +9,31 @@ The paper leaves rank, optimiser, batch and image size open: the usual choices. 
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import DomainClients, domain_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Domains
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.backbones import TimmModel
 
-IMAGES = DomainClients(dataset="domainnet", top_classes=10)
+IMAGES = Clients(source=ImageOptions(dataset="domainnet", group_column="domain", top_classes=10), split=Domains())
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiLoRADomainNet(ImageExperiment):
+class HiLoRADomainNet(Experiment):
     """HiLoRA on DomainNet."""
 
     method: fedsim.HiLoRA = field(default_factory=fedsim.HiLoRA)
     """HiLoRA's settings."""
-    data: DomainClients = IMAGES
+    data: Clients[ImageOptions, Domains] = IMAGES
     """The images and their clients."""
+    model: TimmModel = field(default_factory=TimmModel)
+    """The backbone."""
     local: fedsim.LocalTraining = field(default_factory=lambda: fedsim.LocalTraining(epochs=2, batch_size=64))
     """Local training."""
 
 
 def main(recipe: HiLoRADomainNet) -> None:
     """Train, and print the result."""
-    run_image_experiment(recipe, recipe.method, recipe.data, domain_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -10,22 +10,25 @@ Settings of the released launch scripts. Its four groups: ViT-B or Swin-B, AdamW
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.backbones import TimmModel
 
-IMAGES = SkewedClients(dataset="cifar100", n_clients=3, alpha=0.3, unseen_fraction=0.0, augment=False)
+IMAGES = Clients(
+    source=ImageOptions(dataset="cifar100", augment=False), split=Skew(n_clients=3, alpha=0.3, unseen_fraction=0.0)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ILoRACifar(ImageExperiment):
+class ILoRACifar(Experiment):
     """ILoRA on small images."""
 
     rounds: int = 5
     """Rounds in all."""
     method: fedsim.ILoRA = field(default_factory=fedsim.ILoRA)
     """ILoRA's settings."""
-    data: SkewedClients = IMAGES
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images and their clients."""
     model: TimmModel = field(default_factory=lambda: TimmModel(name="vit_base_patch16_224.augreg2_in21k_ft_in1k"))
     """The backbone."""
@@ -37,7 +40,7 @@ class ILoRACifar(ImageExperiment):
 
 def main(recipe: ILoRACifar) -> None:
     """Train, and print the result."""
-    run_image_experiment(recipe, recipe.method, recipe.data, skewed_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -9,31 +9,35 @@ Settings of the released scripts; a round takes a random tenth of a client's bat
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedClients, skewed_clients
-from fedsim.experiments import ImageExperiment, run_image_experiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.backbones import TimmModel
 
-IMAGES = SkewedClients(
-    dataset="domainnet",
-    group=("clipart",),
-    first_classes=100,
-    n_clients=3,
-    alpha=0.6,
-    unseen_fraction=0.0,
-    augment=False,
-    mean=(0.4815, 0.4578, 0.4082),
-    std=(0.2686, 0.2613, 0.2758),
+IMAGES = Clients(
+    source=ImageOptions(
+        dataset="domainnet",
+        group=("clipart",),
+        first_classes=100,
+        augment=False,
+        mean=(0.4815, 0.4578, 0.4082),
+        std=(0.2686, 0.2613, 0.2758),
+    ),
+    split=Skew(n_clients=3, alpha=0.6, unseen_fraction=0.0),
 )
 """Normalised as for CLIP, whatever the backbone, as released."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ILoRADomainNet(ImageExperiment):
+class ILoRADomainNet(Experiment):
     """ILoRA on one domain."""
 
     method: fedsim.ILoRA = field(default_factory=fedsim.ILoRA)
     """ILoRA's settings."""
-    data: SkewedClients = IMAGES
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images and their clients."""
+    model: TimmModel = field(default_factory=TimmModel)
+    """The backbone."""
     local: fedsim.LocalTraining = field(
         default_factory=lambda: fedsim.LocalTraining(share=0.1, batch_size=64, weight_decay=0.01, dropout=0.1)
     )
@@ -42,7 +46,7 @@ class ILoRADomainNet(ImageExperiment):
 
 def main(recipe: ILoRADomainNet) -> None:
     """Train, and print the result."""
-    run_image_experiment(recipe, recipe.method, recipe.data, skewed_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

@@ -11,24 +11,30 @@ cut costs: unpivoted QR, pivoted QR, SVD.
 from dataclasses import dataclass, field
 
 import fedsim
-from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments import TextExperiment, run_text_experiment
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.text import TextModel
 from fedsim.parts.ranks import LoraRanks
 
 RANKS = LoraRanks(values=(2,) * 5 + (8,) * 5 + (16,) * 10, assign="list")
-TEXTS = SkewedTexts(task="agnews", n_clients=20, alpha=1.6, min_share=1e-3, unseen_fraction=0.0)
+TEXTS = Clients(
+    source=TextOptions(task="agnews"), split=Skew(n_clients=20, alpha=1.6, min_share=1e-3, unseen_fraction=0.0)
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ILoRAScale(TextExperiment):
+class ILoRAScale(Experiment):
     """ILoRA with many clients of very unequal ranks."""
 
     rounds: int = 20
     """Rounds in all."""
     method: fedsim.ILoRA = field(default_factory=lambda: fedsim.ILoRA(ranks=RANKS))
     """ILoRA's settings."""
-    data: SkewedTexts = TEXTS
+    data: Clients[TextOptions, Skew] = TEXTS
     """The texts and their clients."""
+    model: TextModel = field(default_factory=TextModel)
+    """The backbone."""
     local: fedsim.LocalTraining = field(
         default_factory=lambda: fedsim.LocalTraining(batch_size=64, learning_rate=1e-4, dropout=0.1)
     )
@@ -37,7 +43,7 @@ class ILoRAScale(TextExperiment):
 
 def main(recipe: ILoRAScale) -> None:
     """Train, and print the result."""
-    run_text_experiment(recipe, recipe.method, recipe.data, skewed_clients)
+    run_experiment(recipe)
 
 
 if __name__ == "__main__":

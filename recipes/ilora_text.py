@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import fedsim
-from fedsim.data.protocols import SkewedTexts, skewed_clients
-from fedsim.experiments import TextExperiment, run_text_experiment
+from fedsim.data.protocols import Clients, Skew
+from fedsim.data.texts.texts import TextOptions
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.text import TextModel
 
-TEXTS = SkewedTexts(task="qnli", n_clients=3, alpha=0.8, unseen_fraction=0.0)
+TEXTS = Clients(source=TextOptions(task="qnli"), split=Skew(n_clients=3, alpha=0.8, unseen_fraction=0.0))
 
 
 def ladder(method: fedsim.ILoRA) -> dict[str, fedsim.ILoRA]:
@@ -26,7 +28,7 @@ def ladder(method: fedsim.ILoRA) -> dict[str, fedsim.ILoRA]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ILoRAText(TextExperiment):
+class ILoRAText(Experiment):
     """ILoRA on texts."""
 
     rung: Literal["base", "init", "aggregation", "control", "all"] = "control"
@@ -35,8 +37,10 @@ class ILoRAText(TextExperiment):
     """Rounds in all."""
     method: fedsim.ILoRA = field(default_factory=fedsim.ILoRA)
     """ILoRA's settings."""
-    data: SkewedTexts = TEXTS
+    data: Clients[TextOptions, Skew] = TEXTS
     """The texts and their clients."""
+    model: TextModel = field(default_factory=TextModel)
+    """The backbone."""
     local: fedsim.LocalTraining = field(
         default_factory=lambda: fedsim.LocalTraining(batch_size=64, learning_rate=1e-4, dropout=0.1)
     )
@@ -47,7 +51,7 @@ def main(recipe: ILoRAText) -> None:
     """Train, and print the result."""
     rungs = ladder(recipe.method)
     methods = rungs if recipe.rung == "all" else rungs[recipe.rung]
-    run_text_experiment(recipe, methods, recipe.data, skewed_clients)
+    run_experiment(recipe, methods)
 
 
 if __name__ == "__main__":

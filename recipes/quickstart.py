@@ -11,12 +11,10 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 import fedsim
-from fedsim.data.builtin.digits import DigitStyles, digit_styles, pretraining_set
-from fedsim.experiments import run
-from fedsim.models.digits_vit import DigitsViT, pretrained_digits_vit
+from fedsim.data.builtin.digits import DigitStyles
+from fedsim.experiments import run_experiment
+from fedsim.models.digits_vit import DigitsViT
 from fedsim.parts.directions import SubspaceClustering
-from fedsim.randomness import numpy_generator
-from fedsim.report.progress import show_pretraining
 
 HILORA = fedsim.HiLoRA(lora_rank=4, clustering=SubspaceClustering(k_min=4))
 
@@ -52,12 +50,7 @@ class Quickstart(fedsim.RunOptions):
 def main(recipe: Quickstart) -> None:
     """Train what was asked for and print one table."""
     methods = recipe.methods()
-    backbone = pretrained_digits_vit(*pretraining_set(), show_pretraining)
-
-    def data(seed: int) -> fedsim.FederatedData:
-        return digit_styles(recipe.data, numpy_generator(seed, "data"))
-
-    run(recipe, methods if recipe.method == "all" else methods[recipe.method], data, backbone)
+    run_experiment(recipe, methods if recipe.method == "all" else methods[recipe.method])
 
 
 if __name__ == "__main__":

@@ -10,9 +10,12 @@ import pytest
 from runs import QUICKSTART, SMALL, fabric, python, run
 
 import fedsim
-from fedsim.data.protocols import SkewedClients
-from fedsim.experiments import command_line
-from fedsim.experiments.recipes import ImageExperiment
+from fedsim.data.images.images import ImageOptions
+from fedsim.data.protocols import Clients, Skew
+from fedsim.experiments import Experiment, command_line
+from fedsim.models.backbones import TimmModel
+
+IMAGES = Clients(source=ImageOptions(), split=Skew())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,11 +29,13 @@ class Recipe(fedsim.RunOptions):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Images(ImageExperiment):
+class Images(Experiment):
     """A recipe for images."""
 
-    data: SkewedClients = dataclasses.field(default_factory=SkewedClients)
+    data: Clients[ImageOptions, Skew] = IMAGES
     """The images."""
+    model: TimmModel = dataclasses.field(default_factory=TimmModel)
+    """The backbone."""
 
 
 @pytest.fixture

@@ -11,8 +11,10 @@ from tyro.conf import arg
 
 import fedsim
 from fedsim.data.builtin.digits import DigitStyles
+from fedsim.data.images.images import ImageOptions
 from fedsim.data.instructions.instructions import Instructions
-from fedsim.data.protocols import SkewedClients, SkewedTexts
+from fedsim.data.protocols import Skew
+from fedsim.data.texts.texts import TextOptions
 from fedsim.experiments import command_line
 from fedsim.options import check_options
 from fedsim.parts.directions import SubspaceClustering
@@ -75,13 +77,13 @@ def test_the_defaults_of_every_method_pass(kind):
     ("make", "message"),
     [
         (
-            lambda: SkewedClients(partition="foo"),
+            lambda: Skew(partition="foo"),
             r"data.partition is 'foo'; it must be gl-dir, .* \(--data.par",
         ),
-        (lambda: SkewedClients(normalise="foo"), "data.normalise is 'foo'"),
-        (lambda: SkewedTexts(task="foo"), "data.task is 'foo'"),
+        (lambda: ImageOptions(normalise="foo"), "data.normalise is 'foo'"),
+        (lambda: TextOptions(task="foo"), "data.task is 'foo'"),
         (lambda: Instructions(template="foo"), "data.template is 'foo'"),
-        (lambda: SkewedClients(n_clients=2.5), "data.n_clients is 2.5; it must be a whole number"),
+        (lambda: Skew(n_clients=2.5), "data.n_clients is 2.5; it must be a whole number"),
         (lambda: DigitStyles(clients_per_style=0), "clients_per_style is 0; it must be 1 or more"),
         (lambda: DigitStyles(alpha=math.nan), "data.alpha is nan; it must be a finite number"),
         (lambda: DigitStyles(unseen_fraction=1.0), "unseen_fraction is 1.0"),

@@ -3,11 +3,16 @@
 import importlib.util
 import json
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, TinyAttention, tiny_data
 from runs import SMALL
+
+import fedsim
+from fedsim.experiments import Experiment, run_experiment
+from fedsim.models.sites import QUERY_VALUE
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 LONG = ("compare_cifar100.py", "hilora_allocated.py", "hilora_domainnet.py", "hilora_cifar100.py")
@@ -23,8 +28,6 @@ def load(name):
 
 
 def recipe_type(module):
-    import fedsim
-
     (found,) = [
         value
         for value in vars(module).values()
@@ -37,15 +40,13 @@ def recipe_type(module):
 def test_another_set_of_images_may_be_named(name):
     """Options that belong to a known set come with its name, lest another name leaves them as they are."""
     recipe = recipe_type(load(name))()
-    if hasattr(recipe.data, "stored_size"):
-        other = replace(recipe.data, dataset="mnist").resolved()
+    if hasattr(source := getattr(recipe.data, "source", None), "stored_size"):
+        other = replace(source, dataset="mnist").resolved()
         assert (other.hub, other.label_column, other.stored_size) == ("ylecun/mnist", "label", 28)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_it_shows_its_help(name, monkeypatch, capsys):
-    import fedsim
-
     module = load(name)
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     with pytest.raises(SystemExit) as stop:
@@ -70,8 +71,6 @@ def test_it_shows_its_help(name, monkeypatch, capsys):
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in RECIPES]
 )
 def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_path):
-    import fedsim
-
     module, out = load(name), tmp_path / "run"
     embedded = SMALL if name == "quickstart.py" else ("--embedded",)
     monkeypatch.setattr(sys, "argv", [name, *embedded, *FEW, "--out", str(out)])
@@ -81,8 +80,6 @@ def test_it_runs_two_rounds_on_the_embedded_data(name, monkeypatch, capsys, tmp_
 
 
 def test_what_the_release_ran_with_is_recorded_and_nothing_that_was_given_is_lost(monkeypatch, capsys, tmp_path):
-    import fedsim
-
     module, out = load("fedhello_cifar100.py"), tmp_path / "run"
     command = ["fedhello_cifar100.py", *FEW, "--embedded", "--released", "--method.strategy", "rgd", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", command)
@@ -91,7 +88,7 @@ def test_what_the_release_ran_with_is_recorded_and_nothing_that_was_given_is_los
     assert recorded["method"]["head_policy"] == "local"
     assert recorded["method"]["fim"]["measures"] == "fisher_logit"
     assert recorded["method"]["strategy"] == "rgd"
-    assert (recorded["data"]["proxy_samples"], recorded["local"]["batch_size"]) == (1, 1024)
+    assert (recorded["data"]["split"]["proxy_samples"], recorded["local"]["batch_size"]) == (1, 1024)
     other = module.FedHeLLoCifar100(local=fedsim.LocalTraining(batch_size=64))
     with pytest.raises(ValueError, match=r"--released sets local.batch_size to 1024, and 64 was given"):
         module.as_released(other)
@@ -102,8 +99,6 @@ def test_what_the_release_ran_with_is_recorded_and_nothing_that_was_given_is_los
     ["quickstart.py", "ilora_text.py", "fedtreelora_instructions.py", "compare_cifar100.py", "fedhello_cifar100.py"],
 )
 def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(name, monkeypatch, capsys, tmp_path):
-    import fedsim
-
     module, out = load(name), tmp_path / "run"
     embedded = () if name == "quickstart.py" else ("--embedded",)
     monkeypatch.setattr(sys, "argv", [name, *FEW, *embedded, "--dry-run", "--out", str(out)])
@@ -112,3 +107,40 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(name, monkeypatc
     assert "steps/round" in shown
     assert "Nothing was trained or written." in shown
     assert not out.exists()
+
+
+@dataclass(frozen=True)
+class NewData:
+    """Data of a kind that fedsim does not have."""
+
+    def federations(self, model, dry_run):
+        return self
+
+    def federation(self, rng):
+        return tiny_data()
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A backbone for them."""
+
+    sites: str = QUERY_VALUE
+    adapter: Path | None = None
+
+    def backbone(self, found, dry_run):
+        assert isinstance(found, NewData)
+        return TinyAttention()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewExperiment(Experiment):
+    """A recipe for them."""
+
+    method: fedsim.FedIT = field(default_factory=fedsim.FedIT)
+    data: NewData = field(default_factory=NewData)
+    model: NewModel = field(default_factory=NewModel)
+
+
+def test_a_new_kind_of_data_needs_nothing_but_its_own_two_classes(tmp_path, capsys):
+    run_experiment(NewExperiment(rounds=1, out=tmp_path / "run"))
+    assert capsys.readouterr().out.splitlines()[-1].startswith("digest ")

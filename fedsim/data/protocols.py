@@ -1,17 +1,18 @@
 """The federations that papers make of labelled data: by domain, by owner, IID, and with skewed labels or sizes.
 
-Each is a set of options, here alone and joined with those of images or texts, and a function from options and data.
+Each is a set of options and a function from options and data. `Clients` puts such a split behind a source of samples.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import cached_property
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
+from tyro.conf import arg
 
 from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
-from fedsim.data.images.images import ImageOptions
 from fedsim.data.partition.by_owner import by_owner
 from fedsim.data.partition.dealing import Pools, Split
 from fedsim.data.partition.dirichlet import (
@@ -27,7 +28,6 @@ from fedsim.data.partition.flower import flower_dirichlet
 from fedsim.data.partition.sized import sized_dirichlet
 from fedsim.data.proxy import split_off_proxy, with_proxy
 from fedsim.data.sources.labelled import Labelled, joined
-from fedsim.data.texts.texts import TextOptions
 
 Splits = tuple[Labelled, Labelled]
 Arrays = tuple[np.ndarray, np.ndarray]
@@ -49,6 +49,10 @@ class Domains(ClientOptions):
     """The least training samples of a client."""
     min_test: int = 2
     """The least test samples of a client."""
+
+    def federation(self, splits: Splits, rng: np.random.Generator) -> FederatedData:
+        """Return the clients of these samples; see `domain_clients`."""
+        return domain_clients(self, splits, rng)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,23 +83,49 @@ class Skew(ClientOptions):
     test_per_client: int = 200
     """Of sized-dir."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class DomainClients(Domains, ImageOptions):
-    """Images whose clients are by domain."""
-
-    group_column: str = "domain"
-    """Column of domains, in tables and on the hub."""
+    def federation(self, splits: Splits, rng: np.random.Generator) -> FederatedData:
+        """Return the clients of these samples; see `skewed_clients`."""
+        return skewed_clients(self, splits, rng)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SkewedClients(Skew, ImageOptions):
-    """Images and clients of one kind or another."""
+SomeSource = TypeVar("SomeSource", bound=Any)
+SomeSplit = TypeVar("SomeSplit", Domains, Skew)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SkewedTexts(Skew, TextOptions):
-    """Texts and clients of one kind or another."""
+class Clients(Generic[SomeSource, SomeSplit]):
+    """Samples and who has them: a source, such as `ImageOptions`, and a split. On the command line they are one."""
+
+    source: Annotated[SomeSource, arg(name="")]
+    """Which samples."""
+    split: Annotated[SomeSplit, arg(name="")]
+    """Who has which."""
+
+    def embedded(self) -> Any:
+        """Return the federations of embedded data of the same kind."""
+        return self.source.embedded(self.split)
+
+    def federations(self, model: Any, dry_run: bool = False) -> "Federations":
+        """Return the federations of these data, which have been found; nothing is decoded or tokenised yet."""
+        return Federations(self.source.find(model), self.split, dry_run)
+
+
+@dataclass(frozen=True)
+class Federations:
+    """Samples that are there, which a backbone has to fit, and the federation that each generator makes of them."""
+
+    found: Any
+    split: Domains | Skew
+    dry_run: bool = False
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Both splits, read when they are first asked for; in a dry run only their labels."""
+        return self.found.load(self.dry_run)
+
+    def federation(self, rng: np.random.Generator) -> FederatedData:
+        """Return the data of all clients."""
+        return self.split.federation(self.splits, rng)
 
 
 def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -> FederatedData:

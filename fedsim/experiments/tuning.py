@@ -88,16 +88,16 @@ def _trial(method: Method, local: LocalTraining, values: Mapping[str, Any]) -> T
     own, of_local = method, local
     for name, value in values.items():
         if name.startswith(LOCAL):
-            of_local = _changed(of_local, name.removeprefix(LOCAL).split("."), value)
+            of_local = changed(of_local, name.removeprefix(LOCAL), value)
         else:
-            own = _changed(own, name.split("."), value)
+            own = changed(own, name, value)
     return Trial(values, own, of_local)
 
 
-def _changed(options: Any, path: Sequence[str], value: Any) -> Any:
-    """Return a dataclass with the field at a path changed."""
+def changed(options: Any, path: str, value: Any) -> Any:
+    """Return a dataclass with the field at a path, such as `clustering.k_min`, changed."""
     names = [known.name for known in dataclasses.fields(options)] if dataclasses.is_dataclass(options) else []
-    if path[0] not in names:
-        raise ValueError(f"The grid names '{path[0]}'; {type(options).__name__} has the fields {', '.join(names)}.")
-    inner = value if len(path) == 1 else _changed(getattr(options, path[0]), path[1:], value)
-    return dataclasses.replace(options, **{path[0]: inner})
+    name, _, inside = path.partition(".")
+    if name not in names:
+        raise ValueError(f"The grid names '{name}'; {type(options).__name__} has the fields {', '.join(names)}.")
+    return dataclasses.replace(options, **{name: changed(getattr(options, name), inside, value) if inside else value})

@@ -38,6 +38,21 @@ class TimmModel:
     adapter: Path | None = None
     """PEFT adapter folder to start from; it is merged into the frozen backbone."""
 
+    def embedded_backbone(self, data: Any) -> nn.Module:
+        """Return the backbone of the embedded digits."""
+        from fedsim.models.digits_vit import DigitsViT
+
+        return DigitsViT().backbone(data)
+
+    def statistics(self) -> dict[str, tuple[float, ...]]:
+        """Return how its images are normalised; see `timm_statistics`."""
+        return timm_statistics(self.name)
+
+    def backbone(self, data: Any, dry_run: bool = False) -> nn.Module:
+        """Return the model that fits the images; in a dry run with random weights."""
+        size, pretrained = data.found.options.image_size, self.pretrained and not dry_run
+        return timm_backbone(self.name, data.found.n_classes, size, self.weights, pretrained)
+
 
 def _timm_base(name: str, image_size: int, weights: Path | None, pretrained: bool, **_: object) -> str | None:
     """The hub's name of what was loaded: not for another file, random weights or resampled position embeddings."""

@@ -33,6 +33,20 @@ class CausalModel:
     adapter: Path | None = None
     """PEFT adapter folder to start from; it is merged into the frozen backbone."""
 
+    def embedded_backbone(self, data: Any) -> nn.Module:
+        """Return the backbone of the embedded instructions."""
+        return random_llama(data.tokenizer.n_tokens, data.tokenizer.stop)
+
+    def load_tokenizer(self) -> "HubTokenizer":
+        """Return its tokenizer; see `causal_tokenizer`."""
+        return causal_tokenizer(self.name, self.stop)
+
+    def backbone(self, data: Any, dry_run: bool = False) -> nn.Module:
+        """Return the model, into which prompts and answers must fit; in a dry run with random weights."""
+        model = causal_backbone(self.name, self.bits, pretrained=not dry_run)
+        check_length(model, data.options.max_length, data.options.max_new_tokens)
+        return model
+
 
 @known(lambda name, bits, pretrained: str(name) if pretrained or bits else None)
 def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrained: bool = True) -> nn.Module:

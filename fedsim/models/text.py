@@ -1,6 +1,6 @@
 """Sequence classifiers of transformers (RoBERTa, BERT, DistilBERT, …) that take token ids, and their tokenizers."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,19 @@ class TextModel:
     """Names of the linear maps that carry adapters, a regular expression."""
     adapter: Path | None = None
     """PEFT adapter folder to start from; it is merged into the frozen backbone."""
+
+    def embedded_backbone(self, data: Any) -> nn.Module:
+        """Return the backbone of the embedded texts."""
+        return embedded_text_backbone(data.found.n_classes, data.found.n_tokens, data.found.pad_token)
+
+    def load_tokenizer(self) -> Any:
+        """Return its tokenizer; see `text_tokenizer`."""
+        return text_tokenizer(self)
+
+    def backbone(self, data: Any, dry_run: bool = False) -> nn.Module:
+        """Return the model that fits the texts; in a dry run with random weights."""
+        model = replace(self, pretrained=self.pretrained and not dry_run)
+        return text_backbone(model, data.found.n_classes, data.found.tokenizer)
 
 
 def text_tokenizer(options: TextModel) -> Any:

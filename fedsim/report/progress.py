@@ -78,10 +78,3 @@ class LiveProgress:
             return
         eta = (now - self.started) / max(done - self.first_round, 1) * (self.rounds - done)
         self.console.print(f"round {done}/{self.rounds} · {text} · ETA {eta:.0f} s", highlight=False, soft_wrap=True)
-
-
-def show_pretraining(epoch: int, epochs: int, loss: float) -> None:
-    """Print every tenth epoch of a backbone's pre-training (by whichever worker does it)."""
-    if (epoch + 1) % 10 == 0:
-        text = f"pre-training the backbone, once · epoch {epoch + 1}/{epochs} · loss {loss:.3f}"
-        Console().print(text, highlight=False, soft_wrap=True)

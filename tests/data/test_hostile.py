@@ -16,11 +16,9 @@ from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import by_group, pathological
 from fedsim.data.partition.sized import counts_by_shares
 from fedsim.data.protocols import (
-    DomainClients,
     Domains,
     Partition,
     Skew,
-    SkewedTexts,
     domain_clients,
     skewed_clients,
 )
@@ -75,7 +73,6 @@ def test_classes_without_samples_leave_a_correct_split(name: str):
         assert len(rows.unique()) == len(rows) == sizes[name != "sized-dir"]
 
 
-@pytest.mark.parametrize("kind", [Domains, DomainClients])
 @pytest.mark.parametrize(
     "option",
     [
@@ -91,10 +88,10 @@ def test_classes_without_samples_leave_a_correct_split(name: str):
         {"clients_per_domain": 0},
     ],
 )
-def test_options_of_clients_by_domain_out_of_range_are_refused_at_once(kind: type, option: dict):
+def test_options_of_clients_by_domain_out_of_range_are_refused_at_once(option: dict):
     name, value = next(iter(option.items()))
     with pytest.raises(ValueError, match=rf"{name} is {value}; it must .*\(--data\."):
-        kind(**option)
+        Domains(**option)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +119,10 @@ def test_options_of_skewed_clients_out_of_range_are_refused_at_once(option: dict
 
 
 def test_all_that_is_wrong_is_said_together():
-    with pytest.raises(ValueError, match=r"n_clients is 0; .*top_classes is 0; .*unseen_fraction is 2"):
-        SkewedTexts(n_clients=0, unseen_fraction=2, top_classes=0)
+    with pytest.raises(ValueError, match=r"n_clients is 0; .*unseen_fraction is 2"):
+        Skew(n_clients=0, unseen_fraction=2)
+    with pytest.raises(ValueError, match=r"top_classes is 0; .*max_length is 3"):
+        TextOptions(top_classes=0, max_length=3)
 
 
 @pytest.mark.parametrize("alpha", [1e-300, 1e-5, 1e300])

@@ -14,7 +14,7 @@ from transformers import BertTokenizerFast
 
 from fedsim.data.images.images import ImageOptions, ImageSetName, find_images, load_images
 from fedsim.data.instructions.registry import INSTRUCTION_SETS
-from fedsim.data.protocols import SkewedTexts, skewed_clients
+from fedsim.data.protocols import Skew, skewed_clients
 from fedsim.data.sources.registry import IMAGE_SETS, TEXT_SETS
 from fedsim.data.texts.texts import TaskName, TextOptions, find_texts
 
@@ -157,19 +157,17 @@ def test_real_cifar_100_and_pacs_need_no_more_than_their_names_and_folders():
 
 @needs_data
 def test_the_largest_speakers_of_real_shakespeare_become_clients():
-    options = SkewedTexts(
+    options = TextOptions(
         path=Path("text/shakespeare"),
         train_split="by_speaker",
         test_split="",
         label_column="speaker",
         group_column="speaker",
-        partition="owner",
-        n_clients=20,
-        min_train=50,
         max_length=16,
     )
+    split = Skew(partition="owner", n_clients=20, min_train=50)
     tokenizer = BertTokenizerFast(str(Path(DATA) / "tokenizers" / "bert-base-uncased" / "vocab.txt"))
-    data = skewed_clients(options, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
+    data = skewed_clients(split, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
     speakers = pq.read_table(Path(DATA) / "text/shakespeare/by_speaker.parquet")["speaker"].to_pylist()
     most = {name for name, _ in Counter(speakers).most_common(20)}
     assert {data.group_names[group] for group in data.groups} == most

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fedsim.data.federated import FederatedData
-from fedsim.data.images.images import load_images
+from fedsim.data.images.images import ImageOptions, load_images
 from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import (
     by_group,
@@ -20,7 +20,7 @@ from fedsim.data.partition.dirichlet import (
     superclass_of,
 )
 from fedsim.data.partition.equal import iid
-from fedsim.data.protocols import DomainClients, SkewedClients, domain_clients, skewed_clients
+from fedsim.data.protocols import Domains, Skew, domain_clients, skewed_clients
 from fedsim.data.sources.labelled import Labelled
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -190,7 +190,7 @@ def test_a_split_that_cannot_be_made_is_refused(split, message: str):
 
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_a_federation_of_images_is_disjoint_and_complete_with_a_fifth_unseen(name: str):
-    options = SkewedClients(partition=name, n_clients=20, classes_per_client=4, image_size=4)
+    options = Skew(partition=name, n_clients=20, classes_per_client=4)
     data = skewed_clients(options, synthetic(), rng())
     check_federation(data, 1200, 300, 4)
     assert (data.groups is not None) == (name == "sc-dir")
@@ -199,15 +199,16 @@ def test_a_federation_of_images_is_disjoint_and_complete_with_a_fifth_unseen(nam
 def test_super_class_skew_needs_super_classes():
     splits = [dataclasses.replace(split, groups=None) for split in synthetic()]
     with pytest.raises(ValueError, match=r"no super-classes.*--data.group-column"):
-        skewed_clients(SkewedClients(partition="sc-dir"), (splits[0], splits[1]), rng())
+        skewed_clients(Skew(partition="sc-dir"), (splits[0], splits[1]), rng())
     with pytest.raises(ValueError, match=r"no domains.*--data.group-column"):
-        domain_clients(DomainClients(), (splits[0], splits[1]), rng())
+        domain_clients(Domains(), (splits[0], splits[1]), rng())
 
 
 def test_batches_are_enlarged_and_normalised_and_training_batches_flipped_by_their_generator():
-    options = SkewedClients(partition="patho", n_clients=20, classes_per_client=4, image_size=8)
-    train, test = (dataclasses.replace(split, presented=options.presented()) for split in synthetic())
+    presented = ImageOptions(image_size=8).presented()
+    train, test = (dataclasses.replace(split, presented=presented) for split in synthetic())
     train.inputs[..., :2] = 255
+    options = Skew(partition="patho", n_clients=20, classes_per_client=4)
     data = skewed_clients(options, (train, test), rng())
     inputs, _ = data.batch(*next(data.train_steps(0, 32, 1, torch.Generator().manual_seed(0))))
     again, _ = data.batch(*next(data.train_steps(0, 32, 1, torch.Generator().manual_seed(0))))
@@ -219,13 +220,13 @@ def test_batches_are_enlarged_and_normalised_and_training_batches_flipped_by_the
 
 @pytest.fixture(scope="module")
 def cifar() -> tuple[Labelled, Labelled]:
-    return load_images(SkewedClients(**CIFAR, image_size=8))
+    return load_images(ImageOptions(**CIFAR, image_size=8))
 
 
 @needs_data
 @pytest.mark.parametrize("name", PARTITIONS)
 def test_cifar_100_is_split_over_100_clients(cifar: tuple[Labelled, Labelled], name: str):
-    data = skewed_clients(SkewedClients(**CIFAR, partition=name), cifar, rng())
+    data = skewed_clients(Skew(partition=name), cifar, rng())
     assert data.n_clients == data.n_classes == 100
     check_federation(data, 8000, 2000, 20)
     held = [classes_of(data, client) for client in range(100)]
@@ -240,9 +241,8 @@ def test_cifar_100_is_split_over_100_clients(cifar: tuple[Labelled, Labelled], n
 
 @needs_data
 def test_pacs_gives_every_domain_its_own_clients():
-    options = DomainClients(path=Path("pacs_1680_128px"), image_size=8, clients_per_domain=3)
-    splits = load_images(options)
-    data = domain_clients(options, splits, rng())
+    splits = load_images(ImageOptions(path=Path("pacs_1680_128px"), group_column="domain", image_size=8))
+    data = domain_clients(Domains(clients_per_domain=3), splits, rng())
     check_federation(data, 1680, 560, 2)
     assert data.group_names == ("photo", "art_painting", "cartoon", "sketch")
     assert all(

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import BertTokenizerFast
 
-from fedsim.data.protocols import SkewedTexts, skewed_clients
+from fedsim.data.protocols import Domains, Skew, domain_clients, skewed_clients
 from fedsim.data.sources.registry import TEXT_SETS
 from fedsim.data.texts import texts
 from fedsim.data.texts.texts import TextOptions, find_texts
@@ -63,9 +63,9 @@ def test_pairs_are_joined_and_cut_as_the_tokenizer_does(tmp_path: Path, tokenize
 def test_how_many_texts_were_cut_is_noted_also_when_they_are_read_again(tmp_path: Path, tokenizer):
     write(tmp_path / "train.parquet", text=["good " * 5, "good " * 4, "bad", "bad film"] * 5, label=[0, 0, 1, 1] * 5)
     write(tmp_path / "test.parquet", text=["bad " * 9, "good"] * 5, label=[1, 0] * 5)
-    options = SkewedTexts(path=tmp_path, n_clients=2, alpha=10.0, max_length=6)
+    options, split = TextOptions(path=tmp_path, max_length=6), Skew(n_clients=2, alpha=10.0)
     for _ in range(2):
-        data = skewed_clients(options, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
+        data = skewed_clients(split, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
         assert data.notes == {"texts": 30, "texts_cut": 10}
         assert data.inputs.shape == (30, 6)
 
@@ -148,8 +148,8 @@ def test_options_out_of_range_are_refused(option: dict):
 def test_a_batch_is_cut_to_its_longest_text(tmp_path: Path, tokenizer):
     write(tmp_path / "train.parquet", text=["good", "bad film", "good bad film"] * 20, label=[0, 1, 1] * 20)
     write(tmp_path / "test.parquet", text=["good", "bad film"] * 10, label=[0, 1] * 10)
-    options = SkewedTexts(path=tmp_path, n_clients=2, alpha=10.0, unseen_fraction=0.0, max_length=32)
-    data = skewed_clients(options, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
+    options, split = TextOptions(path=tmp_path, max_length=32), Skew(n_clients=2, alpha=10.0, unseen_fraction=0.0)
+    data = skewed_clients(split, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
     rows = data.train[0][:4]
     tokens, targets = data.batch(rows)
     assert tokens.shape == (4, int((data.inputs[rows] != 0).sum(1).max()))
@@ -186,3 +186,35 @@ def test_the_real_trec_becomes_the_tokens_that_the_tokenizer_gives():
     texts = pq.read_table(Path(DATA) / "text/trec/trec_test.parquet").column("text").to_pylist()
     assert test.inputs[7].tolist() == tokenizer(texts[7], padding="max_length", max_length=24).input_ids
     assert tokenizer.decode(test.inputs[0][1:4]) == " ".join(texts[0].lower().split()[:3])
+
+
+def write_topics(folder: Path, topics: list[str], per_topic: int = 60) -> None:
+    """Two classes and a column `topic`; sample k's text says its topic."""
+    for split, size in (("train", per_topic), ("test", per_topic // 2)):
+        of = [topic for topic in topics for _ in range(size)]
+        write(folder / f"{split}.parquet", text=of, label=[k % 2 for k in range(len(of))], topic=of)
+
+
+def test_texts_by_domain_have_clients_of_their_own_in_each(tmp_path: Path):
+    write_topics(tmp_path, ["books", "films"])
+    splits = find_texts(TextOptions(path=tmp_path, group_column="topic")).placeholder(pad_token=0)
+    data = domain_clients(Domains(clients_per_domain=3, unseen_fraction=0.34), splits, np.random.default_rng(0))
+    assert (data.groups, data.group_names, data.pad_token) == ((0, 0, 0, 1, 1, 1), ("books", "films"), 0)
+    assert sorted(data.groups[client] for client in data.unseen) == [0, 1]
+    for tables, size, offset in ((data.train, 60, 0), (data.test, 30, 120)):
+        assert sorted(torch.cat(list(tables)).tolist()) == list(range(offset, offset + 2 * size))
+        for client, rows in enumerate(tables):
+            assert {(int(row) - offset) // size for row in rows} == {data.groups[client]}
+    assert min(map(len, data.train)) >= 4
+    assert min(map(len, data.test)) >= 2
+
+
+def test_texts_by_domain_need_a_column_of_domains_and_samples_of_each(tmp_path: Path):
+    write_topics(tmp_path, ["books", "films"])
+    options, split = TextOptions(path=tmp_path), Domains(clients_per_domain=1, min_test=1)
+    with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.group-column\)"):
+        domain_clients(split, find_texts(options).placeholder(0), np.random.default_rng(0))
+    write(tmp_path / "test.parquet", text=["a"], label=[0], topic=["books"])
+    options = TextOptions(path=tmp_path, group_column="topic")
+    with pytest.raises(ValueError, match=r"Group 1 has 60 training and 0 test samples"):
+        domain_clients(split, find_texts(options).placeholder(0), np.random.default_rng(0))

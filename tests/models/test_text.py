@@ -10,7 +10,7 @@ from transformers import BertTokenizerFast
 
 import fedsim
 from fedsim.data.builtin.topics import PAD, TOPICS, VOCABULARY, topic_texts
-from fedsim.data.protocols import SkewedTexts, skewed_clients
+from fedsim.data.protocols import Skew, skewed_clients
 from fedsim.models.sites import find_sites
 from fedsim.models.text import TextModel, embedded_text_backbone, text_backbone, text_tokenizer
 
@@ -111,7 +111,7 @@ def test_the_embedded_texts_are_what_their_lengths_and_topics_say():
 
 
 def test_both_engines_train_texts_of_unequal_lengths_alike(tiny_run):
-    options = SkewedTexts(n_clients=4, alpha=1.0, unseen_fraction=0.0)
+    options = Skew(n_clients=4, alpha=1.0, unseen_fraction=0.0)
     data = skewed_clients(options, topic_texts(), np.random.default_rng(0))
     local = fedsim.LocalTraining(batch_size=8, learning_rate=1e-2, share=0.2)
     common = {"data": data, "method": fedsim.ILoRA(), "rounds": 2, "local": local}

@@ -6,6 +6,7 @@ digit of a pool appears once in every style, so no test digit was ever trained o
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +36,18 @@ class DigitStyles(ClientOptions):
     """Mean number of test digits of a client."""
     alpha: float = 2.0
     """Dirichlet concentration over labels inside a style."""
+
+    def federations(self, model: Any, dry_run: bool = False) -> "DigitStyles":
+        """They are there."""
+        return self
+
+    def federation(self, rng: np.random.Generator) -> FederatedData:
+        """Return the data of all clients; see `digit_styles`."""
+        return digit_styles(self, rng)
+
+    def pretraining_set(self) -> tuple[Tensor, Tensor]:
+        """Return what the backbone is pre-trained on; see `pretraining_set`."""
+        return pretraining_set()
 
 
 def draw(digits: Tensor, style: str) -> Tensor:

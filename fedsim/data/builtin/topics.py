@@ -4,6 +4,10 @@ A word is one of its topic's own sixteen with a chance of one in five, else one 
 there is nothing to tokenise.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -16,6 +20,19 @@ VOCABULARY = FIRST + COMMON + OWN * len(TOPICS)
 SHORTEST, LONGEST = 6, 20
 SIZES = (800, 200)
 SEED = 0
+
+
+@dataclass(frozen=True)
+class TopicTexts:
+    """The embedded texts as what was found; `scoring` are the fields of `FederatedData` on how clients are scored."""
+
+    scoring: Mapping[str, Any]
+    n_classes, n_tokens, pad_token = len(TOPICS), VOCABULARY, PAD
+
+    def load(self, dry_run: bool) -> tuple[Labelled, Labelled]:
+        """Return both splits."""
+        train, test = (replace(part, presented={**part.presented, **self.scoring}) for part in topic_texts())
+        return train, test
 
 
 def topic_texts() -> tuple[Labelled, Labelled]:

@@ -9,6 +9,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.instructions.instructions import Instructions, federation
 from fedsim.data.instructions.prompts import ByteTokenizer
 from fedsim.data.instructions.tables import Texts
+from fedsim.data.proxy import with_drawn_proxy
 
 TASKS = ("repeat", "reverse", "first letter", "upper case")
 ANSWERS = {
@@ -30,6 +31,13 @@ class ToyInstructions:
     """Training words of a client."""
     test_per_client: int = 8
     """Test words of a client."""
+    proxy_samples: int = 0
+    """Training words that the server keeps, at random."""
+    tokenizer = ByteTokenizer()
+
+    def federation(self, rng: np.random.Generator) -> FederatedData:
+        """Return the data of all clients; see `toy_instructions`."""
+        return with_drawn_proxy(toy_instructions(self, rng), self.proxy_samples, rng)
 
 
 def toy_instructions(options: ToyInstructions, rng: np.random.Generator) -> FederatedData:

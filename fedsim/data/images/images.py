@@ -13,6 +13,7 @@ from typing import Any, Literal
 import datasets
 import torch
 
+from fedsim.data.client_options import ClientOptions
 from fedsim.data.images.arrays import list_arrays, list_binaries
 from fedsim.data.images.decode import decoded_once
 from fedsim.data.images.folders import list_class_folders, list_lists, refuse_pickles
@@ -74,6 +75,17 @@ class ImageOptions(SourceOptions):
             problems.append(f"std is {self.std}; it must be positive")
         return problems
 
+    def embedded(self, split: ClientOptions) -> Any:
+        """Return the embedded digits, with as many proxy samples as `split` has."""
+        from fedsim.data.builtin.digits import DigitStyles
+
+        return DigitStyles(proxy_samples=split.proxy_samples)
+
+    def find(self, model: Any) -> "FoundImages":
+        """Return the listing; where nothing is said, images are normalised as `model` was pre-trained."""
+        is_said = self.mean is not None or self.std is not None or self.normalise == "dataset"
+        return find_images(self if is_said else replace(self, **model.statistics()))
+
     def presented(self) -> dict[str, Any]:
         """The fields of `FederatedData` that say how the backbone gets the images."""
         half = (0.5, 0.5, 0.5)
@@ -97,6 +109,10 @@ class FoundImages(Found):
         identity, size = f"{self.train.identity}|{self.test.identity}", options.stored_size or options.image_size
         images = decoded_once(identity, self.read(), sum(self.sizes), size)
         return self._presented(images)
+
+    def load(self, dry_run: bool) -> tuple[Labelled, Labelled]:
+        """Return both splits; in a dry run without their images."""
+        return self.placeholder() if dry_run else self.decode()
 
     def placeholder(self) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and blank images of one pixel: all that counting takes."""

@@ -16,6 +16,7 @@ from fedsim.data.instructions.registry import INSTRUCTION_SETS, LEFT_OUT, Instru
 from fedsim.data.instructions.tables import Texts, read_texts
 from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import choose_unseen, dirichlet
+from fedsim.data.proxy import with_drawn_proxy
 from fedsim.data.sources.listing import evenly_marked
 from fedsim.data.sources.registry import filled
 
@@ -82,6 +83,29 @@ class Instructions:
         """Return the options with those of the known data set wherever one was left out."""
         known = INSTRUCTION_SETS[self.dataset].options if self.dataset in INSTRUCTION_SETS else {}
         return replace(self, **filled(vars(self), known, LEFT_OUT))
+
+    def embedded(self) -> Any:
+        """Return the federations of the embedded instructions, with as many proxy samples."""
+        from fedsim.data.builtin.toy_instructions import ToyInstructions
+
+        return ToyInstructions(proxy_samples=self.proxy_samples)
+
+    def federations(self, model: Any, dry_run: bool = False) -> "InstructionFederations":
+        """Return the federations of these data, to be read by the tokenizer of `model`."""
+        return InstructionFederations(self, model.load_tokenizer())
+
+
+@dataclass(frozen=True)
+class InstructionFederations:
+    """Instructions and their tokenizer, which a backbone has to fit, and the federation of each generator."""
+
+    options: Instructions
+    tokenizer: Tokenizer
+
+    def federation(self, rng: np.random.Generator) -> FederatedData:
+        """Return the data of all clients."""
+        clients = instruction_clients(self.options, self.tokenizer, rng)
+        return with_drawn_proxy(clients, self.options.proxy_samples, rng)
 
 
 def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.random.Generator) -> FederatedData:

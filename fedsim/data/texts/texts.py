@@ -70,12 +70,28 @@ class TextOptions(SourceOptions):
             return []
         return [f"text_columns are {self.text_columns}; one or two can be joined to a sequence"]
 
+    def embedded(self, split: Any) -> Any:
+        """Return the embedded texts, split and scored as these."""
+        from fedsim.data.builtin.topics import TOPICS, TopicTexts
+        from fedsim.data.protocols import Federations
+
+        return Federations(TopicTexts(self.resolved().scoring(len(TOPICS))), split)
+
+    def find(self, model: Any) -> "FoundTexts":
+        """Return the listing, to be read by the tokenizer of `model`."""
+        return replace(find_texts(self), tokenizer=model.load_tokenizer())
+
 
 @dataclass(frozen=True)
 class FoundTexts(Found):
     """Texts that are there; `tokenise` reads them."""
 
     options: TextOptions
+    tokenizer: Any = None
+
+    def load(self, dry_run: bool) -> tuple[Labelled, Labelled]:
+        """Return both splits as tokens of its own tokenizer; in a dry run without their texts."""
+        return self.placeholder(self.tokenizer.pad_token_id) if dry_run else self.tokenise(self.tokenizer)
 
     def tokenise(self, tokenizer: "PreTrainedTokenizerFast") -> tuple[Labelled, Labelled]:
         """Return the train and the test split, tokens (S, max_length) int32 with the tokenizer's own padding."""
