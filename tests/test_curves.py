@@ -1,9 +1,9 @@
 """Curves beside the tables: TensorBoard always, Weights & Biases when asked for, without a network."""
 
 import importlib.util
-import json
 import socket
 import time
+from types import SimpleNamespace
 
 import pytest
 from test_resume import Stopped, stop_after  # noqa: F401
@@ -11,6 +11,7 @@ from test_resume import Stopped, stop_after  # noqa: F401
 import fedsim
 from fedsim.storage import loggers as curves
 from fedsim.storage.loggers import check_wandb
+from fedsim.storage.run_folder import RunFolder
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*pydantic.*", "ignore::ResourceWarning")
 
@@ -57,10 +58,30 @@ def test_weights_and_biases_gets_the_curves_without_a_network_and_goes_on_under_
     for part in (first, second):
         assert b"global.mean" in part
         assert b"lora_rank" in part
-    names = {path.name for path in resumed.folder.glob("wandb/offline-run-*/*.wandb")}
-    assert names == {f"run-{json.loads((resumed.folder / 'wandb.json').read_text())['id']}.wandb"}
+    names = [path.name for path in resumed.folder.glob("wandb/offline-run-*/*.wandb")]
+    assert len(names) == 2
+    assert len(set(names)) == 1, "the id is in the name"
     assert list((resumed.folder / "tensorboard").glob("events.out.tfevents.*"))
     assert not list(plain.folder.glob("wandb*"))
+
+
+@pytest.mark.parametrize("mode", ["offline", "online"])
+def test_a_part_is_begun_under_the_id_of_the_part_before_and_joined_to_it_by_weights_and_biases(
+    tmp_path, monkeypatch, mode
+):
+    asked = []
+
+    def init(**options):
+        asked.append((options["id"], options["resume"], options["mode"]))
+        name = f"run-2026010{len(asked)}_120000-a1b2"
+        (tmp_path / "wandb" / (name if mode == "online" else f"offline-{name}")).mkdir(parents=True)
+        return SimpleNamespace(id="a1b2", define_metric=lambda *names, **how: None, finish=lambda exit_code: None)
+
+    monkeypatch.setattr("wandb.init", init)
+    for _ in range(3):
+        curves._wandb_run(RunFolder(tmp_path), mode)
+    curves._open.clear()
+    assert asked == [(None, "allow", mode), ("a1b2", "allow", mode), ("a1b2", "allow", mode)]
 
 
 def test_what_is_asked_for_and_not_there_is_one_message_before_anything_is_written(tiny_run, tmp_path, monkeypatch):

@@ -1,18 +1,16 @@
 """A run's curves as events of TensorBoard and, when asked for, a run of Weights & Biases, through Fabric's loggers.
 
 The table beside them is metrics.csv. Weights & Biases gets the same numbers by round, and the recipe; a run that is
-resumed goes on under the id that wandb.json keeps.
+resumed goes on under the id by which Weights & Biases named the folder of its first part.
 """
 
 import importlib.util
 import os
-import uuid
 from collections.abc import Mapping
 from typing import Any, Literal
 
 from lightning.fabric.loggers import Logger, TensorBoardLogger
 
-from fedsim.storage.disk import read_json
 from fedsim.storage.run_folder import RunFolder, read_recipe
 
 Wandb = Literal["offline", "online"]
@@ -67,12 +65,8 @@ def _wandb_run(folder: RunFolder, mode: Wandb) -> Any:
     """A run of Weights & Biases of this run folder's own, whatever else this process has open."""
     import wandb
 
-    kept = folder.path / "wandb.json"
-    if not kept.exists():
-        folder.write(kept.name, {"id": uuid.uuid4().hex[:12]})
-    run_id = str(read_json(kept).get("id"))
-    if not run_id.isalnum():
-        raise ValueError(f"'{kept}' is damaged: its id is no word of letters and digits. Delete it for a new one.")
+    parts = sorted(folder.path.glob("wandb/*run-*-*"))  # offline-run-<time>-<id>, run-<time>-<id>
+    run_id = parts[0].name.rpartition("-")[2] if parts else None
     if run_id in _open:  # the same run again after a failure: an id can be in use only once
         _open.pop(run_id).finish(exit_code=1)
     run = wandb.init(
@@ -81,11 +75,11 @@ def _wandb_run(folder: RunFolder, mode: Wandb) -> Any:
         id=run_id,
         dir=folder.path,
         mode=mode,
-        resume="allow" if mode == "online" else None,  # offline it is the id alone that joins the parts
+        resume="allow",  # offline it is the id alone that joins the parts
         reinit="create_new",
         settings=wandb.Settings(console="off", quiet=True),
     )
-    _open[run_id] = run
+    _open[run.id] = run
     run.define_metric(STEP)
     run.define_metric("*", step_metric=STEP, step_sync=True)
     return run
