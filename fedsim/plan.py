@@ -140,6 +140,11 @@ class Plan:
     unseen: Probe | None = None
     """How unseen clients are placed; None where nothing has to be found out about them."""
 
+    @property
+    def passes(self) -> "list[Plan]":
+        """What clients train in a round, one after the other."""
+        return [self, self.second_pass] if self.second_pass else [self]
+
     @cached_property
     def _groups(self) -> dict[Slot, Tensor]:
         return {}
@@ -196,6 +201,14 @@ def is_measured(plan: Plan, client: int) -> bool:
     if plan.measure is None or not population.samples[client]:
         return False
     return client == population.proxy if plan.measure.by == "proxy" else client in population.seen
+
+
+def corrected_clients(plan: Plan, slot: Slot, clients: Sequence[int]) -> list[int]:
+    """Return those of the clients whose gradients of the slot are corrected: only who takes part in training."""
+    if plan.correction is None or not plan.trains(slot):
+        return []
+    seen = frozenset(plan.population.seen)
+    return [client for client in clients if client in seen]
 
 
 def measuring(plan: Plan) -> Plan:

@@ -1,7 +1,7 @@
 """The round loop. Start reading here: `simulate` checks and prepares, `Simulation.run_round` is one round."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,8 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
+from fedsim.costs.accounting import account_round, round_costs
+from fedsim.costs.devices import ClientCost
 from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import move_to_device
 from fedsim.distributed.blocks import largest_size
@@ -34,6 +36,7 @@ from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Dispatch, sample_cohort
 from fedsim.server.divergence import diverged_clients, event, merge_second_pass
+from fedsim.server.workload import Workload
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
 
@@ -69,20 +72,25 @@ def simulate(
     fabric, workers = launch(), Workers.from_environment(timeout)
     start = start.agreed(workers, loaded)
     n_threads = set_threads(start.threads, fabric.device, workers.count == 1)
-    state, initial = spec.state(start.round_index), spec.initial_slots()
+    workload = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
     title, metric = type(spec.method).__name__, spec.data.task.metrics[0]
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
-    with handle_signals(), only_writer(out) if workers.is_first else nullcontext(), progress:
-        engine = prepare_engine(spec, fabric, initial, workers, start.block_size, progress.client_done)
-        aggregator = prepare_aggregator(spec, initial, workers, engine.block_size)
-        recorder = None
+    with handle_signals(), run_folder_lock(out, workers), progress:
+        engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)
+        aggregator = Aggregator(workload, workers, engine.block_size, -(-spec.n_cohort // engine.block_size))
+        state, recorder = spec.state(start.round_index), None
         if workers.is_first:
-            state = restore_state(spec.state(start.round_index, initial), start.tensors)
+            state = restore_state(spec.state(start.round_index, workload.initial), start.tensors)
             made_with = recipe | {FINGERPRINT: loaded}, machine(fabric, n_threads)
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
-            record_model(out, spec, initial)
+            record_model(out, spec, workload.initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
         return Simulation(spec, aggregator, engine, progress, recorder).run(state)
+
+
+def run_folder_lock(out: Path, workers: Workers) -> AbstractContextManager[None]:
+    """Return what holds the run folder for worker 0, the only one that writes; for the others nothing."""
+    return only_writer(out) if workers.is_first else nullcontext()
 
 
 def prepare_engine(
@@ -112,13 +120,6 @@ def prepare_engine(
         engine.resize(min(share, *workers.all_numbers(fits)))
     engine.on_client = on_client
     return engine
-
-
-def prepare_aggregator(spec: RunSpec, initial: dict[Slot, Tensor], workers: Workers, block_size: int) -> Aggregator:
-    """Return the aggregator of the spec's rounds."""
-    parts = spec.method, spec.population, spec.layout, initial
-    n_blocks = -(-spec.n_cohort // block_size)
-    return Aggregator(*parts, workers, spec.local, block_size, n_blocks, spec.clock)
 
 
 def machine(fabric: Fabric, threads: int) -> dict[str, Any]:
@@ -153,24 +154,22 @@ class Simulation:
         aggregator, population = self.aggregator, self.aggregator.population
         cohort = sample_cohort(population, self.spec.n_cohort, self.spec.seed, state.round_index)
         state = replace(state, cohort=tuple(cohort))
-        dispatch = aggregator.begin_round(state, cohort)
+        costs = self.costs(state, cohort)
+        dispatch = aggregator.dispatch(state, [cost.client for cost in costs if not cost.is_dropped])
         updates = self.train(state, dispatch)
         if dispatch.plan.second_pass is not None:
             more = self.train(state, aggregator.dispatch(state, dispatch.clients, part="second_pass"))
             updates = [merge_second_pass(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.measure_on_proxy(state, dispatch.plan)]
         excluded = diverged_clients(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
-        after, log, costs = aggregator.step(state, dispatch, every, excluded)
+        after, outcome = aggregator.merge(state, dispatch.plan, every, excluded)
+        costs, sums = account_round(costs, outcome, self.spec.clock)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
         is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
         if self.recorder:
-            log = {
-                **self.resources(dispatch.plan, dispatch.clients),
-                **log,
-                **event(excluded),
-                "utilisation": dispatch.utilisation,
-            }
+            log = {**self.resources(dispatch.plan, dispatch.clients), **outcome.log, **sums, **event(excluded)}
+            log |= {"utilisation": dispatch.utilisation}
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
             held = holders(aggregator.method, replace(after, cohort=()), population, list(aggregator.initial))
             self.recorder.round_done(
@@ -179,8 +178,15 @@ class Simulation:
             self.progress.end_round(updates, evaluated)
         return after
 
+    def costs(self, state: ServerState, cohort: Sequence[int]) -> list[ClientCost]:
+        """Return what this round will cost its cohort, on worker 0, which decides who misses a deadline."""
+        if not self.aggregator.workers.is_first:
+            return []
+        plan = self.spec.method.plan(state, self.spec.population)
+        return round_costs(state, plan, self.aggregator.workload.of, cohort, self.spec.clock)
+
     def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
-        """Train the clients of a hand; worker 0 gets everyone's updates."""
+        """Train the clients that were handed out; worker 0 gets everyone's updates."""
         self.progress.begin_phase(state.round_index, dispatch.plan.stage, dispatch.n_clients)
         return self.aggregator.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
 

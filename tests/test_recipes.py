@@ -106,6 +106,7 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(name, monkeypatc
     shown = capsys.readouterr().out
     assert "steps/round" in shown
     assert "Nothing was trained or written." in shown
+    assert (" ~ " in shown.split("seed(s)")[0]) == (name != "ilora_text.py"), "its plan asks for nothing that is learnt"
     assert not out.exists()
 
 

@@ -12,6 +12,7 @@ from fedsim.distributed.workers import Workers
 from fedsim.report.progress import LiveProgress
 from fedsim.round import Horizon, ServerState
 from fedsim.server.aggregator import Aggregator
+from fedsim.server.workload import Workload as ClientWorkload
 from fedsim.simulation import Simulation, prepare_engine
 
 
@@ -22,9 +23,8 @@ class Simulated:
         setting, workers, fabric = workload.setting(engine), Workers(), launch()
         initial = workload.initial(setting)
         prepared = prepare_engine(setting, fabric, initial, workers)
-        aggregator = Aggregator(
-            setting.method, setting.population, setting.layout, initial, workers, setting.local, prepared.block_size
-        )
+        asked = ClientWorkload(setting.method, setting.population, setting.layout, initial, setting.local)
+        aggregator = Aggregator(asked, workers, prepared.block_size)
         progress = LiveProgress("", FOREVER, 0, is_shown=False)
         self.simulation = Simulation(setting, aggregator, prepared, progress, recorder=None)
         never = torch.full((workload.clients,), NEVER)

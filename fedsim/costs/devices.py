@@ -152,13 +152,9 @@ class Clock:
         faster, wider = math.exp((of.gflops_sigma or 0) * compute), math.exp((of.mbps_sigma or 0) * network)
         return Device(of.gflops * 1e9 * faster, of.mbps_down * 1e6 / 8 * wider, of.mbps_up * 1e6 / 8 * wider)
 
-    def timed(self, cost: ClientCost, work: Iterable[tuple[Work, int]]) -> ClientCost:
-        """Return the cost with its seconds; `work` are local steps of one kind each, with the samples they see."""
-        device, flops = self.device(cost.client), 0.0
-        for step, samples in work:
-            if samples:
-                of_step = self.profile.cost(step)
-                flops += (of_step.forward + of_step.backward) / step.local.batch_size * samples
+    def timed(self, cost: ClientCost, works: Iterable[Work]) -> ClientCost:
+        """Return the cost with its seconds; `works` are what the client does in the round."""
+        device, flops = self.device(cost.client), sum(map(self.profile.flops, works))
         seconds = Seconds(cost.bytes_down / device.down, flops / device.flops, cost.bytes_up / device.up)
         return replace(cost, seconds=seconds)
 
@@ -193,23 +189,6 @@ class Clock:
         assert cost.seconds is not None
         more = stack / self.device(cost.client).down
         return replace(cost, seconds=cost.seconds._replace(down=cost.seconds.down + more))
-
-
-def account_round(
-    costs: Sequence[ClientCost], stack: int, clock: Clock | None
-) -> tuple[list[ClientCost], dict[str, object]]:
-    """Return the costs of a round that is over, and their sums for the log: bytes, and with a clock time and drops.
-
-    `stack` are the bytes that were added to a tier that grows, which those who took part are sent too.
-    """
-    log: dict[str, object] = {}
-    if clock is not None:
-        dropped = sum(cost.is_dropped for cost in costs)
-        log = {"simulated_seconds": clock.round_seconds(costs, stack), "dropped": dropped}
-        costs = [cost if cost.is_dropped else clock.with_stack(cost, stack) for cost in costs]
-    costs = [cost if cost.is_dropped else replace(cost, bytes_down=cost.bytes_down + stack) for cost in costs]
-    up, down = sum(cost.bytes_up for cost in costs), sum(cost.bytes_down for cost in costs)
-    return costs, {"bytes.up": up, "bytes.down": down, **log}
 
 
 def read_table(path: Path) -> list[tuple[float, float]]:

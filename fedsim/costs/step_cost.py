@@ -7,16 +7,15 @@ so the activations of the pieces above it are kept, and those of the pieces belo
     forward     all pieces, and the adapters
     backward    the pieces from the lowest trained depth up, with frozen weights, and the adapters' gradients
 
-Pieces are counted once (profiling.py); from then on it is arithmetic. Batches scale linearly.
+Pieces are counted once (profiler.py); from then on it is arithmetic. Batches scale linearly.
 Temporary tensors of single operations come on top, and so does what an accelerator's libraries take.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import NamedTuple
-
-import torch
 
 from fedsim.adapters.layout import RANK_AXIS, Layout, Site, Slot
 from fedsim.local_training import LocalTraining
@@ -65,11 +64,16 @@ class Cost:
 
 
 class Work(NamedTuple):
-    """What a client does: slots with their shapes at its LoRA rank, which of them it trains, and how."""
+    """What a client does: slots with their shapes at its LoRA rank, which of them it trains, and how.
+
+    It takes so many local steps in a round, and passes so many samples forward and backward.
+    """
 
     shapes: Mapping[Slot, Sequence[int]]
     trained: frozenset[Slot]
     local: LocalTraining
+    steps: int = 0
+    samples: int = 0
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,7 @@ class Profile:
 
     def cost(self, work: Work) -> Cost:
         """Return the cost of a local step of this work, at its batch size."""
-        shapes, trained, local = work
+        shapes, trained, local, *_ = work
         own = {slot: shape for slot, shape in shapes.items() if slot.site in self.site}
         lowest = min((self.site[slot.site].depth for slot in trained & own.keys()), default=max(self.pieces) + 1)
         passed = [piece for depth, piece in self.pieces.items() if depth >= lowest]
@@ -124,6 +128,11 @@ class Profile:
             backbone=self.backbone,
         )
 
+    def flops(self, work: Work) -> float:
+        """Return the FLOPs of this work in a round, forward and backward."""
+        cost = self.cost(work)
+        return (cost.forward + cost.backward) / work.local.batch_size * work.samples
+
     def _adapters(
         self, site: Site, slots: Mapping[Slot, Sequence[int]], trained: frozenset[Slot], lowest: int
     ) -> Piece:
@@ -147,6 +156,11 @@ class Profile:
     def _rows(self, site: Site) -> list[int]:
         """Output rows of the map that a site is part of; a fused one is query, key and value of one width."""
         return [site.out_features] * (1 if site.rows is None else 3)
+
+
+def byte_size(shape: Sequence[int]) -> int:
+    """Return the bytes of a slot of this shape."""
+    return BYTES * prod(shape)
 
 
 def by_layers(profile: Profile, layout: Layout, local: LocalTraining) -> list[Cost]:
@@ -181,6 +195,6 @@ def allocation_log(
 
 def _states(shapes: Mapping[Slot, Sequence[int]], trained: frozenset[Slot], local: LocalTraining) -> int:
     """Bytes of all adapters, and of the gradients and optimiser states of the trained ones."""
-    numbers = {slot: int(torch.Size(shape).numel()) for slot, shape in shapes.items()}
+    sizes = {slot: byte_size(shape) for slot, shape in shapes.items()}
     moments = 2 if local.optimizer == "adamw" else int(local.momentum > 0)
-    return BYTES * (sum(numbers.values()) + (1 + moments) * sum(n for slot, n in numbers.items() if slot in trained))
+    return sum(sizes.values()) + (1 + moments) * sum(size for slot, size in sizes.items() if slot in trained)

@@ -1,150 +1,120 @@
-"""A run without training: what it would take in local steps, samples and bytes.
+"""What a run would cost, without training: the first plan of each stage, times the stage's rounds.
 
-The server plans, merges and learns in every round as it would, with updates that nobody trained, on adapters cut to a
-few features. So stages, clusters and unequal LoRA ranks come and go as in a run, and what each round would send is
-counted from the slots at full size. What depends on what is learnt (a stage that ends early, who shares a cluster) may
-differ.
+Plans are made as if nothing had been learnt. What is merged in a round is sent in the next one; a frozen tier that
+starts at zero is one that the server writes. Numbers are the mean client's, times the clients of a round.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import time
+from collections import namedtuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import Any
 
 import torch
-from torch import Tensor
+from rich.console import Console
+from rich.table import Table
 
-from fedsim.adapters.layout import Layout, Slot, byte_count
-from fedsim.costs.devices import ClientCost
+from fedsim.adapters.bank import Bank
+from fedsim.costs.accounting import round_costs
+from fedsim.costs.step_cost import byte_size
+from fedsim.distributed.launch import check_threads, launch, set_threads
 from fedsim.distributed.workers import Workers
-from fedsim.plan import Plan, is_measured
-from fedsim.randomness import generator
-from fedsim.report.progress import LiveProgress
-from fedsim.round import Assignment, Block, ClientUpdate, Outcome, ServerState
+from fedsim.experiments.tuning import check_equal_trials, trials_of
+from fedsim.plan import is_adapter
 from fedsim.run_spec import RunSpec
-from fedsim.server.aggregator import Aggregator
-from fedsim.server.cohort import Dispatch
-from fedsim.server.workload import Workload, samples_of
-from fedsim.simulation import Simulation
+from fedsim.server.workload import Workload
 
-WIDTH = 16
-"""Features that a site keeps in a rehearsal, at least; as many as the LoRA rank where that is larger."""
+COLUMNS = ("clients", "a round", "steps/round", "steps", "samples", "MB up/round", "MB down/round", "MB up", "MB down")
+Estimate = namedtuple("Estimate", "steps samples flops up down is_rough")
+"""All rounds of a run, up and down in bytes; rough where a plan depends on what is learnt, or a tier grows."""
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What all rounds of one run take; bytes are (up, down) of every round."""
+class Nothing(Mapping[str, Any]):
+    """What was learnt before the first round; it notes whether a plan asks for it."""
 
-    clients: int
-    cohort: int
-    steps: int
-    samples: int
-    evaluated: int
-    traffic: tuple[tuple[int, int], ...]
+    is_read = False
 
-    @property
-    def load(self) -> float:
-        """Samples in all; an evaluated one, which has no backward pass, counts half."""
-        return self.samples + self.evaluated / 2
+    def __getitem__(self, name: str) -> Any:
+        self.is_read = True
+        raise KeyError(name)
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(())
 
-def rehearsed(spec: RunSpec) -> Cost:
-    """Return the cost of a run, by going through its rounds without training."""
-    engine = _Rehearsal(spec)
-    server = _Counting(spec, engine)
-    state = spec.state(0, server.initial)
-    progress = LiveProgress("dry run", spec.rounds, 0, is_shown=False)
-    simulation = Simulation(replace(spec, evaluate_every=spec.rounds + 1), server, engine, progress, None)
-    while state.round_index < spec.rounds:
-        state = simulation.run_round(state)
-    every = sum(map(spec.data.test_size, spec.population.seen))
-    evaluated = engine.evaluated + every * -(-spec.rounds // spec.evaluate_every)
-    clients = len(spec.population.seen)
-    return Cost(clients, spec.n_cohort, engine.steps, engine.samples, evaluated, tuple(server.sent))
+    def __len__(self) -> int:
+        return 0
 
 
-class _Rehearsal:
-    """An engine that trains nothing: it counts the work, and returns the start with some noise."""
-
-    block_size = 1
-
-    def __init__(self, spec: RunSpec):
-        self.spec, self.steps, self.samples, self.evaluated = spec, 0, 0, 0
-
-    def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Count what these clients would do."""
-        return [self._update(plan, assignment) for block in blocks for assignment in block]
-
-    def evaluate(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Nobody is evaluated."""
-        return []
-
-    def measure(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
-        """Count what the proxy client would look at."""
-        return [replace(self._update(plan, replace(a, steps=0)), tensors={}) for block in blocks for a in block]
-
-    def _update(self, plan: Plan, assignment: Assignment) -> ClientUpdate:
-        client, n = assignment.client, self.spec.data.train_size(assignment.client)
-        if assignment.trains and n:
-            self.steps += assignment.steps
-            self.samples += samples_of(n, assignment.steps, assignment.local.batch_size) + n * is_measured(plan, client)
-        self.evaluated += self.spec.data.test_size(client)
-        random = generator(self.spec.seed, "rehearsal", assignment.round_index, client)
-        noise = {slot: 0.1 * torch.randn(value.shape, generator=random) for slot, value in assignment.tensors.items()}
-        trained = {slot: value + noise[slot] for slot, value in assignment.tensors.items() if slot in assignment.trains}
-        measured = {slot: noise[slot].square() for slot in trained} if is_measured(plan, client) else {}
-        return ClientUpdate(client, n, trained, {"train_loss": 0.0}, measured)
-
-
-class _Billed(Workload):
-    """The work at full size; how wide a tier has grown is what was added to it, at most the width of the maps."""
-
-    added = 0
-
-    def width(self, state: ServerState, slot: Slot) -> int:
-        """Return the LoRA rank to which a slot has grown."""
-        pair = (self.initial[slot._replace(factor=factor)] for factor in "AB")
-        return min(self.added, *(max(value.shape) for value in pair))
+def estimate(spec: RunSpec) -> Estimate:
+    """Return what all rounds of a run would take."""
+    learnt, seen, n_copies = Nothing(), spec.population.seen, spec.population.n_clients + 1
+    work = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
+    start = replace(spec.state(0, work.initial), learnt=learnt, cohort=seen[: spec.n_cohort])
+    plans = [spec.method.plan(replace(start, round_index=index), spec.population) for index in range(spec.rounds)]
+    started = {slot.tier for slot, value in work.initial.items() if slot.factor == "B" and bool(value.any())}
+    share, total = spec.n_cohort / len(seen), torch.zeros(5, dtype=torch.float64)
+    for rounds in (list(stage) for _, stage in groupby(range(spec.rounds), lambda index: plans[index].stage)):
+        plan = plans[rounds[0]]
+        works = {client: [work.of(each, client) for each in plan.passes] for client in seen}
+        pairs = [(slot, byte_size(each.shapes[slot])) for of in works.values() for each in of for slot in each.trained]
+        trained = {slot for slot, _ in pairs}
+        started |= {slot.tier for slot in trained}
+        merged = [s for s in work.slots(plan) if s in trained or (is_adapter(s) and s.tier not in started)]
+        rows = {slot: work.initial[slot].expand(n_copies, *work.initial[slot].shape) for slot in merged}
+        bank = Bank(work.initial, rows, {slot: torch.zeros(n_copies, dtype=torch.long) for slot in merged})
+        later = replace(start, bank=bank, last_seen=torch.zeros_like(start.last_seen))
+        for state, n in ((later if rounds[0] else start, 1), (later, len(rounds) - 1)):
+            costs = round_costs(state, plan, work.of, seen, spec.clock)
+            done = [each for cost in costs if not cost.is_dropped for each in works[cost.client]]
+            sums = [(each.steps, each.samples, spec.profile.flops(each), 0, 0) for each in done]
+            sums += [(0, 0, 0, cost.bytes_up, cost.bytes_down) for cost in costs]
+            total += share * n * torch.tensor(sums, dtype=torch.float64).sum(0)
+        if widest := sum(4 * max(rows[s].shape[1:]) ** 2 for s in {*merged} - trained if s.tier in plan.whole_tiers):
+            added = share * sum(size for slot, size in pairs if is_adapter(slot))
+            total[4] += spec.n_cohort * sum(added + (1 - share) * min(index * added, widest) for index in rounds)
+            learnt.is_read = True
+    tested = share * sum(len(plan.passes) for plan in plans) + -(-spec.rounds // spec.evaluate_every)
+    total[2] += spec.profile.forward * tested * sum(map(spec.data.test_size, seen))
+    return Estimate(*total.tolist(), learnt.is_read)
 
 
-class _Counting(Aggregator):
-    """A server of narrow adapters that counts bytes as one of the real ones would send them."""
-
-    def __init__(self, spec: RunSpec, engine: _Rehearsal):
-        small = _narrow(spec.layout)
-        initial, parts = narrow_values(spec, small), (spec.method, spec.population)
-        super().__init__(*parts, small, initial, Workers(), spec.local, clock=spec.clock)
-        self.billed = self.real = _Billed(*parts, spec.layout, spec.initial_slots(), spec.local)
-        self.sent: list[tuple[int, int]] = []
-
-    def stack_bytes(self, outcome: Outcome) -> int:
-        """Return what was added to a tier that grows, at full size."""
-        first = self.method.tiers[0]
-        real, small = (
-            byte_count(value for slot, value in work.initial.items() if slot.tier == first and slot.factor in "AB")
-            for work in (self.real, self.workload)
-        )
-        stack = super().stack_bytes(outcome)
-        self.real.added += stack * self.method.lora_rank // small
-        return round(stack * real / small)
-
-    def step(
-        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], excluded: Sequence[int] = ()
-    ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
-        """Update, and note the bytes."""
-        after, log, costs = super().step(state, dispatch, updates, excluded)
-        self.sent.append((int(log["bytes.up"]), int(log["bytes.down"])))  # type: ignore[call-overload]
-        return after, log, costs
+def flops_per_second(spec: RunSpec, threads: int | None) -> tuple[float, str]:
+    """Return the speed of a forward pass here, and the kind of its device."""
+    fabric = launch()
+    set_threads(threads, fabric.device)
+    rows = spec.data.train[max(spec.population.seen, key=spec.data.train_size)]
+    rows = rows[: spec.local.batch_size if fabric.device.type == "cuda" else 8]
+    inputs, _ = spec.data.batch(rows, device=fabric.device)
+    with torch.no_grad(), fabric.autocast():
+        for _ in range(2):  # the first one warms up
+            begun, output = time.perf_counter(), fabric.to_device(spec.backbone)(inputs)
+            getattr(output, "logits", output).sum().item()
+    return spec.profile.forward * len(rows) / (time.perf_counter() - begun), fabric.device.type
 
 
-def narrow_values(spec: RunSpec, narrow: Layout) -> dict[Slot, Tensor]:
-    """Return what the slots of a narrow layout hold at the start, on random weights."""
-    random = generator(spec.seed, "rehearsal")
-    sites = [site for site in narrow.sites if not site.is_head]
-    weights = {site.name: torch.randn(site.out_features, site.in_features, generator=random) for site in sites}
-    return spec.initial_slots(narrow, weights)
-
-
-def _narrow(layout: Layout) -> Layout:
-    """A layout with the same slots, of few features each."""
-    width = max(layout.lora_rank, WIDTH)
-    sites = [replace(site, in_features=width, out_features=width) for site in layout.sites]
-    return replace(layout, sites=tuple(sites))
+def print_costs(methods: Mapping[str, Any], data: Callable[[int], Any], seeds: Sequence[int], **common: Any) -> None:
+    """Print what every method would cost on the first seed, and all of them; raises ValueError as a run would."""
+    others, threads = {"out", "resume", "recipe", "timeout", "threads", "local"}, common.get("threads")
+    fields = {name: common[name] for name in common.keys() - others} | {"data": data(seeds[0]), "seed": seeds[0]}
+    trials = {name: trials_of(entry, common["local"]) for name, entry in methods.items()}
+    specs = {name: RunSpec(method=of[0].method, local=of[0].local, **fields) for name, of in trials.items()}
+    check_equal_trials(trials), check_threads(threads)
+    fabric, hours, table = launch(), 0.0, Table("method", *COLUMNS, "hours", title="A run of each method, on one seed")
+    speed, device = flops_per_second(next(iter(specs.values())), threads)
+    for name, spec in specs.items():
+        found, rounds, n_trials = estimate(spec), spec.rounds, len(trials[name])
+        of_run = found.flops / speed / fabric.world_size / 3600
+        hours += of_run * (len(seeds) + n_trials * (n_trials > 1))
+        cells = [f"{n:,.0f}" for n in (len(spec.population.seen), spec.n_cohort, found.steps / rounds, *found[:2])]
+        cells += [f"{n / 1e6:,.3f}" for n in (found.up / rounds, found.down / rounds, found.up, found.down)]
+        table.add_row(name + " ~" * found.is_rough, *cells, f"{of_run:.2g}")
+    console = Console(width=None if Console().is_terminal else 160, quiet=not Workers.is_first_or_alone())
+    console.print(
+        table,
+        f"{len(seeds)} seed(s) and all trials: about {hours:.2g} hours of {fabric.world_size} worker(s), {device}, "
+        f"at {speed / 1e9:.3g} GFLOP a second as in a forward pass timed here, without the server's work. ~ is a rough "
+        "estimate: what is trained and sent depends on what the method learns (stages, groups, ranks), or on a growing "
+        "tier. Nothing was trained or written.",
+        highlight=False,
+    )

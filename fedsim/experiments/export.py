@@ -28,6 +28,7 @@ from fedsim.records.recorder import restore_state
 from fedsim.report.card import Exported, model_card
 from fedsim.round import Assignment, ServerState
 from fedsim.server.aggregator import Aggregator
+from fedsim.server.workload import Workload
 from fedsim.storage.disk import write_atomically
 from fedsim.storage.run_folder import load_checkpoint, read_recipe
 
@@ -134,8 +135,8 @@ def restored(run: Path) -> tuple[RecordedModel, Aggregator, ServerState]:
     check_has_checkpoint(run)
     round_index, tensors = load_checkpoint(run)
     model = read_model(run, tensors)
-    aggregator = Aggregator(model.method, model.population, model.layout, model.initial, Workers(), LocalTraining())
-    return model, aggregator, restore_state(model.state(round_index), tensors)
+    workload = Workload(model.method, model.population, model.layout, model.initial, LocalTraining())
+    return model, Aggregator(workload, Workers()), restore_state(model.state(round_index), tensors)
 
 
 def held_by_client(

@@ -9,7 +9,7 @@ from torch import nn
 from fedsim.data.federated import FederatedData
 from fedsim.experiments.command_line import RunOptions
 from fedsim.experiments.comparison import check_names, compare
-from fedsim.experiments.dry_run_table import print_costs
+from fedsim.experiments.dry_run import print_costs
 from fedsim.experiments.tuning import Grid
 from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import start_from_adapter

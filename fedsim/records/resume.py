@@ -1,5 +1,6 @@
 """How a run starts or goes on: what its folder must say before processes start, and what it keeps of before."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,9 +32,9 @@ class Start:
         Raises a Fault where a worker has `loaded` other data or weights.
         """
         workers.check_same(loaded)
-        numbers = f"{self.round_index} {self.block_size or 0} {self.threads or 0}".encode()
-        round_index, block_size, threads = map(int, workers.broadcast(numbers).split())
-        return replace(self, round_index=round_index, block_size=block_size or None, threads=threads or None)
+        mine = json.dumps([self.round_index, self.block_size, self.threads]).encode() if workers.is_first else None
+        round_index, block_size, threads = json.loads(workers.broadcast(mine))
+        return replace(self, round_index=round_index, block_size=block_size, threads=threads)
 
 
 def start_of(

@@ -12,67 +12,28 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
-from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
-from fedsim.costs.devices import ClientCost, Clock, account_round
+from fedsim.adapters.layout import Slot, fit_rank, pad_rank
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import folded_update, pack_updates, unpack_updates
 from fedsim.distributed.workers import Workers
-from fedsim.local_training import LocalTraining
-from fedsim.plan import Method, Part, Plan
-from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerState
+from fedsim.plan import Part, Plan, corrected_clients
+from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
 from fedsim.server.workload import Workload
 
 
 class Aggregator:
-    """The server's half of a round. Every worker has one; only worker 0's holds a bank.
+    """Hands out, collects and merges. Every worker has one; only worker 0's state holds a bank.
 
-    `block_size` is the number of clients that the engine trains together, `n_blocks` how many blocks there are at least
-    where there are clients enough, so that no worker waits while few are at work; `clock` that of simulated devices.
-    `workload` says what a plan asks of each client, and `account_round` what of it is counted.
+    `workload` says what a plan asks of each client, `block_size` how many clients the engine trains together, and
+    `n_blocks` how many blocks there are at least where there are clients enough, so that no worker waits while few are
+    at work.
     """
 
-    def __init__(
-        self,
-        method: Method,
-        population: Population,
-        layout: Layout,
-        initial: Mapping[Slot, Tensor],
-        workers: Workers,
-        local: LocalTraining,
-        block_size: int = 1,
-        n_blocks: int = 1,
-        clock: Clock | None = None,
-    ):
-        self.method, self.population, self.initial = method, population, dict(initial)
-        self.workers, self.local, self.clock = workers, local, clock
-        self.block_size, self.n_blocks = block_size, n_blocks
-        self.workload = Workload(method, population, layout, initial, local)
-        self.billed = self.workload
-
-    def begin_round(self, state: ServerState, cohort: Sequence[int]) -> Dispatch:
-        """Hand out to the cohort of a round, but for those who would miss the deadline of simulated devices.
-
-        On worker 0, which decides that, the hand says what the round costs each client of the cohort.
-        """
-        costs = self.costs(state, cohort) if self.workers.is_first else []
-        dispatch = self.dispatch(state, [cost.client for cost in costs if not cost.is_dropped])
-        return replace(dispatch, costs=costs)
-
-    def costs(self, state: ServerState, clients: Sequence[int]) -> list[ClientCost]:
-        """Return what this round will cost these clients, on worker 0."""
-        plan, work, clock = self._plan(state, None), self.billed, self.clock
-        parts = [plan, plan.second_pass] if plan.second_pass else [plan]
-        down = [down for down, _ in work.traffic(state, plan, clients)]
-        up = zip(*([up for _, up in work.traffic(state, part, clients)] for part in parts), strict=True)
-        costs = [
-            ClientCost(client, down, sum(up), sum(work.steps_done(part, client) for part in parts))
-            for client, down, up in zip(clients, down, up, strict=True)
-        ]
-        if clock is None:
-            return costs
-        done = [[(work.of(part, c), work.samples(part, c)) for part in parts] for c in clients]
-        return clock.on_time([clock.timed(cost, of_client) for cost, of_client in zip(costs, done, strict=True)])
+    def __init__(self, workload: Workload, workers: Workers, block_size: int = 1, n_blocks: int = 1):
+        self.workload, self.workers, self.block_size, self.n_blocks = workload, workers, block_size, n_blocks
+        self.method, self.population = workload.method, workload.population
+        self.initial, self.local = workload.initial, workload.local
 
     def dispatch(
         self,
@@ -120,29 +81,23 @@ class Aggregator:
             collected = [u for part in self.workers.gather(pack_updates(collected)) for u in unpack_updates(part)]
         return sorted(collected, key=lambda update: update.client)
 
-    def step(
-        self, state: ServerState, dispatch: Dispatch, updates: Sequence[ClientUpdate], excluded: Sequence[int] = ()
-    ) -> tuple[ServerState, dict[str, object], list[ClientCost]]:
-        """Run the method's server update; return the state with which the next round begins, what to log, and costs.
+    def merge(
+        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate], excluded: Sequence[int] = ()
+    ) -> tuple[ServerState, Outcome]:
+        """Run the method's server update; return the state with which the next round begins, and what was decided.
 
-        Nothing of the `excluded` clients is merged, as if they had not been sampled. Their bytes count: they were sent.
-        Only worker 0 has a server's state to update; on the others the round's number goes up.
+        Nothing of the `excluded` clients is merged, as if they had not been sampled. Only worker 0 has a server's state
+        to update; on the others the round's number goes up.
         """
         after = replace(state, round_index=state.round_index + 1)
         if not self.workers.is_first:
-            return after, {}, []
+            return after, Outcome()
         sound = [update for update in updates if update.client not in excluded]
         merged = [update.client for update in sound if update.client != self.population.proxy]
-        outcome = dispatch.plan.server_update(state, dispatch.plan, sound) if merged else Outcome()
-        costs, sums = account_round(dispatch.costs, self.stack_bytes(outcome), self.clock)
+        outcome = plan.server_update(state, plan, sound) if merged else Outcome()
         last_seen = state.last_seen.clone()
         last_seen[merged] = state.round_index
-        after = replace(self.apply(state, dispatch.plan, outcome), round_index=after.round_index, last_seen=last_seen)
-        return after, {**outcome.log, **sums}, costs
-
-    def stack_bytes(self, outcome: Outcome) -> int:
-        """Return what was added to a tier that grows, which is sent to everyone who took part."""
-        return outcome.stack_bytes
+        return replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen), outcome
 
     def apply(self, state: ServerState, plan: Plan, outcome: Outcome) -> ServerState:
         """Write the outcome's copies into the bank and return the state with what was learnt."""
@@ -172,7 +127,7 @@ class Aggregator:
             groups = groups[state.bank.written_in(slot, groups) != NEVER]
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
-            for client in self.workload.corrected(plan, slot, clients):
+            for client in corrected_clients(plan, slot, clients):
                 assert plan.correction is not None
                 tensors[f"{slot}|correction|{client}"] = plan.correction(
                     state.bank, slot, client, self.workload.lora_rank(plan, client)

@@ -1,9 +1,7 @@
 """Who takes part in a round."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fedsim.costs.devices import ClientCost
 from fedsim.data.federated import FederatedData
 from fedsim.plan import Plan
 from fedsim.randomness import numpy_generator
@@ -14,14 +12,13 @@ from fedsim.round import Block, Population
 class Dispatch:
     """What a worker is dealt: the round's plan, its blocks, and the busiest worker's load over the mean.
 
-    `clients` are those of all workers; `costs` what a round costs each of its cohort, on worker 0.
+    `clients` are those of all workers.
     """
 
     plan: Plan
     blocks: list[Block]
     utilisation: float
     clients: list[int]
-    costs: Sequence[ClientCost] = ()
 
     @property
     def n_clients(self) -> int:

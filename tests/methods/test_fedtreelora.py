@@ -11,6 +11,7 @@ from conftest import TinyAttention, tiny_data
 import fedsim
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot, byte_count
+from fedsim.costs.accounting import account_round, round_costs
 from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
@@ -20,6 +21,7 @@ from fedsim.plan import equally
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.server.aggregator import Aggregator
+from fedsim.server.workload import Workload
 from fedsim.storage.run_folder import load_checkpoint
 
 N, DEPTHS = 4, 3
@@ -42,15 +44,17 @@ class Server:
             0, Horizon(9), bank=Bank(dict(self.initial)), last_seen=never, depths=self.layout.depths
         )
         local = fedsim.LocalTraining(learning_rate=1e-3)
-        self.hub = Aggregator(self.method, population, self.layout, self.initial, Workers(), local)
+        workload = Workload(self.method, population, self.layout, self.initial, local)
+        self.aggregator = Aggregator(workload, Workers())
 
     def assignments(self, clients):
-        dispatch = self.hub.dispatch(self.state, clients)
+        dispatch = self.aggregator.dispatch(self.state, clients)
         return {a.client: a for block in dispatch.blocks for a in block}
 
     def round(self, clients=range(N)) -> dict[int, ClientUpdate]:
         """Let these clients add noise of their own to what they train; what they sent."""
-        dispatch = self.hub.begin_round(self.state, list(clients))
+        dispatch = self.aggregator.dispatch(self.state, list(clients))
+        costs = round_costs(self.state, dispatch.plan, self.aggregator.workload.of, dispatch.clients, None)
         updates = []
         for a in [a for block in dispatch.blocks for a in block]:
             random = torch.Generator().manual_seed(100 * self.state.round_index + a.client)
@@ -58,7 +62,9 @@ class Server:
                 slot: a.tensors[slot] + torch.randn(a.tensors[slot].shape, generator=random) for slot in a.trains
             }
             updates.append(ClientUpdate(a.client, self.population.samples[a.client], tensors))
-        self.state, self.log, _ = self.hub.step(self.state, dispatch, self.hub.collect(dispatch.plan, updates))
+        collected = self.aggregator.collect(dispatch.plan, updates)
+        self.state, outcome = self.aggregator.merge(self.state, dispatch.plan, collected)
+        self.log = {**outcome.log, **account_round(costs, outcome, None)[1]}
         return {update.client: update for update in updates}
 
 

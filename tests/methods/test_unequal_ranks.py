@@ -12,6 +12,7 @@ from torch import nn
 import fedsim
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot, fit_rank, pad_rank
+from fedsim.costs.accounting import account_round, round_costs
 from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites, site_weights
@@ -20,6 +21,7 @@ from fedsim.parts.variates import CLIENT, SERVER, variate
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.server.aggregator import Aggregator
+from fedsim.server.workload import Workload
 from fedsim.storage.run_folder import load_checkpoint
 
 WIDTH, ALPHA = 12, 4.0
@@ -40,30 +42,35 @@ class Server:
         self.initial = initialise(layout, generator(0, "initial"), site_weights(self.backbone, sites))
         never = torch.full((3,), NEVER)
         self.state = ServerState(0, Horizon(9), bank=Bank(self.initial), last_seen=never)
-        self.hub = Aggregator(method, self.population, layout, self.initial, Workers(), fedsim.LocalTraining())
+        workload = Workload(method, self.population, layout, self.initial, fedsim.LocalTraining())
+        self.aggregator = Aggregator(workload, Workers())
         self.sites, self.ranks = sites, ranks.of(3)
 
     def assignments(self):
         """What the three clients are given, by client."""
-        dispatch = self.hub.dispatch(self.state, [0, 1, 2])
+        dispatch = self.aggregator.dispatch(self.state, [0, 1, 2])
         return {a.client: a for block in dispatch.blocks for a in block}
 
     def round(self, train, measured=lambda client, slot, tensor: None) -> dict[int, ClientUpdate]:
         """Let `train(client, slot, tensor)` change what clients train, and update the server; what they sent."""
-        dispatch = self.hub.begin_round(self.state, [0, 1, 2])
+        dispatch = self.aggregator.dispatch(self.state, [0, 1, 2])
+        costs = round_costs(self.state, dispatch.plan, self.aggregator.workload.of, dispatch.clients, None)
         updates = []
         for a in [a for block in dispatch.blocks for a in block]:
             tensors = {slot: train(a.client, slot, a.tensors[slot]) for slot in a.tensors if slot in a.trains}
             gradients = {slot: measured(a.client, slot, a.tensors[slot]) for slot in tensors}
             gradients = {slot: g for slot, g in gradients.items() if g is not None}
             updates.append(ClientUpdate(a.client, SAMPLES[a.client], tensors, measured=gradients))
-        self.state, self.log, self.costs = self.hub.step(self.state, dispatch, self.hub.collect(dispatch.plan, updates))
+        collected = self.aggregator.collect(dispatch.plan, updates)
+        self.state, outcome = self.aggregator.merge(self.state, dispatch.plan, collected)
+        self.costs, sums = account_round(costs, outcome, None)
+        self.log = {**outcome.log, **sums}
         return {update.client: update for update in sorted(updates, key=lambda update: update.client)}
 
     def function(self, client: int, largest: bool = False) -> np.ndarray:
         """What all tiers of a client (or at the largest rank) add to the site's weight, dense."""
         sizes = {0: 1, 1: 1, 2: 1} if largest else None
-        dispatch = self.hub.dispatch(self.state, [0, 1, 2], test_sizes=sizes)
+        dispatch = self.aggregator.dispatch(self.state, [0, 1, 2], test_sizes=sizes)
         (a,) = [a for block in dispatch.blocks for a in block if a.client == client]
         return added(a.tensors, a.scales, self.method.tiers)
 

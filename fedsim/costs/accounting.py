@@ -1,0 +1,86 @@
+"""What a round costs each client: bytes from the slots really sent, local steps, and who misses the deadline."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from fedsim.adapters.bank import NEVER
+from fedsim.adapters.layout import byte_count
+from fedsim.costs.devices import ClientCost, Clock
+from fedsim.costs.step_cost import Work, byte_size
+from fedsim.parts.sharing import is_private
+from fedsim.plan import Plan, corrected_clients, is_adapter, is_measured
+from fedsim.round import Outcome, ServerState
+
+
+def round_costs(
+    state: ServerState,
+    plan: Plan,
+    work_of: Callable[[Plan, int], Work],
+    clients: Sequence[int],
+    clock: Clock | None,
+) -> list[ClientCost]:
+    """Return what a round will cost these clients, on worker 0; who misses the deadline of a clock is dropped."""
+    works = {client: [work_of(each, client) for each in plan.passes] for client in clients}
+    sent = [
+        traffic(state, each, {client: works[client][index] for client in clients})
+        for index, each in enumerate(plan.passes)
+    ]
+    costs = [
+        ClientCost(
+            client,
+            sent[0][client][0],  # the second pass starts from what the first one received
+            sum(of_pass[client][1] for of_pass in sent),
+            sum(work.steps for work in works[client]),
+        )
+        for client in clients
+    ]
+    return costs if clock is None else clock.on_time([clock.timed(cost, works[cost.client]) for cost in costs])
+
+
+def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work]) -> dict[int, tuple[int, int]]:
+    """Return (down, up) bytes of each client in a round, before its update, from the slots really sent.
+
+    Down: shared copies in the forward pass that were written since the client last took part (the initial values
+    follow from the seed). Who missed a round of a tier that grows gets the whole tier; what a round adds to it is
+    counted when it is added. Up: the trained slots that are shared. Private slots never leave their client, nor do
+    those without any group, but for those that the plan uploads. A correction down and what is measured up cost as
+    much again. The proxy client is the server's own.
+    """
+    clients = list(works)
+    ids, down, up = torch.tensor(clients, dtype=torch.long), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
+    measures = {client for client in clients if is_measured(plan, client)}
+    for slot in works[clients[0]].shapes if works else ():
+        groups = plan.groups(slot)
+        stays = is_private(groups) or bool((groups == NEVER).all())
+        if stays and not plan.uploads(slot):
+            continue
+        grows, written = slot.tier in plan.whole_tiers, state.bank.written_in(slot, groups[ids])
+        missed = written > state.last_seen[ids] if grows else written >= state.last_seen[ids]
+        fresh = ((written != NEVER) & missed & (not stays)).tolist()
+        whole = byte_count([state.bank.rows[slot][0]]) if grows and slot in state.bank.rows else 0
+        corrected = set(corrected_clients(plan, slot, clients))
+        is_sent = (plan.measure and plan.measure.what == "gradient") or is_adapter(slot)
+        for is_fresh, (client, work) in zip(fresh, works.items(), strict=True):
+            size = byte_size(work.shapes[slot])
+            down[client] += (whole if grows else size) * is_fresh + size * (client in corrected)
+            up[client] += size * (slot in work.trained) * (1 + (is_sent and client in measures))
+    return {client: (down[client], up[client]) for client in clients}
+
+
+def account_round(
+    costs: Sequence[ClientCost], outcome: Outcome, clock: Clock | None
+) -> tuple[list[ClientCost], dict[str, object]]:
+    """Return the costs of a round that is over, and their sums for the log: bytes, and with a clock time and drops.
+
+    What was added to a tier that grows is sent to those who took part.
+    """
+    stack, log = outcome.stack_bytes, dict[str, object]()
+    if clock is not None:
+        dropped = sum(cost.is_dropped for cost in costs)
+        log = {"simulated_seconds": clock.round_seconds(costs, stack), "dropped": dropped}
+        costs = [cost if cost.is_dropped else clock.with_stack(cost, stack) for cost in costs]
+    costs = [cost if cost.is_dropped else replace(cost, bytes_down=cost.bytes_down + stack) for cost in costs]
+    up, down = sum(cost.bytes_up for cost in costs), sum(cost.bytes_down for cost in costs)
+    return costs, {"bytes.up": up, "bytes.down": down, **log}
