@@ -24,6 +24,24 @@ def as_float(inputs: Tensor) -> Tensor:
     return inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
 
 
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor of CPU memory on a device; a GPU copies it from pinned memory while the host goes on.
+
+    Torch keeps pinned memory for the next ones, but not before the GPU has read it.
+    """
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def pick(table: Tensor, rows: Tensor, device: torch.device) -> Tensor:
+    """Return rows of a table on a device; of a table in CPU memory they are gathered in pinned memory for a GPU."""
+    if table.device.type == "cpu" and device.type == "cuda":
+        picked = torch.empty(len(rows), *table.shape[1:], dtype=table.dtype, pin_memory=True)
+        return torch.index_select(table, 0, rows, out=picked).to(device, non_blocking=True)
+    return table[rows].to(device)
+
+
 @dataclass(frozen=True)
 class FederatedData:
     """Inputs (S, ...) and targets of all clients, and which rows each client trains and tests on.
@@ -128,17 +146,16 @@ class FederatedData:
         With `draws` they are augmented. Tokens are cut to the longest sequence among them. Raw inputs move to the
         device, and what is done to them is done there.
         """
-        home = self.inputs.device
-        device = device or home
-        longest = None if self.pad_token is None else int(self.lengths[rows].max())
-        rows = rows.to(home, non_blocking=True)
-        raw = self.inputs[rows].to(device, non_blocking=True)
-        targets = self.targets[rows].to(device, non_blocking=True)
-        if longest is not None:
-            raw = raw[:, :longest]
-            targets = targets[:, :longest].long() if targets.ndim > 1 else targets
+        device = torch.device(device or self.inputs.device)
+        inputs, targets = self.inputs, self.targets
+        if self.pad_token is not None:
+            longest = int(self.lengths[rows].max())
+            inputs, targets = inputs[:, :longest], targets[:, :longest] if targets.ndim > 1 else targets
+        at_home = send(rows, inputs.device)
+        raw, targets = pick(inputs, at_home, device), pick(targets, at_home, device)
+        targets = targets.long() if self.pad_token is not None and targets.ndim > 1 else targets
         if draws is not None and self.augment:
-            return self.augment(raw, draws.to(device, non_blocking=True)), targets
+            return self.augment(raw, send(draws, device)), targets
         return self.transform(raw), targets
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import fedsim
-from fedsim.data.placement import move_to_device, nearest_place
+from fedsim.data.federated import pick
+from fedsim.data.placement import move_to_device
 
 
 def tokens() -> fedsim.FederatedData:
@@ -46,16 +47,37 @@ def test_training_batches_are_augmented_with_the_clients_own_draws_and_test_batc
     assert not data.batch(rows)[0].any()
 
 
-@pytest.mark.parametrize(
-    ("n_bytes", "place"), [(40, "device"), (50, "device"), (60, "pinned"), (500, "pinned"), (501, "mapped")]
-)
-def test_data_are_kept_as_near_to_the_device_as_they_fit(n_bytes, place):
-    assert nearest_place(n_bytes, free_device=100, free_host=1000) == place
-
-
 def test_on_a_cpu_data_stay_where_they_are():
     data = tokens()
     assert move_to_device(data, torch.device("cpu")) is data
+
+
+@pytest.mark.parametrize(("n_free", "moves"), [(112, False), (224, True)])
+def test_data_move_to_a_gpu_where_they_take_half_of_what_is_free_and_else_stay_mapped(monkeypatch, n_free, moves):
+    data, asked = tokens(), []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (n_free, 0))
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: asked.append(device) or tensor)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pytest.fail("no second copy in memory"))
+    moved = move_to_device(data, torch.device("cuda"))
+    assert (moved is data) != moves
+    assert bool(asked) == moves
+
+
+def test_a_gpu_gets_rows_of_host_memory_by_way_of_pinned_memory_without_a_wait(monkeypatch):
+    made, sent, empty, to = [], [], torch.empty, torch.Tensor.to
+
+    def pinned(*shape, pin_memory=False, **options):
+        made.append(pin_memory)
+        return empty(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", pinned)
+    monkeypatch.setattr(torch.Tensor, "to", lambda t, *where, **how: sent.append((t, where, how)) or t)
+    table, rows, gpu = torch.arange(12).view(4, 3), torch.tensor([2, 0]), torch.device("cuda")
+    assert pick(table, rows, gpu).tolist() == [[6, 7, 8], [0, 1, 2]]
+    assert made == [True]
+    assert [(where, how) for _, where, how in sent] == [((gpu,), {"non_blocking": True})]
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    assert pick(table, rows, torch.device("cpu")).tolist() == [[6, 7, 8], [0, 1, 2]]
 
 
 def some(**changes):
