@@ -117,7 +117,7 @@ class BatchedEngine:
         table, total = self.data.train[assignment.client], Stack([one], self.module.device)
         sums = torch.zeros_like(total.values)
         for rows in table.split(one.local.batch_size) if total.trained else ():
-            samples = Stack([one] * len(rows), self.module.device)
+            samples = total.repeated(len(rows))
             gradients = torch.zeros_like(samples.values)
             self._differentiate(plan, samples, [(row, None) for row in rows.split(1)], gradients)
             sums += gradients.square().sum(0) / len(table)

@@ -1,6 +1,7 @@
 """The tensors of a block of K clients, stacked, and the optimiser that steps all of them at once."""
 
 from collections.abc import Sequence
+from copy import copy
 
 import torch
 from torch import Tensor
@@ -26,11 +27,20 @@ class Stack:
         rows = [torch.cat([self._padded(a, slot).flatten() for slot in self.trained]) for a in block if self.trained]
         self.values = torch.stack(rows).to(device) if rows else torch.zeros(len(block), 0, device=device)
         self.corrections = self._corrections()
+        unequal = {tier: [a.scales[tier] for a in block] for tier in block[0].scales}
+        self.unequal_scales = {t: torch.tensor(own, device=device) for t, own in unequal.items() if len(set(own)) > 1}
         self.frozen = {slot: self._stacked(slot) for slot in self.shapes if slot not in self.trained}
         is_whole = all(
             slot in a.trains and a.tensors[slot].shape == s for a in block for slot, s in self._each_trained()
         )
         self.mask = None if is_whole else torch.stack([self._trained_entries(a) for a in block]).to(device)
+
+    def repeated(self, n: int) -> "Stack":
+        """Return n copies of a stack of one client, made on its device: as if so many clients held the same."""
+        many = copy(self)
+        many.block, many.values = [self.block[0]] * n, self.values.expand(n, -1).contiguous()
+        many.frozen = {slot: value.expand(n, *value.shape[1:]) for slot, value in self.frozen.items()}
+        return many
 
     def tensors(self, values: Tensor, start: int) -> dict[Slot, Tensor]:
         """Return every slot, (k, *shape), of the clients from `start` on; trained ones are views of `values` (k, P)."""
@@ -48,7 +58,7 @@ class Stack:
         for tier in members[0].scales:
             of_client = [a.scales[tier] for a in members]
             alike = len(set(of_client)) == 1
-            scales[tier] = of_client[0] if alike else torch.tensor(of_client, device=self.device)
+            scales[tier] = of_client[0] if alike else self.unequal_scales[tier][start:stop]
         return scales
 
     def by_client(self, values: Tensor) -> list[dict[Slot, Tensor]]:
