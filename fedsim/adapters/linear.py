@@ -9,7 +9,7 @@ clients as one batch, and only the products with A and B know whose sample is wh
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cached_property, reduce
+from functools import lru_cache, reduce
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -34,17 +34,12 @@ class ClientBatch:
         self.sizes, self.device = tuple(sizes), device
         self.widest = max(sizes)
         self.is_even = min(sizes) == self.widest
-
-    @cached_property
-    def places(self) -> Tensor:
-        """Where each sample goes among K · widest places, (samples,)."""
-        starts = torch.arange(len(self.sizes)) * self.widest
-        return torch.cat([start + torch.arange(n) for start, n in zip(starts, self.sizes, strict=True)]).to(self.device)
+        self.places = None if self.is_even else _places(self.sizes, torch.device(device))
 
     def stack(self, x: Tensor, fill: float = 0) -> Tensor:
         """Return samples (samples, ...) by client as (K, widest, ...); places without a sample hold `fill`."""
         K, shape = len(self.sizes), x.shape[1:]
-        if self.is_even:
+        if self.places is None:
             return x.reshape(K, self.widest, *shape)
         empty = x.new_full((K * self.widest, *shape), fill)
         return empty.index_copy(0, self.places, x).view(K, self.widest, *shape)
@@ -52,7 +47,15 @@ class ClientBatch:
     def unstack(self, x: Tensor) -> Tensor:
         """Undo `stack`."""
         flat = x.flatten(0, 1)
-        return flat if self.is_even else flat.index_select(0, self.places)
+        return flat if self.places is None else flat.index_select(0, self.places)
+
+
+@lru_cache
+def _places(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where each sample goes among K · widest places; copied to a device once: the host would wait in every step."""
+    widest = max(sizes)
+    places = torch.cat([torch.arange(n) + k * widest for k, n in enumerate(sizes)])
+    return places.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else places.to(device)
 
 
 class Share(NamedTuple):

@@ -12,6 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+ASKED_EVERY = 8
+"""Tokens after which a GPU is asked whether all answers have ended; what is written behind an end is an end."""
+
 
 @torch.no_grad()
 def generate(
@@ -32,7 +35,7 @@ def generate(
         tokens = torch.where(is_done, stop, tokens)
         written[:, step] = tokens
         is_done |= tokens == stop
-        if step + 1 == max_new_tokens or is_done.all():
+        if step + 1 == max_new_tokens or _all_done(is_done, step):
             break
         tokens = reader.read(tokens).argmax(-1)
     return written
@@ -69,11 +72,39 @@ def beam_search(
         size, was_done = size.gather(1, parent) + 1, is_done.gather(1, parent)
         size = size - was_done.float()
         is_done = was_done | (tokens == stop)
-        if step + 1 == max_new_tokens or is_done.all():
+        if step + 1 == max_new_tokens or _all_done(is_done, step):
             break
         reader.reorder((parent + beams * torch.arange(B, device=device).unsqueeze(1)).flatten())
         following = reader.read(tokens.flatten()).float().log_softmax(-1).view(B, beams, V)
     return written[torch.arange(B, device=device), (sums / size).argmax(1)]
+
+
+def attention_mask(model: nn.Module, is_token: Tensor, n_queries: int | None = None) -> Tensor:
+    """Return what transformers' models take for which places (B, T) hold a token, for `n_queries` causal queries.
+
+    Given (B, T) they look whether it holds no padding, for which the host waits for a GPU: so they are given the whole
+    mask there, (B, 1, queries, T), where a model has one kind of attention and that is torch's own. Without a number of
+    queries it is not causal.
+    """
+    config: Any = getattr(model, "config", None)
+    is_windowed = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    if not is_token.is_cuda or is_windowed or getattr(config, "_attn_implementation", None) != "sdpa":
+        return is_token.long()
+    return whole_mask(is_token, n_queries)
+
+
+def whole_mask(is_token: Tensor, n_queries: int | None) -> Tensor:
+    """Return whether a query sees a place, (B, 1, queries, T): each all tokens, or the last `n_queries` none behind."""
+    T = is_token.shape[1]
+    mask = is_token[:, None, None, :].expand(-1, 1, n_queries or T, T)
+    if n_queries is None or n_queries == 1:
+        return mask
+    return mask & torch.ones_like(mask[0, 0]).tril(T - n_queries)
+
+
+def _all_done(is_done: Tensor, step: int) -> bool:
+    """Whether all answers have ended; on a GPU, where the host waits to know, it is asked every few tokens only."""
+    return (not is_done.is_cuda or step % ASKED_EVERY == ASKED_EVERY - 1) and bool(is_done.all())
 
 
 class Reader:
@@ -88,7 +119,7 @@ class Reader:
         """Return the logits (B, V) of what follows each prompt."""
         B, T = prompts.shape
         places = torch.arange(self.room, device=prompts.device)
-        self.is_token = (places < lengths.unsqueeze(1)).long()
+        self.is_token = places < lengths.unsqueeze(1)
         self.positions, self.read_so_far = lengths.clone(), T
         # Nothing is masked here but the future: behind the last token there is only padding, whose answers go unused.
         logits = self._run(prompts, places[:T].expand(B, T), self.is_token[:, :T])
@@ -96,7 +127,7 @@ class Reader:
 
     def read(self, tokens: Tensor) -> Tensor:
         """Return the logits (B, V) of what follows these tokens (B,), each the next of its row."""
-        self.is_token[:, self.read_so_far] = 1
+        self.is_token[:, self.read_so_far] = True
         self.read_so_far += 1
         logits = self._run(tokens.unsqueeze(1), self.positions.unsqueeze(1), self.is_token[:, : self.read_so_far])
         self.positions += 1
@@ -116,7 +147,7 @@ class Reader:
         answer: Any = self.model(
             input_ids=tokens,
             position_ids=positions,
-            attention_mask=is_token,
+            attention_mask=attention_mask(self.model, is_token, tokens.shape[1]),
             use_cache=True,
             **{self.cache_name: self.cache},
         )

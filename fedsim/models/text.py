@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fedsim.models.backbones import explained, inside_variable, seeded, transformers_classifier
+from fedsim.models.decoding import attention_mask
 from fedsim.models.origin import known
 from fedsim.models.sites import QUERY_VALUE
 
@@ -114,7 +115,7 @@ def _presented(
 ) -> tuple[tuple[()], dict[str, Any]]:
     """From token ids (B, T) to what transformers' models want to be told about them."""
     ids = args[0].long()
-    inputs = {"input_ids": ids, "attention_mask": (ids != pad).long()}
+    inputs = {"input_ids": ids, "attention_mask": attention_mask(model, ids != pad)}
     if segment_end is not None:
         is_end = ids == segment_end
         inputs["token_type_ids"] = ((is_end.cumsum(1) > is_end.long()) & (ids != pad)).long()

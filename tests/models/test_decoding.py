@@ -7,6 +7,7 @@ import torch
 from language_models import STOP, prompts_of, tiny_gpt2, tiny_llama
 from transformers.utils import ModelOutput
 
+from fedsim.models import decoding
 from fedsim.models.decoding import Reader, beam_search, generate
 
 MODELS = {"LLaMA": tiny_llama, "GPT-2": tiny_gpt2}
@@ -57,6 +58,17 @@ def test_beams_of_a_padded_batch_are_those_of_each_prompt_alone(kind):
     for row, length in enumerate(LENGTHS):
         alone = generate(model, prompts[row : row + 1, :length], lengths[row : row + 1], 6, STOP, beams=3)
         assert torch.equal(together[row], alone[0])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+@pytest.mark.parametrize("kind", MODELS)
+def test_answers_are_the_same_with_what_spares_a_gpu_from_being_waited_for(monkeypatch, kind, beams):
+    """The whole mask, and answers that are looked at every third token only."""
+    model, (prompts, lengths) = MODELS[kind](), prompts_of(LENGTHS)
+    expected = generate(model, prompts, lengths, 8, STOP, beams)
+    monkeypatch.setattr(decoding, "attention_mask", lambda model, is_token, n: decoding.whole_mask(is_token, n))
+    monkeypatch.setattr(decoding, "_all_done", lambda is_done, step: step % 3 == 2 and bool(is_done.all()))
+    assert torch.equal(generate(model, prompts, lengths, 8, STOP, beams), expected)
 
 
 def best_of_all(model, prompt, size, vocabulary) -> list[int]:

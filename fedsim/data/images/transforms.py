@@ -5,6 +5,7 @@ images are in the same batch.
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -38,8 +39,14 @@ class ImageTransform:
         return self._normalised(cropped(flipped.float() / 255, draws[:, 1:], self.crop, self.size))
 
     def _normalised(self, images: Tensor) -> Tensor:
-        mean, std = images.new_tensor(self.mean), images.new_tensor(self.std)
-        return (images - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+        mean, std = (_by_channel(numbers, images.device, images.dtype) for numbers in (self.mean, self.std))
+        return (images - mean) / std
+
+
+@lru_cache
+def _by_channel(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Numbers (C, 1, 1), copied to a device once: the host would wait in every batch."""
+    return torch.tensor(numbers, device=device, dtype=dtype).view(-1, 1, 1)
 
 
 def resized(images: Tensor, size: int) -> Tensor:

@@ -44,13 +44,13 @@ class Generation:
         """The metrics, the summed cross-entropy of the answer's tokens, and their number."""
         logits = model(inputs).float()
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none", ignore_index=IGNORED)
-        is_answer = targets != IGNORED
+        is_answer, truths = targets != IGNORED, targets.tolist()  # at once: a host waits for a GPU every time
         lengths = is_answer.int().argmax(1) + 1  # the first token of the answer is the target of the prompt's last
-        prompts = inputs[:, : int(lengths.max())]
-        written = model.generate(prompts, lengths, self.max_new_tokens, self.stop, self.beams)
+        longest = max(next((at for at, token in enumerate(truth, 1) if token != IGNORED), 1) for truth in truths)
+        written = model.generate(inputs[:, :longest], lengths, self.max_new_tokens, self.stop, self.beams)
         pairs = [
-            (self.text(answer), self.text(truth[mask].tolist()))
-            for answer, truth, mask in zip(written.tolist(), targets, is_answer, strict=True)
+            (self.text(answer), self.text([token for token in truth if token != IGNORED]))
+            for answer, truth in zip(written.tolist(), truths, strict=True)
         ]
         metrics = torch.tensor([text_overlap(*pair) for pair in pairs], device=inputs.device)
         sums = torch.stack([losses.view(targets.shape).sum(1), is_answer.sum(1).float()], dim=1)
