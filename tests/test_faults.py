@@ -80,7 +80,7 @@ def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path, workers, index)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("index", "place", "at"), [(1, "gather", 9), (1, "broadcast", 20), (2, "broadcast", 21), (0, "broadcast", 20)]
+    ("index", "place", "at"), [(1, "gather", 9), (1, "broadcast", 20), (2, "scatter", 9), (0, "broadcast", 20)]
 )
 def test_a_worker_that_hangs_inside_a_transfer_is_named_too(tmp_path, index, place, at):
     script, out, mark = tmp_path / "hangs.py", tmp_path / "run", tmp_path / "stopped"

@@ -94,17 +94,17 @@ def test_hilora_sends_each_finished_tier_once(tiny_run):
 
 def test_a_round_has_two_exchanges_and_what_travels_grows_with_the_cohort_only(tiny_run, monkeypatch):
     sizes: list[tuple[str, int]] = []
-    broadcast, collect = Workers.broadcast_tensors, aggregator.Aggregator.collect
+    scatter, collect = Workers.scatter_tensors, aggregator.Aggregator.collect
 
-    def counted_broadcast(self, tensors):
-        sizes.append(("broadcast", len(pack(tensors))))
-        return broadcast(self, tensors)
+    def counted_scatter(self, of_worker):
+        sizes.extend(("scatter", len(pack(tensors))) for tensors in of_worker)
+        return scatter(self, of_worker)
 
     def counted_collect(self, plan, updates):
         sizes.append(("collect", len(pack_updates(updates))))
         return collect(self, plan, updates)
 
-    monkeypatch.setattr(Workers, "broadcast_tensors", counted_broadcast)
+    monkeypatch.setattr(Workers, "scatter_tensors", counted_scatter)
     monkeypatch.setattr(aggregator.Aggregator, "collect", counted_collect)
     common = {"method": fedsim.Local(lora_rank=2), "rounds": 4, "cohort_size": 2, "evaluate_every": 9}
     tiny_run("small", data=tiny_data(unseen=()), **common)
@@ -112,8 +112,8 @@ def test_a_round_has_two_exchanges_and_what_travels_grows_with_the_cohort_only(t
     sizes.clear()
     tiny_run("large", data=tiny_data(n_clients=60, unseen=()), **common)
     large = sizes[:8]
-    assert [name for name, _ in small] == ["broadcast", "collect"] * 4
-    assert [name for name, _ in large] == ["broadcast", "collect"] * 4
+    assert [name for name, _ in small] == ["scatter", "collect"] * 4
+    assert [name for name, _ in large] == ["scatter", "collect"] * 4
     assert max(size for _, size in large) <= max(size for _, size in small) + 64
 
 

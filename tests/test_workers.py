@@ -13,9 +13,12 @@ from test_recipes import load
 
 import fedsim
 from fedsim.costs.devices import DeviceProfiles
+from fedsim.distributed import launch
 from fedsim.distributed.workers import Workers
 from fedsim.errors import Fault
 from fedsim.parts.tree import TreeCuts
+from fedsim.run_spec import RunSpec
+from fedsim.server.aggregator import Aggregator
 from fedsim.storage.run_folder import RunFolder
 
 OPTIONS = (*SMALL, "--rounds", 4, "--cohort-size", 5, "--block-size", 2)
@@ -145,6 +148,33 @@ def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_
     assert one.summary["dropped"] > 0
     for table in ("clients.csv", "costs.csv"):
         assert (tmp_path / "two" / table).read_bytes() == (tmp_path / "one" / table).read_bytes()
+
+
+def test_each_worker_is_sent_what_its_own_clients_start_from(monkeypatch):
+    spec = RunSpec(method=fedsim.Local(lora_rank=2), backbone=TinyAttention(), data=tiny_data(), rounds=1)
+    initial, sent = spec.initial_slots(), []
+    server = Aggregator(spec.method, spec.population, spec.layout, initial, Workers(count=2), spec.local)
+    state = spec.state(0, initial)
+    for slot, value in initial.items():
+        state.bank.write(slot, {client: value + client for client in range(5)}, 6, 0)
+    monkeypatch.setattr(Workers, "scatter_tensors", lambda self, of_worker: sent.extend(of_worker) or of_worker[0])
+    dispatch = server.dispatch(state, [0, 1, 2, 4])
+    mine = {assignment.client for block in dispatch.blocks for assignment in block}
+    assert len(mine) == 2
+    for own, share in zip((mine, {0, 1, 2, 4} - mine), sent, strict=True):
+        assert share["clients"].tolist() == [0, 1, 2, 4]
+        assert share.keys() - {"clients"} == {f"{slot}|{client}" for slot in initial for client in own}
+
+
+def test_workers_on_gpus_need_no_nccl(monkeypatch):
+    done = []
+    monkeypatch.setattr(launch.dist, "init_process_group", done.append)
+    monkeypatch.setattr(launch, "Fabric", lambda: done.append("fabric"))
+    monkeypatch.setenv("LT_CLI_USED", "1")
+    for n_workers in ("1", "2"):
+        monkeypatch.setenv("WORLD_SIZE", n_workers)
+        launch.launch.__wrapped__()
+    assert done == ["fabric", "gloo", "fabric"], "Fabric takes the group that is there"
 
 
 UNSEEDED = """

@@ -11,6 +11,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from lightning.fabric import Fabric
 
 from fedsim.distributed.signals import is_launched
@@ -34,9 +35,12 @@ def check_precision() -> None:
 def launch() -> Fabric:
     """Return the process's Fabric: that of `fabric run`, or one worker under plain `python`.
 
-    Under `fabric run` constructing Fabric starts the process group, and launching again would raise.
+    Under `fabric run` constructing Fabric starts the process group, and launching again would raise. Workers exchange
+    what lies in CPU memory, so the group is gloo's on GPUs too: one that is there before Fabric is the one it takes.
     """
     if is_launched():
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            dist.init_process_group("gloo")
         return Fabric()
     fabric = Fabric(accelerator="auto", devices=1)
     fabric.launch()

@@ -5,13 +5,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.distributed.rollcall import RollCall
@@ -79,12 +80,19 @@ class Workers:
             dist.broadcast(buffer, 0, group=self.group)
         return buffer.numpy().tobytes()
 
-    def broadcast_tensors(self, tensors: Mapping[str, Tensor] | None) -> Mapping[str, Tensor]:
-        """Give worker 0's tensors to everyone."""
-        if self.count == 1:
-            assert tensors is not None
-            return tensors
-        return unpack(self.broadcast(None if tensors is None else pack(tensors)))
+    def scatter_tensors(self, of_worker: Sequence[Mapping[str, Tensor]] | None) -> Mapping[str, Tensor]:
+        """Give every worker its own of worker 0's tensors."""
+        self._check_launcher()
+        if of_worker is not None and self.count == 1:
+            return of_worker[0]
+        payloads = [pack(tensors) for tensors in of_worker or ()]
+        with self._meeting():
+            lengths = torch.tensor(list(map(len, payloads)) or [0] * self.count)
+            dist.broadcast(lengths, 0, group=self.group)
+            own = torch.empty(int(lengths.max()), dtype=torch.uint8)
+            padded = [F.pad(bytes_as_tensor(payload), (0, len(own) - len(payload))) for payload in payloads]
+            dist.scatter(own, padded or None, 0, group=self.group)
+        return unpack(own[: int(lengths[self.index])].numpy().tobytes())
 
     def gather(self, payload: bytes) -> list[bytes]:
         """Return every worker's bytes on worker 0, in worker order, and nothing elsewhere."""

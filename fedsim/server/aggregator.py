@@ -1,7 +1,7 @@
 """The server's half of a round: hands out copies, collects updates, applies the server update.
 
-A round has two exchanges: `dispatch` (worker 0 to all: what was learnt and the copies that the cohort starts from) and
-`collect` (all to worker 0: the updates). An exchange is a length and then one flat buffer, on a gloo group, since the
+A round has two exchanges: `dispatch` (worker 0 to each: what was learnt and the copies that its clients start from) and
+`collect` (all to worker 0: the updates). An exchange is lengths and then flat buffers, on a gloo group, since the
 server's state is in CPU memory. What travels grows with the cohort, never with the population.
 """
 
@@ -20,6 +20,9 @@ from fedsim.plan import Part, Plan, corrected_clients
 from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
 from fedsim.server.workload import Workload
+
+Dealt = tuple[Plan, list[list[list[int]]], float]
+"""A round's plan, every worker's blocks of clients, and the utilisation."""
 
 
 class Aggregator:
@@ -49,24 +52,22 @@ class Aggregator:
         A load is local steps x samples x depths passed forward and backward; for an evaluation, `test_sizes` are the
         loads. `part` asks for a plan inside the plan instead; `epochs` overrides the recipe's.
         """
-        part = part if test_sizes is None else "eval_plan"
-        arrived = self.workers.broadcast_tensors(self._copies(state, clients, part) if self.workers.is_first else None)
-        clients = arrived["clients"].tolist()
-        learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
-        plan = self._plan(replace(state, learnt=learnt), part)
-        if test_sizes is not None and plan.evaluate_largest:
-            plan = replace(plan, lora_ranks=None)
-        if test_sizes is None:
-            loads = {client: self.workload.load(plan, client, epochs) for client in clients}
-        else:
-            loads = {client: Load((-test_sizes[client],), test_sizes[client]) for client in clients}
-        hands, utilisation = deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
+        part, dealt, to_send = part if test_sizes is None else "eval_plan", None, None
+        if self.workers.is_first:
+            dealt = self._deal(state, clients, part, epochs, test_sizes)
+            to_send = self._shares(self._copies(state, clients, part), dealt)
+        arrived = self.workers.scatter_tensors(to_send)
+        if dealt is None:
+            clients = arrived["clients"].tolist()
+            learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
+            dealt = self._deal(replace(state, learnt=learnt), clients, part, epochs, test_sizes)
+        plan, hands, utilisation = dealt
         groups = {slot: plan.groups(slot).tolist() for slot in self.workload.slots(plan)}
         mine = [
             [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]
             for block in hands[self.workers.index]
         ]
-        return Dispatch(plan, mine, utilisation, clients)
+        return Dispatch(plan, mine, utilisation, list(clients))
 
     def collect(self, plan: Plan, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return everyone's updates in client order on worker 0, and nothing elsewhere.
@@ -116,6 +117,36 @@ class Aggregator:
         """The scale α/R of a client that the bank's copies hold; 1 where it is not folded."""
         alpha = self.method.lora_alpha
         return alpha / self.workload.lora_rank(plan, client) if plan.scaled_factor and alpha is not None else 1.0
+
+    def _deal(
+        self,
+        state: ServerState,
+        clients: Sequence[int],
+        part: Part | None,
+        epochs: int | None,
+        test_sizes: Mapping[int, int] | None,
+    ) -> Dealt:
+        """A round's plan, every worker's blocks of clients, and the utilisation."""
+        plan = self._plan(state, part)
+        if test_sizes is not None and plan.evaluate_largest:
+            plan = replace(plan, lora_ranks=None)
+        if test_sizes is None:
+            loads = {client: self.workload.load(plan, client, epochs) for client in clients}
+        else:
+            loads = {client: Load((-test_sizes[client],), test_sizes[client]) for client in clients}
+        return plan, *deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
+
+    def _shares(self, copies: Mapping[str, Tensor], dealt: Dealt) -> list[dict[str, Tensor]]:
+        """What each worker is sent of these copies: what its own clients start from, and what concerns all."""
+        plan, hands, _ = dealt
+        groups = {slot: plan.groups(slot).tolist() for slot in self.workload.slots(plan)}
+        shares = []
+        for hand in hands:
+            own = [client for block in hand for client in block]
+            keys = {f"{slot}|{of_client[client]}" for slot, of_client in groups.items() for client in own}
+            keys |= {f"{slot}|correction|{client}" for slot in groups for client in own}
+            shares.append({k: t for k, t in copies.items() if k in keys or k.startswith(("learnt|", "clients"))})
+        return shares
 
     def _copies(self, state: ServerState, clients: Sequence[int], part: Part | None) -> dict[str, Tensor]:
         """Who takes part, what was learnt and, once each, the written copies that these clients hold."""
