@@ -2,22 +2,26 @@
 
 import json
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import pytest
 import timm
 import torch
 from conftest import TinyAttention, tiny_data
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fedsim
 from fedsim.adapters.layout import Layout, Slot, fit_rank
 from fedsim.adapters.linear import ClientBatch
+from fedsim.costs import profiler
 from fedsim.costs.profiler import profile
 from fedsim.costs.step_cost import MIB, Work, by_layers
+from fedsim.models.causal import random_llama
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
+from fedsim.models.text import embedded_text_backbone
 from fedsim.parts.budgets import layers_that_fit
 from fedsim.parts.objectives import cross_entropy
 from fedsim.plan import Plan
@@ -141,6 +145,49 @@ def test_nothing_of_the_pass_that_measures_stays_in_memory():
     profile(net, find_sites(net), torch.zeros(1, 12))
     assert len(seen) > 5
     assert not [tensor for tensor in seen if tensor() is not None], "not even until Python looks for circles"
+
+
+def texts(net, length=40):
+    return net, torch.arange(1, 1 + length, dtype=torch.int32)[None]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: (
+            timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=10),
+            IMAGES[..., :32, :32],
+        ),
+        lambda: texts(random_llama(100, 3, depth=2)),
+        lambda: texts(embedded_text_backbone(3, 60, 0)),
+    ],
+    ids=["images", "language model", "texts"],
+)
+def test_a_large_backbone_is_measured_by_shapes_alone_with_the_same_numbers(monkeypatch, make):
+    net, inputs = make()
+    expected = profile(net, find_sites(net), inputs)
+    monkeypatch.setattr(profiler, "LARGE", 0)
+    monkeypatch.setattr(profiler, "_DONE", {})
+    for parameter in net.parameters():
+        parameter.data.fill_(torch.nan)
+    seen = []
+    net.register_forward_pre_hook(lambda module, arguments: seen.append(type(arguments[0])) if arguments else None)
+    found = profile(net, find_sites(net), inputs)
+    assert seen == [FakeTensor] or not seen
+    assert replace(found, pieces={}) == replace(expected, pieces={})
+    for depth, piece in expected.pieces.items():
+        assert replace(found.pieces[depth], kept=piece.kept) == piece
+        assert found.pieces[depth].kept == pytest.approx(piece.kept, rel=0.16), "causal masks are left out by values"
+
+
+def test_a_large_backbone_that_goes_by_values_is_run(monkeypatch):
+    class Picky(TinyAttention):
+        def forward(self, x):
+            return super().forward(x if x.sum() < 1 else 2 * x)
+
+    expected = profile(TinyAttention(), find_sites(TinyAttention()), torch.zeros(1, 12))
+    monkeypatch.setattr(profiler, "LARGE", 0)
+    assert profile(Picky(), find_sites(Picky()), torch.zeros(1, 12)) == expected
 
 
 def test_the_last_k_depths_cost_more_the_more_there_are():

@@ -1,11 +1,14 @@
 """Counts what a sample costs on a backbone, from one forward pass: FLOPs and what backward needs, depth by depth."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.adapters.layout import Site, byte_count
@@ -15,6 +18,9 @@ from fedsim.costs.step_cost import Piece, Profile
 BACKWARD = {"bmm": 2.0, "baddbmm": 2.0, "scaled_dot_product": 2.5}
 """FLOPs of the backward pass over those of the forward pass, for products of two activations. Fused attention computes
 its scores again. A product with a frozen weight costs as much again, 1."""
+LARGE = 2**31
+"""Bytes of a backbone in CPU memory from which on a pass knows shapes only, and computes nothing: a LLaMA of 7 B would
+take minutes on one thread."""
 _DONE: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Profile]] = WeakKeyDictionary()
 """Profiles of the backbones that there are, by all that they depend on: sites, inputs' shape and type, and weights."""
 
@@ -36,7 +42,17 @@ def profile(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Profi
 
 
 def _measured(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Profile:
-    pass_ = _Pass(backbone, sites)
+    named = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
+    if inputs.device.type == "cpu" and byte_count(backbone.parameters()) >= LARGE:
+        # A backbone that goes by values has none to go by, or one without a rule for shapes alone: it is run after all.
+        with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True) as fake:
+            shapes = {name: fake.from_tensor(tensor) for name, tensor in named.items()}
+            return _run(backbone, sites, fake.from_tensor(inputs), shapes)
+    return _run(backbone, sites, inputs, named)
+
+
+def _run(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor, weights: Mapping[str, Tensor]) -> Profile:
+    pass_ = _Pass(weights)
     hooks = []
     for path, site in {site.module: site for site in sites}.items():
         hooks.append(backbone.get_submodule(path).register_forward_pre_hook(pass_.enters(site)))
@@ -45,7 +61,7 @@ def _measured(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Pro
     try:
         with torch.enable_grad(), FlopCounterMode(display=False) as pass_.counter:
             with torch.autograd.graph.saved_tensors_hooks(pass_.keep, lambda tensor: tensor):
-                backbone(inputs)
+                functional_call(backbone, dict(weights), (inputs,))
             pass_.leave()
     finally:
         for hook in hooks:
@@ -65,13 +81,13 @@ class _Pass:
     through autograd is never collected. It holds storages, which know no graph.
     """
 
-    def __init__(self, backbone: nn.Module, sites: Sequence[Site]):
+    def __init__(self, weights: Mapping[str, Tensor]):
         self.depth: int | None = None
         self.sums: dict[int | None, list[int]] = {}
         self.inputs: dict[str, tuple[int, int]] = {}
         self.counted: dict[Any, int] = {}
-        own = [t.untyped_storage() for t in [*backbone.parameters(), *backbone.buffers()]]
-        self.kept: dict[int, torch.UntypedStorage] = {storage.data_ptr(): storage for storage in own}
+        own = [weight.untyped_storage() for weight in weights.values()]
+        self.kept: dict[int, torch.UntypedStorage] = {storage._cdata: storage for storage in own}
         self.counter: FlopCounterMode
 
     def enters(self, site: Site) -> Any:
@@ -99,8 +115,8 @@ class _Pass:
     def keep(self, tensor: Tensor) -> Tensor:
         """Count a tensor that backward needs, once, unless it is part of the backbone."""
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.kept:
-            self.kept[storage.data_ptr()] = storage  # alive, so that its address is not given away again
+        if storage._cdata not in self.kept:  # where there is no memory there are no addresses
+            self.kept[storage._cdata] = storage  # alive, so that its address is not given away again
             self.sums.setdefault(self.depth, [0, 0, 0])[2] += storage.nbytes()
         return tensor
 
