@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fedsim.adapters.layout import Site, Slot
-from fedsim.adapters.single import LowRankChange, concatenated, head_changes, single_adapter
+from fedsim.adapters.single import LowRankChange, head_changes, joined, single_adapter
 
 Q = Site("q", "qkv", 4, 4, 0, rows=(0, 4))
 V = Site("v", "qkv", 4, 4, 0, rows=(8, 12))
@@ -47,7 +47,7 @@ def test_a_classifiers_change_is_the_sum_over_tiers_of_its_own_weights_and_biase
 @pytest.mark.parametrize("ranks", [(1, 1), (2, 2), (3, 4)])
 def test_a_sum_of_changes_has_no_more_directions_than_the_map_is_wide(n_in, n_out, ranks):
     changes = [LowRankChange(made(rank, n_in), made(n_out, rank)) for rank in ranks]
-    found = concatenated(changes)
+    found = joined(changes)
     torch.testing.assert_close(found.product(), sum(change.product() for change in changes), rtol=1e-5, atol=1e-5)
     assert len(found.A) == found.B.shape[1] == min(sum(ranks), n_in, n_out)
 
@@ -55,7 +55,7 @@ def test_a_sum_of_changes_has_no_more_directions_than_the_map_is_wide(n_in, n_ou
 def test_directions_that_are_zero_go_but_one_stays():
     A, B = made(3, 4), made(4, 3)
     A[0], B[:, 2] = 0, 0
-    found = concatenated([LowRankChange(A, B)])
+    found = joined([LowRankChange(A, B)])
     assert torch.equal(found.A, A[1:2])
     assert torch.equal(found.B, B[:, 1:2])
-    assert len(concatenated([LowRankChange(torch.zeros(2, 4), B[:, :2])]).A) == 1
+    assert len(joined([LowRankChange(torch.zeros(2, 4), B[:, :2])]).A) == 1
