@@ -28,9 +28,9 @@ def test_a_load_is_the_lowest_trained_depth_then_most_work_first_and_what_a_samp
     depths = [frozenset({0, 1}), frozenset({1}), frozenset(), frozenset({0})]
     plan = Plan(population=work.population, allocations=depths)
     assert [work.load(plan, client, None) for client in range(4)] == [
-        Load((0, -8, -4), 32, 3 + 3),  # forward through three depths and backward through as many
-        Load((1, -6, -4), 20, 3 + 2),
-        Load((3, -2, -4), 8, 3),  # nothing to train: forward alone
-        Load((0, 0, -4), 0, 3 + 3),  # no samples, no steps
+        Load((0, -8), 32, 3 + 3),  # forward through three depths and backward through as many
+        Load((1, -6), 20, 3 + 2),
+        Load((3, -2), 8, 3),  # nothing to train: forward alone
+        Load((0, 0), 0, 3 + 3),  # no samples, no steps
     ]
-    assert work.load(plan, 1, 1) == Load((1, -3, -4), 10, 3 + 2)
+    assert work.load(plan, 1, 1) == Load((1, -3), 10, 3 + 2)
