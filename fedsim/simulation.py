@@ -5,10 +5,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
@@ -21,10 +20,7 @@ from fedsim.distributed.launch import check_threads, launch, set_threads
 from fedsim.distributed.signals import handle_signals, stop_if_asked
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.engines import Engine
-from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
-from fedsim.engines.sequential import SequentialEngine
-from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, slots_in_use
 from fedsim.records.model_record import holders, record_model
 from fedsim.records.recorder import HORIZON, Recorder, restore_state
@@ -39,6 +35,9 @@ from fedsim.server.divergence import diverged_clients, event, merge_second_pass
 from fedsim.server.workload import Workload
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 PROBED = 50
 """Seen clients whose placing is checked at the end."""
@@ -95,7 +94,7 @@ def run_folder_lock(out: Path, workers: Workers) -> AbstractContextManager[None]
 
 def prepare_engine(
     spec: RunSpec,
-    fabric: Fabric,
+    fabric: "Fabric",
     initial: dict[Slot, Tensor],
     workers: Workers,
     kept_block_size: int | None = None,
@@ -105,6 +104,10 @@ def prepare_engine(
 
     `kept_block_size` is that of the run which is resumed. On a GPU it is measured: what fits on the fullest one.
     """
+    from fedsim.engines.batched import BatchedEngine
+    from fedsim.engines.sequential import SequentialEngine
+    from fedsim.models.client_module import ClientModule
+
     data, layout = move_to_device(spec.data, fabric.device), spec.layout
     module = fabric.to_device(ClientModule(spec.backbone, layout.sites, spec.compile, layout.mixing))
     if spec.engine == "sequential":
@@ -122,7 +125,7 @@ def prepare_engine(
     return engine
 
 
-def machine(fabric: Fabric, threads: int) -> dict[str, Any]:
+def machine(fabric: "Fabric", threads: int) -> dict[str, Any]:
     """Return what a run was carried out on, for its recipe.json."""
     used = {"workers": fabric.world_size, "device": str(fabric.device.type), "threads": threads}
     return used | {"precision": str(fabric.strategy.precision.precision)}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TinyAttention, tiny_data
-from runs import SMALL
+from runs import SMALL, run
 
 import fedsim
 from fedsim.experiments import Experiment, run_experiment
@@ -16,6 +16,20 @@ from fedsim.models.sites import QUERY_VALUE
 
 RECIPES = sorted(path.name for path in (ROOT / "recipes").glob("*.py"))
 LONG = ("compare_cifar100.py", "hilora_allocated.py", "hilora_domainnet.py", "hilora_cifar100.py")
+HEAVY = (
+    "datasets", "lightning", "matplotlib", "pandas", "peft", "scipy", "sklearn", "timm", "torchmetrics", "torchvision",
+    "transformers", "triton", "wandb",
+)  # fmt: skip
+"""Libraries that a run needs sooner or later and that take long to load."""
+SHOW_HELP = """
+import runpy, sys
+for name in sys.argv[1:]:
+    sys.argv = [name, "--help"]
+    try:
+        runpy.run_path(name, run_name="__main__")
+    except SystemExit as stop:
+        print("loaded", stop.code, name, *{module.partition(".")[0] for module in sys.modules})
+"""
 FEW = ("--rounds", "2", "--local.epochs", "1", "--threads", "1", "--cohort-size", "3")
 
 
@@ -65,6 +79,15 @@ def test_it_shows_its_help(name, monkeypatch, capsys):
         "--data.",
     )
     assert all(option in shown for option in (*wanted, "--model.", "--local."))
+
+
+def test_the_help_of_a_recipe_loads_none_of_the_libraries_that_take_long():
+    """In a process of its own: here the tests have loaded them all."""
+    done = run([sys.executable, "-c", SHOW_HELP, *(f"recipes/{name}" for name in RECIPES)])
+    loaded = [line.split()[1:] for line in done.stdout.splitlines() if line.startswith("loaded ")]
+    assert [line[:2] for line in loaded] == [["0", f"recipes/{name}"] for name in RECIPES], done.stderr
+    assert not {line[1]: found for line in loaded if (found := sorted({*line[2:]} & {*HEAVY}))}
+    assert "torch" in loaded[0]
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,19 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from fedsim.adapters.layout import Site, byte_count
 from fedsim.adapters.linear import TieredLinear
 from fedsim.costs.step_cost import Piece, Profile
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 BACKWARD = {"bmm": 2.0, "baddbmm": 2.0, "scaled_dot_product": 2.5}
 """FLOPs of the backward pass over those of the forward pass, for products of two activations. Fused attention computes
@@ -42,6 +43,8 @@ def profile(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Profi
 
 
 def _measured(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Profile:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
     named = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
     if inputs.device.type == "cpu" and byte_count(backbone.parameters()) >= LARGE:
         # A backbone that goes by values has none to go by, or one without a rule for shapes alone: it is run after all.
@@ -52,6 +55,8 @@ def _measured(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Pro
 
 
 def _run(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor, weights: Mapping[str, Tensor]) -> Profile:
+    from torch.utils.flop_counter import FlopCounterMode  # triton with it
+
     pass_ = _Pass(weights)
     hooks = []
     for path, site in {site.module: site for site in sites}.items():

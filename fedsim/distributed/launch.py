@@ -9,12 +9,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from lightning.fabric import Fabric
 
 from fedsim.distributed.signals import is_launched
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 PRECISIONS = ("32-true", "bf16-mixed", "32", "bf16")
 """What Lightning calls them. fp16 would need a loss scale for every client."""
@@ -32,12 +35,14 @@ def check_precision() -> None:
 
 
 @functools.cache
-def launch() -> Fabric:
+def launch() -> "Fabric":
     """Return the process's Fabric: that of `fabric run`, or one worker under plain `python`.
 
     Under `fabric run` constructing Fabric starts the process group, and launching again would raise. Workers exchange
     what lies in CPU memory, so the group is gloo's on GPUs too: one that is there before Fabric is the one it takes.
     """
+    from lightning.fabric import Fabric
+
     if is_launched():
         if int(os.environ.get("WORLD_SIZE", 1)) > 1:
             dist.init_process_group("gloo")

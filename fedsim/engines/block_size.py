@@ -1,6 +1,7 @@
 """How many clients fit into one pass."""
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -8,10 +9,12 @@ from torch import Tensor
 from fedsim.adapters.layout import Slot
 from fedsim.data.federated import FederatedData
 from fedsim.distributed.blocks import largest_size
-from fedsim.engines.batched import BatchedEngine
 from fedsim.local_training import LocalTraining
 from fedsim.plan import Plan
 from fedsim.round import Assignment
+
+if TYPE_CHECKING:
+    from fedsim.engines.batched import BatchedEngine
 
 CPU_SAMPLES = 128
 """Samples of a pass on a CPU: enough that overhead is small, few enough that activations stay in the cache."""
@@ -31,7 +34,7 @@ def cpu_block_size(local: LocalTraining, n_cohort: int) -> int:
     return max(-(-n_cohort // n_blocks), min(most, largest_size(n_cohort, n_blocks)))
 
 
-def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) -> int:
+def measured_block_size(engine: "BatchedEngine", plan: Plan, trial: Assignment) -> int:
     """Return how many clients like `trial` fit into the GPU's free memory, from one step with one and with two.
 
     Memory is linear in clients: what the second one adds is the price of each. Where two do not fit, one has to.
@@ -49,7 +52,7 @@ def measured_block_size(engine: BatchedEngine, plan: Plan, trial: Assignment) ->
     return clients_that_fit(free + torch.cuda.memory_allocated(engine.module.device), *peaks)
 
 
-def _peaks(engine: BatchedEngine, plan: Plan, trial: Assignment) -> list[int]:
+def _peaks(engine: "BatchedEngine", plan: Plan, trial: Assignment) -> list[int]:
     """The peaks of memory of a pass with one client and with two."""
     device = engine.module.device
     peaks = []

@@ -8,9 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE
 from torch import nn
 
 from fedsim.models.origin import known
@@ -73,6 +71,8 @@ def timm_backbone(
     come from the hub or its cache. Raises ValueError when the name is unknown, or the weights are not to be had,
     damaged or another model's.
     """
+    import timm
+
     config = _timm_config(name)
     options: dict[str, Any] = {"img_size": image_size} if config.fixed_input_size else {}
     if weights is not None and pretrained:
@@ -125,6 +125,8 @@ def transformers_classifier(kind: Any, name: str, n_classes: int, pretrained: bo
 
 
 def _timm_config(name: str) -> Any:
+    import timm
+
     try:
         config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     except RuntimeError:  # a known architecture with an unknown tag
@@ -155,6 +157,8 @@ def inside_variable(path: Path) -> Path | None:
 
 def _classes_in(file: Path, classifier: str | Iterable[str] | None) -> int:
     """The outputs of a checkpoint's classifier, 0 if it has none."""
+    import timm
+
     first = classifier if isinstance(classifier, str) else next(iter(classifier or ()), "")
     try:
         state = timm.models.load_state_dict(str(file), weights_only=True)
@@ -197,6 +201,8 @@ def seeded(purpose: str) -> Iterator[None]:
 @contextmanager
 def explained(name: str, weights: Path | None, hub: str, remedy: str) -> Iterator[None]:
     """Turn what the libraries raise into one ValueError: what is missing, where it was looked for, how to get it."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     try:
         yield
     except Exception as error:  # timm, transformers, huggingface_hub and safetensors each raise their own

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
@@ -44,6 +43,8 @@ def pretrained_digits_vit(images: Tensor, targets: Tensor) -> nn.Module:
     Training uses one thread whatever the caller's setting, so the weights do not depend on it; so small a model gains
     nothing from two. Every tenth epoch is a line on the screen.
     """
+    import timm
+
     recipe = f"{sorted(ARCHITECTURE.items())}{EPOCHS, BATCH_SIZE, LEARNING_RATE, SEED, THREADS}{timm.__version__}"
     content = hashlib.sha256(recipe.encode())
     content.update(images.numpy().tobytes() + targets.numpy().tobytes())
@@ -68,6 +69,8 @@ def digits_vit(weights: Path | str) -> nn.Module:
 
 
 def _untrained() -> nn.Module:
+    import timm
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(SEED, "digits-vit"))
         return timm.create_model("vit_tiny_patch16_224", pretrained=False, **ARCHITECTURE)

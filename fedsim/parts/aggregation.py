@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.sparse.linalg import svds
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
@@ -87,6 +86,8 @@ def leading_singular(core: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     """
     largest = core.abs().max()
     if min(core.shape) >= 8 * rank and bool(largest > 0):
+        from scipy.sparse.linalg import svds
+
         start = np.random.default_rng(0).standard_normal(min(core.shape)).astype(core.numpy().dtype)
         U, S, Vh = (torch.from_numpy(part.copy()) for part in svds((core / largest).numpy(), k=rank, v0=start))
         return U.flip(1), S.flip(0) * largest, Vh.flip(0).mT

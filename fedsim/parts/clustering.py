@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans, SpectralClustering
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from fedsim.parts.aggregation import leading_singular
@@ -121,6 +119,8 @@ def spectral_clusters(affinity: Tensor, k_min: int, k_max: int, seed: int = 0) -
     if k == 1:
         labels = torch.zeros(n, dtype=torch.long)
     else:
+        from sklearn.cluster import SpectralClustering
+
         model = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr", random_state=seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # "Graph is not fully connected" is a fine answer here: separate groups
@@ -134,6 +134,9 @@ def kmeans_clusters(vectors: Tensor, k_min: int, k_max: int, seed: int = 0) -> t
 
     K has the largest mean silhouette in k_min … k_max, but at least 2 and at most n − 1; the smallest of equals.
     """
+    from sklearn.cluster import KMeans
+    from sklearn.metrics import silhouette_score
+
     points = torch.nn.functional.normalize(vectors.double(), dim=1).numpy()
     found, scores = {}, {}
     for k in range(max(k_min, 2), min(k_max, len(np.unique(points, axis=0)), len(points) - 1) + 1):

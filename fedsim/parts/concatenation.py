@@ -13,7 +13,6 @@ from dataclasses import replace
 from functools import partial
 from typing import Literal
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -72,7 +71,9 @@ def _decomposed(core: Tensor, kind: Core) -> tuple[Tensor, Tensor]:
         inner, upper = torch.linalg.qr(core)
         diagonal = upper.diagonal()
     else:
-        Q, R, order = scipy.linalg.qr(core.numpy(), mode="economic", pivoting=True)
+        from scipy.linalg import qr
+
+        Q, R, order = qr(core.numpy(), mode="economic", pivoting=True)
         inner, in_order = torch.from_numpy(Q), torch.from_numpy(R)
         diagonal = in_order.diagonal()
         upper = torch.empty_like(in_order)

@@ -9,9 +9,6 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import linkage
-from scipy.spatial.distance import squareform
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
@@ -129,6 +126,9 @@ def global_distance(distances: Sequence[Tensor]) -> Tensor:
 
 def merge_tree(distances: Tensor) -> np.ndarray:
     """Return the merges (n − 1, 4) of average-linkage agglomeration, in SciPy's form."""
+    from scipy.cluster.hierarchy import linkage
+    from scipy.spatial.distance import squareform
+
     return np.asarray(linkage(squareform(distances.numpy(), checks=False), method="average"))
 
 
@@ -192,4 +192,6 @@ def staircase(
 
 def silhouette(distances: Tensor, labels: Tensor) -> float:
     """Mean silhouette of a grouping (n,) under distances (n, n)."""
+    from sklearn.metrics import silhouette_score
+
     return float(silhouette_score(distances.numpy(), labels.numpy(), metric="precomputed"))

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
@@ -208,6 +207,8 @@ def cluster_summary(labels: Tensor | None, population: Population) -> dict[str, 
     found = [int(labels[client]) for client in placed]
     summary: dict[str, float] = {"clusters.count": len(set(found))}
     if population.groups is not None:
+        from sklearn.metrics import adjusted_rand_score
+
         summary["clusters.ari"] = float(adjusted_rand_score([population.groups[client] for client in placed], found))
     return summary
 

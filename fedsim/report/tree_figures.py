@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.cluster.hierarchy import dendrogram
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,6 +61,8 @@ def _colours(groups: np.ndarray, leaves: Sequence[int]) -> np.ndarray:
 
 def _dendrogram(axes: "Axes", event: Event) -> list[int]:
     """Draw the tree with a line for each cut; return the leaves from left to right."""
+    from scipy.cluster.hierarchy import dendrogram
+
     tree, groups = np.asarray(event["trees"][-1]), _finest(event)
     drawn = dendrogram(tree, no_plot=True)
     leaves = drawn["leaves"]

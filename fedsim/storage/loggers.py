@@ -9,8 +9,6 @@ import os
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from lightning.fabric.loggers import Logger, TensorBoardLogger
-
 from fedsim.storage.run_folder import RunFolder, read_recipe
 
 Wandb = Literal["offline", "online"]
@@ -39,6 +37,8 @@ class Curves:
     """Where numbers by round go beside the tables."""
 
     def __init__(self, folder: RunFolder, mode: Wandb | None = None):
+        from lightning.fabric.loggers import Logger, TensorBoardLogger
+
         self.loggers: list[Logger] = [TensorBoardLogger(root_dir=folder.path, name="tensorboard", version="")]
         self.wandb_run: Any = None
         if mode is not None:

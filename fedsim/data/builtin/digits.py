@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from fedsim.data.client_options import ClientOptions
@@ -88,6 +87,8 @@ _STYLE_FUNCTIONS = {
 
 def pools() -> dict[str, tuple[Tensor, Tensor]]:
     """Return the three disjoint pools "pretrain", "train" and "test" of (digits (S, 8, 8) in [0, 1], targets (S,))."""
+    from sklearn.datasets import load_digits
+
     digits, targets = load_digits(return_X_y=True)
     order = np.random.default_rng(0).permutation(len(targets))
     images = torch.from_numpy(digits[order]).float().view(-1, 8, 8) / 16

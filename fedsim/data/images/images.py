@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import datasets
 import torch
 
 from fedsim.data.client_options import ClientOptions
@@ -23,6 +22,9 @@ from fedsim.data.sources.labelled import Found, Labelled
 from fedsim.data.sources.listing import Encoded, Listed
 from fedsim.data.sources.registry import IMAGE_SETS, filled
 from fedsim.data.sources.tables import Content, Features, list_files, list_hub
+
+if TYPE_CHECKING:
+    import datasets
 
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
 LEFT_OUT = {"label_column": "label", "f1": False}
@@ -165,6 +167,8 @@ def _list_whole(folder: Path, lists: Sequence[Path]) -> Listed | None:
 
 def image_content(features: Features, source: str) -> Content:
     """The first column of images."""
+    import datasets
+
     for name, feature in features.items():
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
             return Content((name,), partial(_encoded, name), partial(_undecoded, name))
@@ -182,5 +186,7 @@ def _encoded(column: str, record: Mapping[str, Any], name: str) -> Encoded:
     return encoded or Path(cell["path"])
 
 
-def _undecoded(column: str, rows: datasets.Dataset) -> datasets.Dataset:
+def _undecoded(column: str, rows: "datasets.Dataset") -> "datasets.Dataset":
+    import datasets
+
     return rows.cast_column(column, datasets.Image(decode=False))

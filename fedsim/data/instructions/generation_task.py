@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.functional.text import rouge_score
 
 from fedsim.data.task import Model
 from fedsim.local_training import IGNORED
@@ -75,5 +74,7 @@ class Generation:
 
 def text_overlap(answer: str, truth: str) -> tuple[float, float, float]:
     """Return the F-measures of ROUGE-1 and ROUGE-L, and whether the texts are equal."""
+    from torchmetrics.functional.text import rouge_score
+
     scores = rouge_score(answer, truth, rouge_keys=("rouge1", "rougeL"))
     return float(scores["rouge1_fmeasure"]), float(scores["rougeL_fmeasure"]), float(answer == truth)

@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
-
-import datasets
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fedsim.data.client_options import check_data_options
 from fedsim.data.sources.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
 from fedsim.data.task import ClassificationF1, Task
+
+if TYPE_CHECKING:
+    import datasets
 
 VARIABLE = "FEDSIM_DATA"
 """Environment variable that names a folder of data sets."""
@@ -125,17 +126,21 @@ def looked_up(
         try:
             return on_hub()
         except OSError as error:
+            import datasets
+
             cache = datasets.config.HF_DATASETS_CACHE
             why = str(error).partition("\n")[0]
             tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({why})")
     raise ValueError(f"The {what} are not to be had: {'; '.join(tried)}. {_command(options)}")
 
 
-def from_hub(name: str, *subset: str) -> datasets.DatasetDict:
+def from_hub(name: str, *subset: str) -> "datasets.DatasetDict":
     """Return a data set of the hub or its cache; raises OSError when it cannot be had.
 
     Of one that a program would make, which is never run, the hub's own conversion to parquet is taken.
     """
+    import datasets
+
     try:
         try:
             return datasets.load_dataset(name, *subset)
