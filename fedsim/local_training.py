@@ -1,8 +1,17 @@
 """How a client trains: the options of its optimiser. What runs them is an engine."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal
+
+from fedsim.options import check_options, out_of_range, refuse
+
+LOCAL_RANGES = {
+    "be 1 or more": ("epochs", "batch_size", "tune_epochs"),
+    "be 0 or more": ("weight_decay",),
+    "be positive": ("learning_rate", "clip_norm"),
+    "lie in (0, 1]": ("share",),
+    "lie in [0, 1)": ("momentum", "dropout"),
+}
 
 IGNORED = -100
 """The target of a place that holds no sample, as in torch's losses."""
@@ -34,24 +43,5 @@ class LocalTraining:
     """Epochs for which an unseen client tunes at the end (five in HiLoRA's protocol)."""
 
     def __post_init__(self) -> None:
-        problems = []
-        for name in ("epochs", "batch_size", "tune_epochs"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must be 1 or more")
-            if not isinstance(getattr(self, name), int):
-                problems.append(f"{name} is {getattr(self, name)}; it must be a whole number")
-        if self.optimizer not in ("adamw", "sgd"):
-            problems.append(f"optimizer is '{self.optimizer}'; it must be adamw or sgd")
-        if not 0 < self.share <= 1:
-            problems.append(f"share is {self.share}; it must lie in (0, 1]")
-        if not 0 < self.learning_rate < math.inf:
-            problems.append(f"learning_rate is {self.learning_rate}; it must be positive and finite")
-        if not 0 <= self.weight_decay < math.inf:
-            problems.append(f"weight_decay is {self.weight_decay}; it must be finite and not negative")
-        for name in ("momentum", "dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                problems.append(f"{name} is {getattr(self, name)}; it must lie in [0, 1)")
-        if self.clip_norm is not None and not self.clip_norm > 0:
-            problems.append(f"clip_norm is {self.clip_norm}; it must be positive or None")
-        if problems:
-            raise ValueError("; ".join(problems) + " (--local.*).")
+        check_options(self, "local")
+        refuse(out_of_range(self, LOCAL_RANGES), "--local.*")

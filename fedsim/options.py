@@ -1,17 +1,27 @@
-"""What all options have in common: words must be of their lists, whole numbers whole, and all numbers finite.
+"""What all options have in common: words must be of their lists, whole numbers whole, all numbers finite and in range.
 
-The command line refuses most of it by itself; in Python nothing else would.
+The command line refuses most words by itself; in Python nothing else would.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 CALLED = {int: "a whole number", float: "a finite number", NoneType: "None"}
 SEVERAL = (tuple, list, Sequence)
+RANGES: dict[str, Callable[[Any], bool]] = {
+    "be 0 or more": lambda value: value >= 0,
+    "be 1 or more": lambda value: value >= 1,
+    "be 4 or more": lambda value: value >= 4,
+    "be positive": lambda value: value > 0,
+    "lie in [0, 1)": lambda value: 0 <= value < 1,
+    "lie in (0, 1]": lambda value: 0 < value <= 1,
+    "lie between 0 and 1": lambda value: 0 < value < 1,
+}
+"""What a number must, in words."""
 
 
 def check_options(options: Any, name: str = "") -> None:
@@ -20,8 +30,28 @@ def check_options(options: Any, name: str = "") -> None:
     A field's type decides: one of a Literal's words, a whole number for int, a finite number for float; tuples of such
     by entry. Other types, and what is no dataclass, are not looked at. `name` is what comes before a field's own name.
     """
-    if problems := list(_problems(options, name)):
-        raise ValueError("; ".join(problems) + ".")
+    refuse(list(_problems(options, name)))
+
+
+def check_run(options: Any) -> None:
+    """Raise ValueError for numbers of a run, of a recipe's options or of `RunSpec`, that are out of range."""
+    found = out_of_range(options, {"be 1 or more": ("rounds", "evaluate_every", "cohort_size", "block_size")})
+    refuse([f"{problem} (--{problem.split()[0].replace('_', '-')})" for problem in found])
+
+
+def out_of_range(options: Any, ranges: Mapping[str, Iterable[str]]) -> list[str]:
+    """Return what is wrong with the fields that stand under the words of `RANGES`, but for those absent or None."""
+    found = []
+    for must, names in ranges.items():
+        values = ((name, getattr(options, name, None)) for name in names)
+        found += [f"{n} is {v}; it must {must}" for n, v in values if v is not None and not RANGES[must](v)]
+    return found
+
+
+def refuse(problems: Sequence[str], where: str = "") -> None:
+    """Raise one ValueError that says all problems, if there are any, and where to set what they name."""
+    if problems:
+        raise ValueError("; ".join(problems) + (f" ({where})." if where else "."))
 
 
 def _problems(options: Any, name: str) -> Iterator[str]:

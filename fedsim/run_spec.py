@@ -19,7 +19,7 @@ from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
 from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
-from fedsim.options import check_options
+from fedsim.options import check_options, check_run
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method, Plan
 from fedsim.randomness import generator
@@ -79,15 +79,11 @@ class RunSpec:
         if isclass(self.method) or not callable(getattr(self.method, "plan", None)):
             raise ValueError(f"method is {self.method!r}; it must be an object, such as fedsim.methods.HiLoRA().")
         check_options(self)
+        check_run(self)
         check_wandb(self.wandb)
         alpha = self.method.lora_alpha
         if alpha is not None and not alpha > 0:
             raise ValueError(f"lora_alpha is {alpha}; it must be positive, or None for α = R (--method.lora-alpha).")
-        if self.rounds < 1 or self.evaluate_every < 1:
-            given = f"rounds is {self.rounds} and evaluate_every is {self.evaluate_every}"
-            raise ValueError(f"{given}; both must be 1 or more (--rounds).")
-        if self.block_size is not None and self.block_size < 1:
-            raise ValueError(f"block_size is {self.block_size}; it must be 1 or more (--block-size).")
         check_cohort_size(self.cohort_size, self.population)
         self._check_somebody_trains(self.method.plan(self.state(0), self.population))  # what does not fit says so
         check_classes(self.layout.sites, self.data.n_classes)

@@ -14,8 +14,8 @@ TREES = {name: ast.parse(path.read_text()) for name, path in (FILES | RECIPES | 
 MAY_IMPORT: dict[str, set[str]] = {
     "adapters": set(),
     "errors": set(),
-    "local_training": set(),
     "options": set(),
+    "local_training": {"options"},
     "randomness": set(),
     "round": {"adapters", "local_training"},
     "storage": {"errors"},
@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"adapters", "local_training", "randomness", "storage"},
     "parts": {"adapters", "local_training", "randomness", "round"},
     "plan": {"adapters", "round", "parts"},
-    "costs": {"adapters", "local_training", "randomness", "round", "parts", "plan"},
+    "costs": {"adapters", "local_training", "options", "randomness", "round", "parts", "plan"},
     "report": {"errors", "randomness", "round", "storage", "data"},
     "engines": {"adapters", "local_training", "randomness", "round", "data", "distributed", "models", "plan"},
     "methods": {"adapters", "randomness", "round", "parts", "plan"},

@@ -11,7 +11,7 @@ from fedsim.run_spec import RunSpec
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive and finite"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number"),
         ({"learning_rate": float("inf")}, "learning_rate is inf"),
         ({"weight_decay": float("nan")}, "weight_decay is nan"),
         ({"clip_norm": float("nan")}, "clip_norm is nan"),

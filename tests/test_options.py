@@ -108,6 +108,14 @@ def test_what_no_setting_can_be_is_refused(changes, message):
         setting(**changes)
 
 
+@pytest.mark.parametrize("name", ["rounds", "evaluate_every", "cohort_size", "block_size"])
+@pytest.mark.parametrize("make", [fedsim.RunOptions, setting])
+def test_a_recipe_and_a_call_in_python_refuse_numbers_of_a_run_in_the_same_words(make, name):
+    option = name.replace("_", "-")
+    with pytest.raises(ValueError, match=rf"^{name} is 0; it must be 1 or more \(--{option}\)\.$"):
+        make(**{name: 0})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe(fedsim.RunOptions):
     """A recipe."""

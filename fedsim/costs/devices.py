@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fedsim.costs.step_cost import Profile, Work
+from fedsim.options import check_options, out_of_range, refuse
 from fedsim.randomness import numpy_generator
 
 COLUMNS = ("computation", "communication")
@@ -43,24 +44,17 @@ class DeviceProfiles:
     """Seconds after which a round does not wait for a client any more; default: it waits for all."""
 
     def __post_init__(self) -> None:
-        medians = {name: getattr(self, name) for name in ("gflops", "mbps_down", "mbps_up")}
-        sigmas = {name: getattr(self, name) for name in ("gflops_sigma", "mbps_sigma")}
-        problems = []
-        for name, value in (medians | {"deadline": self.deadline}).items():
-            if value is not None and not 0 < value < math.inf:
-                problems.append(f"{name} is {value}; it must be positive")
-        for name, value in sigmas.items():
-            if value is not None and not 0 <= value < math.inf:
-                problems.append(f"{name} is {value}; it must be 0 or more")
-        given = [name for name, value in (medians | sigmas).items() if value is not None]
-        missing = [name for name, value in medians.items() if value is None]
+        check_options(self, "devices_profile")
+        medians, sigmas = ("gflops", "mbps_down", "mbps_up"), ("gflops_sigma", "mbps_sigma")
+        problems = out_of_range(self, {"be positive": (*medians, "deadline"), "be 0 or more": sigmas})
+        given = [name for name in (*medians, *sigmas) if getattr(self, name) is not None]
+        missing = [name for name in medians if name not in given]
         if self.table is not None and given:
             problems.append(f"table and {', '.join(given)} are given; devices come from a table or from medians")
         elif self.table is None and missing and (given or self.deadline is not None):
             what = ", ".join([*given, *(["deadline"] if self.deadline is not None else [])])
             problems.append(f"{what} needs devices; give {', '.join(missing)} too, or a table")
-        if problems:
-            raise ValueError("; ".join(problems) + " (--devices-profile.*).")
+        refuse(problems, "--devices-profile.*")
 
     @property
     def is_given(self) -> bool:

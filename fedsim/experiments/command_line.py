@@ -14,11 +14,11 @@ from typing import Any, Literal, TypeVar, get_type_hints
 import tyro
 
 from fedsim.costs.devices import DeviceProfiles
-from fedsim.distributed.launch import launch, one_voice, tell_launcher
+from fedsim.distributed.launch import check_threads, launch, one_voice, tell_launcher
 from fedsim.distributed.signals import Stopped, resume_command
 from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
-from fedsim.options import check_options
+from fedsim.options import check_options, check_run
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, read_recipe
 
@@ -70,19 +70,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_timeout(self.timeout)
-        problems = []
-        if self.rounds < 1:
-            problems.append(f"rounds is {self.rounds}; it must be 1 or more (--rounds)")
-        if self.threads is not None and self.threads < 1:
-            problems.append(f"threads is {self.threads}; it must be 1 or more (--threads)")
-        if self.evaluate_every < 1:
-            problems.append(f"evaluate_every is {self.evaluate_every}; it must be 1 or more (--evaluate-every)")
-        if self.cohort_size is not None and self.cohort_size < 1:
-            problems.append(f"cohort_size is {self.cohort_size}; it must be 1 or more (--cohort-size)")
-        if self.block_size is not None and self.block_size < 1:
-            problems.append(f"block_size is {self.block_size}; it must be 1 or more (--block-size)")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
+        check_threads(self.threads)
+        check_run(self)
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""

@@ -67,8 +67,6 @@ class ImageOptions(SourceOptions):
     def problems(self) -> list[str]:
         """What is out of range of images only."""
         problems = []
-        if not 0 < self.crop <= 1:
-            problems.append(f"crop is {self.crop}; it must lie in (0, 1]")
         if self.normalise == "dataset" and not self.mean:
             known = [name for name, entry in IMAGE_SETS.items() if "mean" in entry.options]
             if self.dataset not in known:
