@@ -61,6 +61,18 @@ def test_the_run_folder_defaults_to_recipe_and_time(parse):
     assert parse().out.name.startswith("recipe-20")
 
 
+def test_help_shows_what_most_runs_set_before_all_other_options(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        command_line.parse(Images)
+    assert stop.value.code == 0
+    common, advanced = capsys.readouterr().out.split("Advanced options:\n")
+    for option in ("--rounds", "--seeds", "--embedded", "--data.path", "--data.partition", "--model.name"):
+        assert f"\n  {option}" in common
+    for option in ("--compile", "--data.crop", "--model.sites", "--local.momentum", "--devices-profile.gflops"):
+        assert f"\n  {option}" in f"\n{advanced}"
+
+
 @pytest.mark.parametrize("option", ["--gama", "--method.gama-c", "--engine=parallel", "--seed=x"])
 def test_a_mistyped_option_is_a_usage_error(parse, capsys, option):
     with pytest.raises(SystemExit) as error:

@@ -18,6 +18,7 @@ from fedsim.distributed.launch import check_threads, launch, one_voice, tell_lau
 from fedsim.distributed.signals import Stopped, resume_command
 from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
+from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, read_recipe
@@ -123,7 +124,11 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
     default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
     try:
         with one_voice():
-            recipe = tyro.cli(recipe_type, default=default, description=sys.modules["__main__"].__doc__)
+            about = sys.modules["__main__"].__doc__ or ""
+            if {"-h", "--help"} & set(sys.argv[1:]):
+                print(help_text(recipe_type, default, sys.argv[0], about))
+                sys.exit(0)
+            recipe = tyro.cli(recipe_type, default=default, description=about)
     except SystemExit as error:
         if error.code:
             _wait_for_first()
