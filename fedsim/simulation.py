@@ -52,14 +52,16 @@ def simulate(
     threads: int | None = None,
     timeout: float = TIMEOUT,
     recipe: Mapping[str, Any] | None = None,
+    title: str = "",
     **fields: Any,
 ) -> Result | None:
     """Simulate a federation and return its result on worker 0 (None on the others).
 
     `fields` are the fields of `RunSpec`: method, backbone, data and rounds, and what else differs from its defaults.
     Everything is recorded in the folder `out`; with `resume` the run there is continued, also to more rounds than it
-    had, unless what it has done depends on their number. `recipe` is what recipe.json records, `threads` the CPU
-    threads of a worker, `timeout` the seconds for which workers wait for each other. Raises ValueError for anything
+    had, unless what it has done depends on their number. `recipe` is what recipe.json records, `title` what lines of
+    progress call the run, `threads` the CPU threads of a worker, `timeout` the seconds for which workers wait for each
+    other. Raises ValueError for anything
     that does not fit, before a process group, training or a file exists, and `Stopped`, a SystemExit, between two
     rounds when a signal asks for it.
     """
@@ -72,7 +74,7 @@ def simulate(
     start = start.agreed(workers, loaded)
     n_threads = set_threads(start.threads, fabric.device, workers.count == 1)
     workload = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
-    title, metric = type(spec.method).__name__, spec.data.task.metrics[0]
+    title, metric = title or type(spec.method).__name__, spec.data.task.metrics[0]
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
     with handle_signals(), run_folder_lock(out, workers), progress:
         engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)

@@ -173,7 +173,8 @@ class Cells:
         for name, of_method in self.trials.items():
             scores = []
             for index, trial in enumerate(of_method):
-                result = self._simulate(self.trial(name, index), name, trial, federation, seed, recipe)
+                title = f"trial {index + 1}/{len(of_method)} · {name}"
+                result = self._simulate(self.trial(name, index), name, title, trial, federation, seed, recipe)
                 scores.append(result.summary["global.mean"] if result else None)
             scores = self._agreed(scores)
             best = scores.index(max(scores))
@@ -189,15 +190,23 @@ class Cells:
     def run(self, recipe: Mapping[str, Any], chosen: Mapping[str, Trial]) -> dict[str, list[Result]]:
         """Run every method on every seed; return results by method, in the order of seeds (empty but on worker 0)."""
         results: dict[str, list[Result]] = {name: [] for name in chosen}
-        for seed in self.seeds:
+        for of_seed, seed in enumerate(self.seeds):
             federation = self.data(seed)
-            for name, trial in chosen.items():
-                result = self._simulate(self.cell(seed, name), name, trial, federation, seed, recipe)
+            for number, (name, trial) in enumerate(chosen.items(), of_seed * len(chosen) + 1):
+                title = f"{number}/{len(self.seeds) * len(chosen)} · {name}, seed {seed}"
+                result = self._simulate(self.cell(seed, name), name, title, trial, federation, seed, recipe)
                 results[name] += [result] if result else []
         return results
 
     def _simulate(
-        self, folder: Path, name: str, trial: Trial, data: FederatedData, seed: int, recipe: Mapping[str, Any]
+        self,
+        folder: Path,
+        name: str,
+        title: str,
+        trial: Trial,
+        data: FederatedData,
+        seed: int,
+        recipe: Mapping[str, Any],
     ) -> Result | None:
         """Run one cell; where it is finished read it, where it was begun go on."""
         result, is_begun = finished(folder), (folder / "recipe.json").exists()
@@ -206,7 +215,7 @@ class Cells:
             return result
         own = cell_recipe(recipe, name, trial, seed)
         arguments = {**self.common, "method": trial.method, "local": trial.local, "data": data, "seed": seed}
-        return simulate(out=folder, recipe=own, resume=is_begun, **arguments)
+        return simulate(out=folder, recipe=own, resume=is_begun, title=title, **arguments)
 
     def _agreed(self, values: list[Any]) -> list[Any]:
         """Return worker 0's values on every worker: other machines may not have the folder that they come from."""

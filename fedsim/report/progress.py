@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from fedsim.report.evaluation import mean_loss, summarise_updates
 from fedsim.round import ClientUpdate
@@ -33,8 +34,13 @@ class LiveProgress:
     def __enter__(self) -> "LiveProgress":
         self.started = time.perf_counter()
         if self.is_shown and self.console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-            self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console)
+            words = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # bar, rounds and ETA are whole in 60 columns
+            columns = (
+                TextColumn("{task.description}", markup=False, table_column=words),
+                BarColumn(12),
+                MofNCompleteColumn(),
+            )
+            self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console, expand=True)
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.rounds, completed=self.first_round)
         return self
@@ -71,8 +77,8 @@ class LiveProgress:
         rate, loss = len(updates) / max(now - self.round_started, 1e-9), mean_loss(updates)
         kind, source = ("global", evaluated) if evaluated else ("personal", updates)
         mean = summarise_updates(source, kind, (self.metric,)).get(f"{kind}.mean", float("nan"))
-        scores = f"loss {loss:.3f} · {self.metric} {kind.replace('_', ' ')} {mean:.3f}"
-        text = f"{self.title} · {self.stage} · {scores} · {rate:.1f} clients/s"
+        scores = f"{kind} {self.metric} {mean:.3f} · {self.stage} · loss {loss:.3f}"
+        text = f"{self.title} · {scores} · {rate:.1f} clients/s"
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)
             return
