@@ -143,9 +143,7 @@ def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -
         "--data.clients-per-domain, --data.min-train, --data.min-test",
     )
     tables, groups = by_group(pools, (train.groups[rest].numpy(), test.groups.numpy()), options.alpha, rng)
-    unseen = choose_unseen(groups, options.unseen_fraction, rng)
-    split = [rest[rows] for rows in tables[0]], tables[1]
-    return with_proxy(_federation(splits, split, unseen, groups, train.group_names), proxy)
+    return _federation(splits, tables, groups, proxy, rest, options.unseen_fraction, rng)
 
 
 def skewed_clients(options: Skew, splits: Splits, rng: np.random.Generator) -> FederatedData:
@@ -159,9 +157,7 @@ def skewed_clients(options: Skew, splits: Splits, rng: np.random.Generator) -> F
     if train.groups is not None and test.groups is not None:
         owners = train.groups[rest].numpy(), test.groups.numpy()
     tables, groups = _tables(options, targets, owners, rng)
-    unseen = choose_unseen(groups or (0,) * len(tables[0]), options.unseen_fraction, rng)
-    split = [rest[rows] for rows in tables[0]], tables[1]
-    return with_proxy(_federation(splits, split, unseen, groups, train.group_names if groups else ()), proxy)
+    return _federation(splits, tables, groups, proxy, rest, options.unseen_fraction, rng)
 
 
 def _tables(
@@ -205,20 +201,24 @@ def _tables(
 def _federation(
     splits: Splits,
     tables: Split,
-    unseen: frozenset[int],
     groups: tuple[int, ...] | None,
-    group_names: tuple[str, ...],
+    proxy: torch.Tensor,
+    rest: torch.Tensor,
+    unseen_fraction: float,
+    rng: np.random.Generator,
 ) -> FederatedData:
+    """Clients train on these tables of the `rest` of the training split, the proxy on its own rows."""
     train, test = splits
     inputs, targets = joined(train, test)
-    return FederatedData(
+    data = FederatedData(
         inputs=inputs,
         targets=targets,
-        train=tables[0],
+        train=[rest[rows] for rows in tables[0]],
         test=[rows + len(train.targets) for rows in tables[1]],
         class_names=train.class_names,
-        unseen=unseen,
+        unseen=choose_unseen(groups or (0,) * len(tables[0]), unseen_fraction, rng),
         groups=groups,
-        group_names=group_names,
+        group_names=train.group_names if groups else (),
         **train.presented,
     )
+    return with_proxy(data, proxy)

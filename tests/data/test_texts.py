@@ -173,7 +173,7 @@ def test_the_real_texts_are_listed(task, options, sizes, n_classes):
     found = find_texts(TextOptions(task=task, **options))
     assert (found.sizes, found.n_classes) == (sizes, n_classes)
     name, item = next(found.train.read(np.array([3])))
-    assert len(item) == len(TEXT_SETS[task].options["text_columns"])
+    assert len(item) == len(TEXT_SETS[task]["text_columns"])
     assert all(item)
     assert "row 3" in name
 

@@ -57,18 +57,18 @@ class ImageOptions(SourceOptions):
 
     def resolved(self) -> "ImageOptions":
         """Return the options with those of the known data set wherever one was left out."""
-        known = {"test_split": "test", **IMAGE_SETS[self.dataset].options} if self.dataset in IMAGE_SETS else {}
+        known = IMAGE_SETS.get(self.dataset, {})
         if self.normalise == "backbone":
             known = {name: value for name, value in known.items() if name not in ("mean", "std")}
         if known and "hub" not in known and not self.hub:
-            known["path"] = Path(self.dataset)
+            known = {**known, "path": Path(self.dataset)}
         return replace(self, **filled(vars(self), known, LEFT_OUT))
 
     def problems(self) -> list[str]:
         """What is out of range of images only."""
         problems = []
         if self.normalise == "dataset" and not self.mean:
-            known = [name for name, entry in IMAGE_SETS.items() if "mean" in entry.options]
+            known = [name for name, entry in IMAGE_SETS.items() if "mean" in entry]
             if self.dataset not in known:
                 problems.append(f"normalise is dataset; mean and std are known of {known} only")
         if self.std and min(self.std) <= 0:

@@ -15,12 +15,13 @@ from fedsim.data.instructions.prompts import TEMPLATES, TemplateName, Tokenizer,
 from fedsim.data.instructions.registry import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
 from fedsim.data.instructions.tables import Texts, read_texts
 from fedsim.data.partition.dealing import Pools
-from fedsim.data.partition.dirichlet import choose_unseen, dirichlet
+from fedsim.data.partition.dirichlet import by_group, choose_unseen
 from fedsim.data.proxy import with_drawn_proxy
 from fedsim.data.sources.listing import evenly_marked
 from fedsim.data.sources.registry import filled
 
 SIZES = "--data.clients-per-task, --data.min-train, --data.min-test"
+LACKING = "leave it out (--data.tasks), or hold out another share (--data.test-share)"
 """What to change where a kind of task does not go round."""
 
 
@@ -81,8 +82,7 @@ class Instructions:
 
     def resolved(self) -> "Instructions":
         """Return the options with those of the known data set wherever one was left out."""
-        known = INSTRUCTION_SETS[self.dataset].options if self.dataset in INSTRUCTION_SETS else {}
-        return replace(self, **filled(vars(self), known, LEFT_OUT))
+        return replace(self, **filled(vars(self), INSTRUCTION_SETS.get(self.dataset, {}), LEFT_OUT))
 
     def embedded(self) -> Any:
         """Return the federations of the embedded instructions, with as many proxy samples."""
@@ -119,7 +119,7 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
     is_test = texts.is_test if texts.is_test is not None else evenly_marked(owners, options.test_share)
     pools = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
     if texts.client is None:
-        train, test, groups = dealt(options, texts, pools, rng)
+        (train, test), groups = dealt(options, texts, pools, rng)
     else:
         names, client = np.unique(texts.client, return_inverse=True)
         train, test = ([pool[client[pool] == k] for k in range(len(names))] for pool in pools)
@@ -132,29 +132,16 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
 
 def dealt(
     options: Instructions, texts: Texts, pools: Sequence[np.ndarray], rng: np.random.Generator
-) -> tuple[list[np.ndarray], list[np.ndarray], tuple[int, ...]]:
+) -> tuple[list[list[np.ndarray]], tuple[int, ...]]:
     """Give each kind of task its clients: their rows of the two pools, and each one's kind.
 
     Raises ValueError when a kind has too few samples for them.
     """
-    train, test, groups = [], [], []
-    for kind, name in enumerate(texts.task_names):
-        rows = [pool[texts.task[pool] == kind] for pool in pools]
-        if not all(map(len, rows)):
-            raise ValueError(
-                f"Kind of task '{name}' has {len(rows[0])} training and {len(rows[1])} test samples, and needs some "
-                "of both: leave it out (--data.tasks), or hold out another share (--data.test-share)."
-            )
-        alike = [np.zeros(len(part), int) for part in rows]
-        try:
-            own = Pools(*alike, options.clients_per_task, options.min_train, options.min_test, SIZES)
-            split = dirichlet(own, options.alpha, rng)
-        except ValueError as error:
-            raise ValueError(f"Kind of task '{name}': {error}") from error
-        for table, inside, part in zip((train, test), split, rows, strict=True):
-            table += [part[index.numpy()] for index in inside]
-        groups += [kind] * options.clients_per_task
-    return train, test, tuple(groups)
+    alike = (np.zeros(len(pool), int) for pool in pools)
+    own = Pools(*alike, options.clients_per_task, options.min_train, options.min_test, SIZES)
+    kinds, names = (texts.task[pools[0]], texts.task[pools[1]]), [f"Kind of task '{name}'" for name in texts.task_names]
+    split, groups = by_group(own, kinds, options.alpha, rng, names, LACKING)
+    return [[pool[rows.numpy()] for rows in tables] for pool, tables in zip(pools, split, strict=True)], groups
 
 
 def federation(

@@ -1,46 +1,29 @@
-"""Instruction data sets that fedsim knows by name: where they are, what their columns are called, whose they are."""
+"""Instruction data sets that fedsim knows by name: where they are and what their columns are called."""
 
 from typing import Literal
 
-from fedsim.data.sources.registry import Known
-
 InstructionSetName = Literal["dolly", "flan", "natural-instructions", "own"]
 INSTRUCTION_SETS = {
-    "dolly": Known(
-        {
-            "hub": "databricks/databricks-dolly-15k",
-            "instruction_column": "instruction",
-            "input_column": "context",
-            "answer_column": "response",
-            "task_column": "category",
-        },
-        "8 kinds of task",
-        "Conover et al. 2023; databricks/databricks-dolly-15k",
-        "CC BY-SA 3.0",
-    ),
-    "flan": Known(
-        {
-            "hub": "Muennighoff/flan",
-            "instruction_column": "inputs",
-            "answer_column": "targets",
-            "task_column": "task",
-        },
-        "tasks",
-        "Wei et al. 2022; Muennighoff/flan",
-        "Apache-2.0",
-    ),
-    "natural-instructions": Known(
-        {
-            "hub": "Muennighoff/natural-instructions",
-            "instruction_column": "definition",
-            "input_column": "inputs",
-            "answer_column": "targets",
-            "task_column": "task_name",
-        },
-        "tasks",
-        "Wang et al. 2022; Muennighoff/natural-instructions",
-        "Apache-2.0",
-    ),
+    "dolly": {
+        "hub": "databricks/databricks-dolly-15k",
+        "instruction_column": "instruction",
+        "input_column": "context",
+        "answer_column": "response",
+        "task_column": "category",
+    },
+    "flan": {
+        "hub": "Muennighoff/flan",
+        "instruction_column": "inputs",
+        "answer_column": "targets",
+        "task_column": "task",
+    },
+    "natural-instructions": {
+        "hub": "Muennighoff/natural-instructions",
+        "instruction_column": "definition",
+        "input_column": "inputs",
+        "answer_column": "targets",
+        "task_column": "task_name",
+    },
 }
 LEFT_OUT = {"instruction_column": "instruction", "answer_column": "output"}
 """What options are where neither they are given nor a known data set."""

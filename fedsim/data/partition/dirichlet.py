@@ -106,21 +106,32 @@ def superclass_of(targets: np.ndarray, groups: np.ndarray, n_labels: int) -> tup
 
 
 def by_group(
-    pools: Pools, groups: tuple[np.ndarray, np.ndarray], alpha: float, rng: np.random.Generator
+    pools: Pools,
+    groups: tuple[np.ndarray, np.ndarray],
+    alpha: float,
+    rng: np.random.Generator,
+    names: Sequence[str] = (),
+    lacking: str = "--data.group-column says which there are",
 ) -> tuple[Split, tuple[int, ...]]:
     """Give every natural group (domain) `pools.n_clients` clients of its own and split inside it by Dir(α) over labels.
 
-    `groups` are those of the two pools' samples. Returns the tables and each client's group. Raises ValueError when a
-    group lacks training or test samples, or has too few for its clients.
+    `groups` are those of the two pools' samples; `names` are what messages call them, which advise `lacking` where one
+    has no samples. Returns the tables and each client's group. Raises ValueError when a group lacks training or test
+    samples, or has too few for its clients.
     """
     tables: Split = ([], [])
     for group in range(int(max(of_pool.max(initial=-1) for of_pool in groups)) + 1):
+        name = names[group] if names else f"Group {group}"
         rows = [np.flatnonzero(of_pool == group) for of_pool in groups]
         if not all(map(len, rows)):
             found = f"{len(rows[0])} training and {len(rows[1])} test samples"
-            raise ValueError(f"Group {group} has {found}; every group needs some of both (--data.group-column).")
+            raise ValueError(f"{name} has {found}, and needs some of both: {lacking}.")
         own = replace(pools, train=pools.train[rows[0]], test=pools.test[rows[1]])
-        for table, inside, of_pool in zip(tables, dirichlet(own, alpha, rng), rows, strict=True):
+        try:
+            split = dirichlet(own, alpha, rng)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        for table, inside, of_pool in zip(tables, split, rows, strict=True):
             table += [torch.from_numpy(of_pool)[index] for index in inside]
     return tables, tuple(k // pools.n_clients for k in range(len(tables[0])))
 

@@ -25,23 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 
-TaskName = Literal[
-    "20newsgroups",
-    "agnews",
-    "cola",
-    "dbpedia",
-    "imdb",
-    "ledgar",
-    "mnli",
-    "mrpc",
-    "qnli",
-    "qqp",
-    "rte",
-    "sst2",
-    "trec",
-    "yahoo",
-    "own",
-]
+TaskName = Literal[*TEXT_SETS, "own"]
 LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "f1": False}
 """What options are where neither they are given nor a known data set."""
 
@@ -61,8 +45,7 @@ class TextOptions(SourceOptions):
 
     def resolved(self) -> "TextOptions":
         """Return the options with those of the task wherever one was left out."""
-        known = {"test_split": "test", **TEXT_SETS[self.task].options} if self.task in TEXT_SETS else {}
-        return replace(self, **filled(vars(self), known, LEFT_OUT))
+        return replace(self, **filled(vars(self), TEXT_SETS.get(self.task, {}), LEFT_OUT))
 
     def problems(self) -> list[str]:
         """What is out of range of texts only."""
