@@ -15,11 +15,7 @@ def split_off_proxy(targets: np.ndarray, n_samples: int, rng: np.random.Generato
 
     Where there are fewer samples than classes, chance decides among those that are equally large.
     """
-    if not 0 <= n_samples < len(targets):
-        raise ValueError(
-            f"proxy_samples is {n_samples}; it must be less than the {len(targets)} training samples "
-            "(--data.proxy-samples)."
-        )
+    _check(n_samples, len(targets))
     if not n_samples:
         return torch.empty(0, dtype=torch.long), torch.arange(len(targets))
     classes, sizes = np.unique(targets, return_counts=True)
@@ -45,7 +41,11 @@ def with_proxy(data: FederatedData, rows: Tensor) -> FederatedData:
 def with_drawn_proxy(data: FederatedData, n_samples: int, rng: np.random.Generator) -> FederatedData:
     """Return the data with a proxy client that takes `n_samples` training samples at random from seen clients."""
     rows = torch.cat([table for client, table in enumerate(data.train) if client not in data.unseen])
-    if not 0 <= n_samples < len(rows):
-        given = f"proxy_samples is {n_samples}; it must be less than the {len(rows)} training samples"
-        raise ValueError(f"{given} (--data.proxy-samples).")
+    _check(n_samples, len(rows))
     return with_proxy(data, rows[torch.from_numpy(rng.permutation(len(rows))[:n_samples])].sort().values)
+
+
+def _check(n_samples: int, count: int) -> None:
+    if not 0 <= n_samples < count:
+        given = f"proxy_samples is {n_samples}; it must be less than the {count} training samples"
+        raise ValueError(f"{given} (--data.proxy-samples).")

@@ -75,9 +75,8 @@ class Classification:
     def score(self, model: Model, inputs: Tensor, targets: Tensor) -> Tensor:
         """Whether the most likely class is the target, and the cross-entropy; logits that are no numbers are wrong."""
         logits = model(inputs).float()
-        losses = F.cross_entropy(logits, targets, reduction="none")
         is_right = (logits.argmax(-1) == targets) & logits.isfinite().all(-1)  # the argmax of NaN would be class 0
-        return torch.stack([is_right.float(), losses], dim=-1)
+        return torch.stack([is_right.float(), F.cross_entropy(logits, targets, reduction="none")], dim=-1)
 
     def summary(self, totals: Sequence[float], n_samples: int) -> dict[str, float]:
         """Means over samples."""
@@ -125,9 +124,9 @@ class ClassificationF1(Classification):
         logits = model(inputs).float()
         truth, predicted = (F.one_hot(labels, self.n_classes).float() for labels in (targets, logits.argmax(-1)))
         predicted *= logits.isfinite().all(-1, keepdim=True)
-        hits = truth * predicted
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        return torch.cat([torch.stack([hits.sum(-1), losses], dim=-1), hits, truth, predicted], dim=-1)
+        return torch.cat(
+            [super().score(lambda _: logits, inputs, targets), truth * predicted, truth, predicted], dim=-1
+        )
 
     def summary(self, totals: Sequence[float], n_samples: int) -> dict[str, float]:
         """Means over samples, macro F1, and counts that are not zero as `hits.3`: a client knows few of the classes."""

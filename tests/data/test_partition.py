@@ -166,7 +166,7 @@ def test_the_super_class_of_a_class_is_read_off_its_samples():
 
 
 def test_a_class_with_two_super_classes_is_refused():
-    with pytest.raises(ValueError, match=r"class 0 has the super-classes \[1, 2\]"):
+    with pytest.raises(ValueError, match=r"Class 0 has the super-classes \[1, 2\]"):
         superclass_of(np.array([0, 0]), np.array([1, 2]), 1)
 
 

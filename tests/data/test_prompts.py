@@ -33,14 +33,14 @@ def test_a_long_prompt_loses_its_beginning_and_keeps_room_for_the_answer():
     # eight places and one token that is only a target: start, prompt, "yes", stop
     assert row(tokens, 0)[0] == [START, *b"ompt", *b"yes"]
     assert row(tokens, 0)[1] == [-100] * 4 + [*b"yes", STOP]
-    assert (tokens.prompts_cut, tokens.answers_cut) == (1, 0)
+    assert (tokens.notes["prompts_cut"], tokens.notes["answers_cut"]) == (1, 0)
 
 
 def test_a_long_answer_loses_its_end_and_its_stop_but_only_what_prompt_and_half_of_the_room_do_not_leave():
     tokens = tokens_of(["q", "a long prompt"], ["0123456789"] * 2, BYTES, 8)
     assert row(tokens, 0) == ([START, *b"q012345"], [-100, *b"0123456"])
     assert row(tokens, 1) == ([START, *b"ompt012"], [-100] * 4 + [*b"0123"])
-    assert (tokens.prompts_cut, tokens.answers_cut) == (1, 2)
+    assert (tokens.notes["prompts_cut"], tokens.notes["answers_cut"]) == (1, 2)
 
 
 @pytest.mark.parametrize("size", range(4, 12))

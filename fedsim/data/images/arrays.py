@@ -64,7 +64,7 @@ def _cifar(top: Path, train: Sequence[str], test: Sequence[str], of_names: Seque
                 raise ValueError(
                     f"'{top / files[0]}' has the label {given}, outside the {len(known)} names of {of_names[k]}."
                 )
-        read = partial(_of_records, records, [top / name for name in files], len(names))
+        read = partial(_of_records, records, f"{top}, {files[0]} …", len(names))
         groups = labels[:, 1] if len(names) > 1 else None
         splits.append(Listing(labels[:, 0], groups, read, identity_of([top / name for name in files])))
     return Listed(splits[0], splits[1], names[0], names[1] if len(names) > 1 else ())
@@ -78,13 +78,10 @@ def _records(path: Path, n_labels: int) -> np.ndarray:
 
 
 def _of_records(
-    records: Sequence[np.ndarray], paths: Sequence[Path], n_labels: int, rows: np.ndarray
+    records: Sequence[np.ndarray], name: str, n_labels: int, rows: np.ndarray
 ) -> Iterator[tuple[str, Encoded]]:
-    start = 0
-    for path, part in zip(paths, records, strict=True):
-        for row in rows[(rows >= start) & (rows < start + len(part))] - start:
-            yield f"{path}, row {row}", np.array(part[row, n_labels:]).reshape(3, 32, 32).transpose(1, 2, 0)
-        start += len(part)
+    pixels = np.concatenate([part[:, n_labels:] for part in records]).reshape(-1, 3, 32, 32)
+    return _of_array(pixels.transpose(0, 2, 3, 1), name, rows)
 
 
 def _idx_names(split: str, kind: str) -> list[str]:

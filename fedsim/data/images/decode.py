@@ -2,9 +2,8 @@
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from io import BytesIO
 from itertools import islice
 from pathlib import Path
@@ -37,21 +36,15 @@ def decoded_once(identity: str, encoded: Iterator[tuple[str, Encoded]], count: i
 def _decode_all(encoded: Iterator[tuple[str, Encoded]], count: int, size: int, path: Path) -> None:
     """Decode in threads (Pillow releases the interpreter lock), a few hundred at a time so that memory stays flat."""
     done = 0
-    with ThreadPoolExecutor() as pool, path.open("wb") as file, _progress(count) as advance:
+    progress = Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True))
+    with ThreadPoolExecutor() as pool, path.open("wb") as file, progress as bar:
+        task = bar.add_task("decoding images, once", total=count)
         while chunk := list(islice(encoded, 256)):
             for image in pool.map(lambda item: decode(item[0], item[1], size), chunk):
                 file.write(image.contiguous().numpy().tobytes())
             done += len(chunk)
-            advance(len(chunk))
+            bar.update(task, completed=done)
     assert done == count, "a source yields as many images as it listed"
-
-
-@contextmanager
-def _progress(count: int) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal; nothing elsewhere."""
-    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("decoding images, once", total=count)
-        yield lambda n: bar.advance(task, n)
 
 
 def decode(name: str, encoded: Encoded, size: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -30,36 +31,31 @@ def list_lists(folder: Path, domains: Sequence[str]) -> Listed:
 
 def _read_lists(folder: Path, domains: Sequence[str], split: str, names: dict[int, str]) -> Listing:
     """Read one split of every domain; training lists add to `names`, test lists must agree with them."""
-    paths: list[Path] = []
-    targets: list[int] = []
-    groups: list[int] = []
+    found: list[tuple[Path, int, int]] = []
     for group, domain in enumerate(domains):
         source = folder / f"{domain}_{split}.txt"
-        for number, (relative, label) in enumerate(_lines(source), 1):
-            path = folder / relative
+        if not source.is_file():
+            raise ValueError(f"'{source}' is missing; every domain needs a list for training and one for testing.")
+        for number, line in enumerate(source.read_text().splitlines(), 1):
+            relative, _, digits = line.strip().rpartition(" ")
+            if not (relative and digits.isdecimal()):
+                raise ValueError(f"'{source}', line {number}, is '{line}' and not 'relative/path.jpg label'.")
+            path, label = folder / relative, int(digits)
             if number == 1 and not path.is_file():
-                raise ValueError(
-                    f"'{source}' names the image '{path}', which is not there; unpack the domain's images."
-                )
+                raise ValueError(f"'{source}' names the image '{path}', which is not there; unpack all images.")
             if split == "train":
                 names.setdefault(label, path.parent.name)
             if names.get(label) != path.parent.name:
                 known = f"stands for '{names[label]}'" if label in names else "is outside the training labels"
                 raise ValueError(f"'{source}', line {number}, gives '{relative}' the label {label}, which {known}.")
-            paths.append(path)
-            targets.append(label)
-            groups.append(group)
-    return _files(paths, targets, groups)
+            found.append((path, label, group))
+    paths = [path for path, _, _ in found]
+    numbers = np.array([rest for _, *rest in found], int).reshape(-1, 2)
+    return Listing(numbers[:, 0], numbers[:, 1], partial(_read, paths), identity_of(paths))
 
 
-def _lines(path: Path) -> Iterator[tuple[str, int]]:
-    if not path.is_file():
-        raise ValueError(f"'{path}' is missing; every domain needs a list for training and one for testing.")
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        relative, _, label = line.strip().rpartition(" ")
-        if not (relative and label.isdecimal()):
-            raise ValueError(f"'{path}', line {number}, is '{line}' and not 'relative/path.jpg label'.")
-        yield relative, int(label)
+def _read(paths: Sequence[Path], rows: np.ndarray) -> Iterator[tuple[str, Encoded]]:
+    yield from ((str(paths[row]), paths[row]) for row in rows)
 
 
 def list_class_folders(options: SourceOptions, find_content: FindContent, folder: Path) -> Listed:
@@ -122,10 +118,3 @@ def _folders(folder: Path) -> list[Path]:
 def _images(tops: Sequence[Path]) -> list[Path]:
     """All images of all classes' folders inside these."""
     return sorted(path for top in tops for path in top.glob("*/*") if path.suffix.lower() in SUFFIXES)
-
-
-def _files(paths: Sequence[Path], targets: Sequence[int], groups: Sequence[int]) -> Listing:
-    def read(rows: np.ndarray) -> Iterator[tuple[str, Encoded]]:
-        yield from ((str(paths[row]), paths[row]) for row in rows)
-
-    return Listing(np.array(targets, int), np.array(groups, int), read, identity_of(paths))

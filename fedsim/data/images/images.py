@@ -4,11 +4,11 @@ Finding comes before decoding, so that missing data, a wrong column or missing w
 Splitting over clients is not done here (see protocols.py).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,12 +23,7 @@ from fedsim.data.sources.listing import Encoded, Listed
 from fedsim.data.sources.registry import IMAGE_SETS, filled
 from fedsim.data.sources.tables import Content, Features, list_files, list_hub
 
-if TYPE_CHECKING:
-    import datasets
-
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
-LEFT_OUT = {"label_column": "label", "f1": False}
-"""What options are where neither they are given nor a known data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +33,6 @@ class ImageOptions(SourceOptions):
     dataset: ImageSetName = "own"
     """A known data set, which sets `hub`, the columns, `test_split` and `stored_size` where they are left out; or your
     own."""
-    label_column: str = ""
-    """Column of class labels, in tables and on the hub; of your own data `label`."""
     image_size: int = 224
     """Pixels on a side that the backbone gets."""
     stored_size: int | None = None
@@ -62,7 +55,7 @@ class ImageOptions(SourceOptions):
             known = {name: value for name, value in known.items() if name not in ("mean", "std")}
         if known and "hub" not in known and not self.hub:
             known = {**known, "path": Path(self.dataset)}
-        return replace(self, **filled(vars(self), known, LEFT_OUT))
+        return replace(self, **filled(vars(self), known))
 
     def problems(self) -> list[str]:
         """What is out of range of images only."""
@@ -98,17 +91,15 @@ class ImageOptions(SourceOptions):
 class FoundImages(Found):
     """Images that are there; `decode` reads them."""
 
-    options: ImageOptions
+    options: ImageOptions = field(kw_only=True)
 
     def decode(self) -> tuple[Labelled, Labelled]:
         """Return the train and the test split, (S, 3, H, W) uint8; a damaged image is a ValueError that names it.
 
         Images are decoded once, ever: into a file of the cache folder, which all workers of a machine map into memory.
         """
-        options = self.options
-        identity, size = f"{self.train.identity}|{self.test.identity}", options.stored_size or options.image_size
-        images = decoded_once(identity, self.read(), sum(self.sizes), size)
-        return self._presented(images)
+        size = self.options.stored_size or self.options.image_size
+        return self._presented(decoded_once(self.identity, self.read(), sum(self.sizes), size))
 
     def load(self, dry_run: bool) -> tuple[Labelled, Labelled]:
         """Return both splits; in a dry run without their images."""
@@ -116,8 +107,7 @@ class FoundImages(Found):
 
     def placeholder(self) -> tuple[Labelled, Labelled]:
         """Return both splits with their labels and blank images of one pixel: all that counting takes."""
-        blank = torch.zeros(sum(self.sizes), 3, 1, 1, dtype=torch.uint8)
-        return self._presented(blank)
+        return self._presented(torch.zeros(sum(self.sizes), 3, 1, 1, dtype=torch.uint8))
 
     def _presented(self, images: torch.Tensor) -> tuple[Labelled, Labelled]:
         return self.labelled(images, **self.options.presented(), **self.options.scoring(self.n_classes))
@@ -136,31 +126,25 @@ def find_images(options: ImageOptions) -> FoundImages:
     """
     options = options.resolved()
     listed = find(options, "images", partial(_list_folder, options), partial(list_hub, options, image_content))
-    assert listed.test is not None
-    return FoundImages(listed.train, listed.test, listed.class_names, listed.group_names, options)
+    return FoundImages(**vars(listed), options=options)
 
 
 def _list_folder(options: ImageOptions, folder: Path) -> Listed:
     """DomainNet's lists if there are any, else parquet, arrays, or folders named by class."""
-    lists = sorted(folder.glob("*_train.txt"))
+    lists, arrays = sorted(folder.glob("*_train.txt")), sorted(folder.glob("*.npz"))
     if not lists and any(folder.rglob("*.parquet")):
         return list_files(options, image_content, folder)
-    if listed := _list_whole(folder, lists):
+    if len(arrays) > 1 and not lists:
+        raise ValueError(f"'{folder}' has several .npz files, {[path.name for path in arrays[:5]]}; leave one there.")
+    if lists:
+        whole = list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
+    else:
+        whole = list_arrays(arrays[0]) if arrays else list_binaries(folder)
+    if whole:
         check_splits(options, folder)
-        return listed
+        return whole
     refuse_pickles(folder)
     return list_class_folders(options, image_content, folder)
-
-
-def _list_whole(folder: Path, lists: Sequence[Path]) -> Listed | None:
-    """What a folder holds whose files are made for training and testing under names of their own, else None."""
-    if lists:
-        return list_lists(folder, [path.name.removesuffix("_train.txt") for path in lists])
-    if len(arrays := sorted(folder.glob("*.npz"))) > 1:
-        raise ValueError(f"'{folder}' has several .npz files, {[path.name for path in arrays[:5]]}; leave one there.")
-    if arrays:
-        return list_arrays(arrays[0])
-    return list_binaries(folder)
 
 
 def image_content(features: Features, source: str) -> Content:
@@ -169,7 +153,7 @@ def image_content(features: Features, source: str) -> Content:
 
     for name, feature in features.items():
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
-            return Content((name,), partial(_encoded, name), partial(_undecoded, name))
+            return Content((name,), partial(_encoded, name))
     columns = ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
     raise ValueError(
         f"'{source}' has no column of images, as `datasets` writes them with the bytes of each file; it has {columns}."
@@ -182,9 +166,3 @@ def _encoded(column: str, record: Mapping[str, Any], name: str) -> Encoded:
     if not encoded and not cell.get("path"):
         raise ValueError(f"'{name}' is damaged: its column '{column}' holds no image. Fetch it again.")
     return encoded or Path(cell["path"])
-
-
-def _undecoded(column: str, rows: "datasets.Dataset") -> "datasets.Dataset":
-    import datasets
-
-    return rows.cast_column(column, datasets.Image(decode=False))

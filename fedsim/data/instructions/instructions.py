@@ -12,7 +12,7 @@ from fedsim.data.client_options import check_data_options
 from fedsim.data.federated import FederatedData
 from fedsim.data.instructions.generation_task import Generation
 from fedsim.data.instructions.prompts import TEMPLATES, TemplateName, Tokenizer, tokens_of
-from fedsim.data.instructions.registry import INSTRUCTION_SETS, LEFT_OUT, InstructionSetName
+from fedsim.data.instructions.registry import INSTRUCTION_SETS, InstructionSetName
 from fedsim.data.instructions.tables import Texts, read_texts
 from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import by_group, choose_unseen
@@ -82,7 +82,7 @@ class Instructions:
 
     def resolved(self) -> "Instructions":
         """Return the options with those of the known data set wherever one was left out."""
-        return replace(self, **filled(vars(self), INSTRUCTION_SETS.get(self.dataset, {}), LEFT_OUT))
+        return replace(self, **filled(vars(self), INSTRUCTION_SETS.get(self.dataset, {})))
 
     def embedded(self) -> Any:
         """Return the federations of the embedded instructions, with as many proxy samples."""

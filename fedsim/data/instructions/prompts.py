@@ -1,6 +1,6 @@
 """From instructions and answers to tokens: the prompt's wording, and the answer's tokens marked as what is learnt."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -75,20 +75,11 @@ TEMPLATES: dict[TemplateName, Template] = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Inputs and targets (S, T) int32, and how many prompts and answers had to be cut and tokens are padding."""
+    """Inputs and targets (S, T) int32, and what the log says of them: how many were cut, how much is padding."""
 
     inputs: Tensor
     targets: Tensor
-    prompts_cut: int
-    answers_cut: int
-    padding: int
-
-    @property
-    def notes(self) -> dict[str, float]:
-        """What the log says of it."""
-        S, T = self.inputs.shape
-        counts = {"samples": S, "longest": T, "prompts_cut": self.prompts_cut, "answers_cut": self.answers_cut}
-        return counts | {"tokens": S * T - self.padding, "padding_share": self.padding / max(S * T, 1)}
+    notes: Mapping[str, float]
 
 
 def tokens_of(prompts: Sequence[str], answers: Sequence[str], tokenizer: Tokenizer, max_length: int) -> Tokens:
@@ -121,4 +112,6 @@ def tokens_of(prompts: Sequence[str], answers: Sequence[str], tokenizer: Tokeniz
         inputs[place, : len(row) - 1] = torch.tensor(row[:-1], dtype=torch.int32)
         targets[place, size - 1 : len(row) - 1] = torch.tensor(row[size:], dtype=torch.int32)
     padding = inputs.numel() - sum(len(row) - 1 for row in rows)
-    return Tokens(inputs, targets, prompts_cut, answers_cut, padding)
+    notes = {"samples": len(rows), "longest": longest, "prompts_cut": prompts_cut, "answers_cut": answers_cut}
+    shares = {"tokens": inputs.numel() - padding, "padding_share": padding / max(inputs.numel(), 1)}
+    return Tokens(inputs, targets, notes | shares)

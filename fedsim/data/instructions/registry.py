@@ -25,8 +25,6 @@ INSTRUCTION_SETS = {
         "task_column": "task_name",
     },
 }
-LEFT_OUT = {"instruction_column": "instruction", "answer_column": "output"}
-"""What options are where neither they are given nor a known data set."""
 SPLIT_BY_TASK = ("natural-instructions",)
 """Sets whose test split has other tasks than the training split, so that no client could have both, and that tell a
 question once for each of its answers, so that it would be trained on and tested."""

@@ -78,13 +78,13 @@ def read_columns(options: "Instructions", columns: Mapping[str, str]) -> dict[st
     """
     at_path, on_hub = partial(_of_path, options.tasks), partial(_of_hub, options.hub)
     parts = looked_up(options, "instructions", at_path, on_hub, Path.exists)
-    read = []
+    read: dict[str, list[str]] = {role: [] for role in ROLES}
     for name, rows in parts.items():
         texts = texts_of(rows.with_format("arrow")[:], name, columns, options.tasks)
-        rest = {role: split_of(Path(name)) if role == "split" else "" for role in ROLES}
-        absent = {role: pa.repeat(pa.scalar(rest[role], pa.large_string()), len(texts)) for role in ROLES}
-        read.append(pa.table({role: texts[role] if role in columns else absent[role] for role in ROLES}))
-    return pa.concat_tables(read).to_pydict()
+        for role, column in read.items():
+            rest = split_of(Path(name)) if role == "split" else ""
+            column += texts[role].to_pylist() if role in columns else [rest] * len(texts)
+    return read
 
 
 def _of_path(tasks: Sequence[str], path: Path) -> Parts:

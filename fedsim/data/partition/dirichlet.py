@@ -95,14 +95,13 @@ def superclass_of(targets: np.ndarray, groups: np.ndarray, n_labels: int) -> tup
 
     Raises ValueError when a class has two.
     """
-    found = [np.unique(groups[targets == label]).tolist() for label in range(n_labels)]
-    if unclear := {label: group for label, group in enumerate(found) if len(group) > 1}:
-        label, given = next(iter(unclear.items()))
-        raise ValueError(
-            f"{len(unclear)} classes belong to several super-classes; class {label} has the super-classes "
-            f"{given[:5]} (--data.group-column)."
-        )
-    return tuple(int(group[0]) if group else -1 for group in found)
+    found = [np.unique(groups[targets == label])[:5].tolist() for label in range(n_labels)]
+    for label, of_label in enumerate(found):
+        if len(of_label) > 1:
+            raise ValueError(
+                f"Class {label} has the super-classes {of_label}, and must have one (--data.group-column)."
+            )
+    return tuple(of_label[0] if of_label else -1 for of_label in found)
 
 
 def by_group(

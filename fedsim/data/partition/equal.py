@@ -5,9 +5,8 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from fedsim.data.partition.dealing import Pools, Split, check_alpha, draw_large_enough, rounded
+from fedsim.data.partition.dealing import Pools, Split, check_alpha, deal_classes, draw_large_enough
 
 
 def iid(pools: Pools, rng: np.random.Generator) -> Split:
@@ -25,13 +24,11 @@ def quantity_skew(pools: Pools, alpha: float, rng: np.random.Generator) -> Split
 def _deal(name: str, pools: Pools, draw: Callable[[], np.ndarray], rng: np.random.Generator) -> Split:
     """Cut the well-mixed pools at shares (1, clients): where all labels are alike, sizes are all that matters."""
     shares = draw_large_enough(name, replace(pools, train=pools.train * 0, test=pools.test * 0), draw)
-    train, test = (_cut(mixed(targets, rng), shares) for targets in pools.both)
-    return train, test
-
-
-def _cut(rows: np.ndarray, shares: np.ndarray) -> list[Tensor]:
-    cuts = rounded(shares, np.array([[len(rows)]]))[0]
-    return [torch.from_numpy(np.sort(part)) for part in np.split(rows, cuts[:-1])]
+    found = []
+    for targets in pools.both:
+        tables = deal_classes(targets * 0, shares, lambda _, of=targets: mixed(of, rng))
+        found.append([torch.from_numpy(np.sort(rows)) for rows in tables])
+    return found[0], found[1]
 
 
 def mixed(targets: np.ndarray, rng: np.random.Generator) -> np.ndarray:

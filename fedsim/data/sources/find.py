@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedsim.data.client_options import check_data_options
-from fedsim.data.sources.listing import Listed, keep_first_classes, keep_groups, keep_some, keep_top_classes, with_test
+from fedsim.data.sources.listing import Listed, keep_classes, keep_groups, keep_some, with_test
 from fedsim.data.task import ClassificationF1, Task
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class SourceOptions:
     test_split: str | None = None
     """Name of the test split; empty to hold out `test_share` of the training split (but where files are laid out with
     both); default: a known data set's own, else `test` where there is one."""
-    label_column: str = "label"
-    """Column of class labels, in tables and on the hub."""
+    label_column: str = ""
+    """Column of class labels, in tables and on the hub; of your own data `label`."""
     group_column: str = ""
     """Column of domains, super-classes, …, in tables and on the hub; empty for none."""
     group: tuple[str, ...] = ()
@@ -82,9 +82,7 @@ def find(
             f"'{options.path or options.hub}' has test samples of {len(strange)} classes that no training sample has: "
             f"{names}. Name splits of the same labels (--data.train-split, --data.test-split, --data.label-column)."
         )
-    kept = keep_first_classes(
-        keep_top_classes(keep_groups(whole, options.group), options.top_classes), options.first_classes
-    )
+    kept = keep_classes(keep_groups(whole, options.group), options.top_classes, options.first_classes)
     split = with_test(kept, options.test_share)
     assert split.test is not None
     train, test = keep_some(split.train, options.train_samples), keep_some(split.test, options.test_samples)
@@ -94,21 +92,14 @@ def find(
     return replace(split, train=train, test=test)
 
 
-class Place(Protocol):
-    """Where a data set is; see `SourceOptions`."""
-
-    path: Path | None
-    hub: str
-
-
 def looked_up(
-    options: Place,
+    options: Any,
     what: str,
     at_path: Callable[[Path], Made],
     on_hub: Callable[[], Made],
     is_there: Callable[[Path], bool] = Path.is_dir,
 ) -> Made:
-    """Return what is made of a data set's path, as such or inside $FEDSIM_DATA, else of the hub or its cache.
+    """Return what is made of `options.path`, as such or inside $FEDSIM_DATA, else of `options.hub` or the hub's cache.
 
     `on_hub` raises OSError where it is not to be had. Raises ValueError when there is none, with what was tried and the
     command that gets it.
@@ -223,7 +214,7 @@ def missing_shards(paths: Sequence[Path]) -> Iterator[Path]:
             yield folder / f"{name}-{number:0{width}}-of-{count}{paths[0].suffix}"
 
 
-def _command(options: Place) -> str:
+def _command(options: Any) -> str:
     if not options.hub:
         return "Give their --data.path, or a name: a known one (--data.dataset, --data.task) or the hub's (--data.hub)."
     folder = options.hub.rpartition("/")[2].lower()

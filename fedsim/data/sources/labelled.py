@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.sources.listing import Item, Listing
+from fedsim.data.sources.listing import Item, Listed, Listing
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,8 @@ class Labelled:
     presented: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class Found:
-    """A data set that is there, its labels read and its classes chosen."""
-
-    train: Listing
-    test: Listing
-    class_names: tuple[str, ...]
-    group_names: tuple[str, ...]
+class Found(Listed):
+    """A data set that is there, its labels read, its classes chosen and a test split held out."""
 
     @property
     def n_classes(self) -> int:
@@ -41,23 +35,34 @@ class Found:
         return len(self.class_names)
 
     @property
+    def splits(self) -> tuple[Listing, Listing]:
+        """Those for training and for testing."""
+        assert self.test is not None
+        return self.train, self.test
+
+    @property
     def sizes(self) -> tuple[int, int]:
         """Samples for training and for testing."""
-        return len(self.train.targets), len(self.test.targets)
+        train, test = self.splits
+        return len(train.targets), len(test.targets)
+
+    @property
+    def identity(self) -> str:
+        """What differs where samples differ."""
+        return "|".join(split.identity for split in self.splits)
 
     def labelled(self, inputs: Tensor, **presented: Any) -> tuple[Labelled, Labelled]:
         """Return both splits with their inputs (S, ...), those for training first."""
-        parts = zip((self.train, self.test), inputs.split(self.sizes), strict=True)
-        train, test = (self._labelled(split, part, presented) for split, part in parts)
-        return train, test
-
-    def _labelled(self, split: Listing, inputs: Tensor, presented: Mapping[str, Any]) -> Labelled:
-        groups = None if split.groups is None else torch.from_numpy(split.groups)
-        return Labelled(inputs, torch.from_numpy(split.targets), self.class_names, groups, self.group_names, presented)
+        found = []
+        for split, part in zip(self.splits, inputs.split(self.sizes), strict=True):
+            targets, groups = torch.from_numpy(split.targets), split.groups
+            numbers = None if groups is None else torch.from_numpy(groups)
+            found.append(Labelled(part, targets, self.class_names, numbers, self.group_names, presented))
+        return found[0], found[1]
 
     def read(self) -> Iterator[tuple[str, Item]]:
         """Yield (what to call it in a message, sample) of both splits, those for training first."""
-        for split in (self.train, self.test):
+        for split in self.splits:
             yield from split.read(np.arange(len(split.targets)))
 
 

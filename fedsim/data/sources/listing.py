@@ -97,23 +97,21 @@ def keep_groups(listed: Listed, names: Sequence[str]) -> Listed:
     return _keep(listed, "group", sorted({listed.group_names.index(name) for name in names}))
 
 
-def keep_top_classes(listed: Listed, top: int | None) -> Listed:
-    """Keep the `top` classes with the most training samples (ties: the lower number), renumbered in their old order."""
-    if top is None:
-        return listed
-    counts = np.bincount(listed.train.targets, minlength=len(listed.class_names))
-    if top > len(counts):
-        raise ValueError(f"top_classes is {top}, but there are {len(counts)} classes (--data.top-classes).")
-    return _keep(listed, "class", sorted(np.argsort(-counts, kind="stable")[:top]))
+def keep_classes(listed: Listed, top: int | None, first: int | None) -> Listed:
+    """Keep the `top` classes with the most training samples (ties: the lower number), and of them the `first`.
 
-
-def keep_first_classes(listed: Listed, first: int | None) -> Listed:
-    """Keep the classes 0 … first-1, all where `first` is None; raises ValueError when there are fewer."""
-    if first is None:
-        return listed
-    if first > (count := len(listed.class_names)):
-        raise ValueError(f"first_classes is {first}, but there are {count} classes (--data.first-classes).")
-    return _keep(listed, "class", range(first))
+    They are renumbered in their old order. Raises ValueError when there are fewer.
+    """
+    for name, wanted in (("top_classes", top), ("first_classes", first)):
+        count = len(listed.class_names)
+        if wanted is not None and wanted > count:
+            option = name.replace("_", "-")
+            raise ValueError(f"{name} is {wanted}, but there are {count} classes (--data.{option}).")
+        if wanted is not None:
+            sizes = np.bincount(listed.train.targets, minlength=count)
+            order = np.argsort(-sizes, kind="stable") if name == "top_classes" else np.arange(count)
+            listed = _keep(listed, "class", sorted(order[:wanted]))
+    return listed
 
 
 def _keep(listed: Listed, kind: Literal["class", "group"], kept: Sequence[int]) -> Listed:

@@ -78,10 +78,21 @@ TEXT_SETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def filled(given: Mapping[str, Any], known: Mapping[str, Any], last: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that were left out (empty or None) with the known set's values, else with the last resort's.
+LEFT_OUT = {
+    "text_columns": ("text",),
+    "label_column": "label",
+    "f1": False,
+    "instruction_column": "instruction",
+    "answer_column": "output",
+}
+"""What options are where neither they are given nor a known data set."""
+
+
+def filled(given: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that were left out (empty or None) with the known set's values, else with those above.
 
     An empty `test_split` is not left out: it says that there is none.
     """
     empty = {name: (None,) if name == "test_split" else (None, "", ()) for name in given}
-    return {name: value for name, value in {**last, **known}.items() if given[name] in empty[name]}
+    values = {**LEFT_OUT, **known}
+    return {name: value for name, value in values.items() if name in given and given[name] in empty[name]}

@@ -45,7 +45,6 @@ class Content:
     columns: tuple[str, ...]
     item: Callable[[Mapping[str, Any], str], Item]
     """(record, what to call it in a message) to the sample."""
-    undecoded: "Callable[[datasets.Dataset], datasets.Dataset]" = lambda rows: rows
 
 
 FindContent = Callable[[Features, str], Content]
@@ -89,19 +88,15 @@ def image_folder(files: Mapping[str, Sequence[Path]]) -> "datasets.DatasetDict":
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep `datasets` from telling what it reads, and what went wrong, which is one message of ours."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    """Keep `datasets` from logging what goes wrong, which is one message of ours."""
     from datasets import logging as messages
 
-    level, bars_were_disabled = messages.get_verbosity(), are_progress_bars_disabled()
+    level = messages.get_verbosity()
     messages.set_verbosity(logging.CRITICAL)
-    disable_progress_bars()
     try:
         yield
     finally:
         messages.set_verbosity(level)
-        if not bars_were_disabled:
-            enable_progress_bars()
 
 
 def list_hub(options: SourceOptions, find_content: FindContent) -> Listed:
@@ -193,12 +188,12 @@ def _reader(parts: Parts, content: Content) -> Reader:
         start = 0
         for name, part in parts.items():
             wanted = rows[(rows >= start) & (rows < start + len(part))] - start
-            records = iter(content.undecoded(part.select_columns(list(content.columns))).select(wanted))
-            for row in wanted:
+            undecoded = part.select_columns(list(content.columns)).select(wanted).with_format("arrow")
+            for row, record in zip(wanted, undecoded.iter(1), strict=True):
                 place = f"{name}, row {row}"
                 with naming(place):
-                    record = next(records)
-                yield place, content.item(record, place)
+                    (entries,) = record.to_pylist()
+                yield place, content.item(entries, place)
             start += len(part)
 
     return read
@@ -246,7 +241,8 @@ def _numbered(
     values = {split: table.column(column).to_numpy() for split, table in tables.items()}
     is_mixed = len({part.dtype == object for part in values.values()}) > 1
     mixed = "words in one split and numbers in another" if is_mixed else ""
-    problem = "neither numbers nor words" if _is_nested(tables, column) else mixed
+    is_nested = any(pa.types.is_nested(table.schema.field(column).type) for table in tables.values())
+    problem = "neither numbers nor words" if is_nested else mixed
     together = np.concatenate(list(values.values()))
     if problem or (together.dtype.kind == "f" and (together % 1 != 0).any()):
         problem = problem or "NaN or parts of whole numbers"
@@ -266,10 +262,6 @@ def _numbered(
             f"(0 … {len(names) - 1})."
         )
     return {split: part.astype(int) for split, part in values.items()}, tuple(names)
-
-
-def _is_nested(tables: Mapping[str, pa.Table], column: str) -> bool:
-    return any(pa.types.is_nested(table.schema.field(column).type) for table in tables.values())
 
 
 def _names_beside(tables: Mapping[str, pa.Table], column: str) -> list[str] | None:

@@ -6,7 +6,7 @@ Pairs of texts (a question and a sentence) become one sequence, as the tokenizer
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
 
 TaskName = Literal[*TEXT_SETS, "own"]
-LEFT_OUT = {"text_columns": ("text",), "label_column": "label", "f1": False}
-"""What options are where neither they are given nor a known data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +36,12 @@ class TextOptions(SourceOptions):
     """A known data set, which sets the options below and `hub` where they are left out; or your own."""
     text_columns: tuple[str, ...] = ()
     """Columns of text, one or two."""
-    label_column: str = ""
-    """Column of class labels; of your own data `label`."""
     max_length: int = 64
     """Tokens of a sequence; longer ones are cut."""
 
     def resolved(self) -> "TextOptions":
         """Return the options with those of the task wherever one was left out."""
-        return replace(self, **filled(vars(self), TEXT_SETS.get(self.task, {}), LEFT_OUT))
+        return replace(self, **filled(vars(self), TEXT_SETS.get(self.task, {})))
 
     def problems(self) -> list[str]:
         """What is out of range of texts only."""
@@ -69,8 +65,8 @@ class TextOptions(SourceOptions):
 class FoundTexts(Found):
     """Texts that are there; `tokenise` reads them."""
 
-    options: TextOptions
-    tokenizer: Any = None
+    options: TextOptions = field(kw_only=True)
+    tokenizer: Any = field(default=None, kw_only=True)
 
     def load(self, dry_run: bool) -> tuple[Labelled, Labelled]:
         """Return both splits as tokens of its own tokenizer; in a dry run without their texts."""
@@ -79,7 +75,7 @@ class FoundTexts(Found):
     def tokenise(self, tokenizer: "PreTrainedTokenizerFast") -> tuple[Labelled, Labelled]:
         """Return the train and the test split, tokens (S, max_length) int32 with the tokenizer's own padding."""
         length, count = self.options.max_length, sum(self.sizes)
-        content = f"{self.train.identity}|{self.test.identity}|{self.options.text_columns}|{length}|"
+        content = f"{self.identity}|{self.options.text_columns}|{length}|"
         tokenizer.backend_tokenizer.no_padding()  # what an earlier call left behind is part of its description
         tokenizer.backend_tokenizer.no_truncation()
         name = hashlib.sha256((content + tokenizer.backend_tokenizer.to_str()).encode()).hexdigest()[:16]
@@ -119,8 +115,7 @@ def find_texts(options: TextOptions) -> FoundTexts:
     content = partial(text_content, options.text_columns)
 
     found = find(options, "texts", partial(list_files, options, content), partial(list_hub, options, content))
-    assert found.test is not None
-    return FoundTexts(found.train, found.test, found.class_names, found.group_names, options)
+    return FoundTexts(**vars(found), options=options)
 
 
 def text_content(columns: Sequence[str], features: Features, source: str) -> Content:
