@@ -40,7 +40,7 @@ ABLATION: dict[str, fedsim.Method] = {
 LOCAL = fedsim.LocalTraining(epochs=1, batch_size=12, learning_rate=5e-3, tune_epochs=5)
 CIFAR_SOURCE = ImageOptions(
     **CIFAR,  # type: ignore[arg-type]
-    group=("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores"),
+    domain=("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores"),
     top_classes=20,
     train_samples=324,
     test_samples=144,
@@ -49,7 +49,7 @@ PACS_SOURCE = ImageOptions(
     **IMAGES,  # type: ignore[arg-type]
     dataset="pacs",
     path=Path("pacs_1680_128px"),
-    group_column="domain",
+    domain_column="domain",
     train_samples=324,
     test_samples=144,
 )

@@ -24,8 +24,8 @@ class Population:
     unseen: tuple[int, ...]
     samples: tuple[int, ...]
     """Training samples of each client, by id."""
-    groups: tuple[int, ...] | None = None
-    """The natural group (domain, speaker, …) of each client where it is known; for reports, never for training."""
+    domains: tuple[int, ...] | None = None
+    """The domain (style, speaker, …) of each client where it is known; for reports, never for training."""
     proxy: int | None = None
     """The id of the server's proxy client."""
 

@@ -175,6 +175,6 @@ class RunSpec:
             "backbone": fingerprint(weights),
             "inputs": fingerprint(data.inputs),
             "targets": fingerprint([data.targets, data.class_names, type(data.task).__name__, task]),
-            "split": fingerprint([data.train, data.test, data.unseen, data.groups, data.proxy]),
+            "split": fingerprint([data.train, data.test, data.unseen, data.domains, data.proxy]),
             "transforms": fingerprint([data.transform, data.augment, data.n_draws, data.pad_token]),
         }

@@ -17,7 +17,7 @@ from fedsim.models.backbones import TimmModel
 
 FEDHELLO = fedsim.FedHeLLo(capabilities=fedsim.Capabilities(out_of=12, assign="cycle"))
 IMAGES = Clients(
-    source=ImageOptions(dataset="domainnet", group_column="domain", first_classes=121),
+    source=ImageOptions(dataset="domainnet", domain_column="domain", first_classes=121),
     split=Domains(unseen_fraction=0.0, proxy_samples=121),
 )
 

@@ -14,7 +14,7 @@ from fedsim.data.protocols import Clients, Domains
 from fedsim.experiments import Experiment, run_experiment
 from fedsim.models.backbones import TimmModel
 
-IMAGES = Clients(source=ImageOptions(dataset="domainnet", group_column="domain", top_classes=10), split=Domains())
+IMAGES = Clients(source=ImageOptions(dataset="domainnet", domain_column="domain", top_classes=10), split=Domains())
 
 
 @dataclass(frozen=True, kw_only=True)

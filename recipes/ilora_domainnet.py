@@ -2,7 +2,7 @@
 
 Settings of the released scripts; a round takes a random tenth of a client's batches. They also draw 80 % of the images.
 
-    fabric run recipes/ilora_domainnet.py --devices 3 --data.path domainnet --data.group sketch
+    fabric run recipes/ilora_domainnet.py --devices 3 --data.path domainnet --data.domain sketch
     python recipes/ilora_domainnet.py --embedded --rounds 2
 """
 
@@ -17,7 +17,7 @@ from fedsim.models.backbones import TimmModel
 IMAGES = Clients(
     source=ImageOptions(
         dataset="domainnet",
-        group=("clipart",),
+        domain=("clipart",),
         first_classes=100,
         augment=False,
         mean=(0.4815, 0.4578, 0.4082),

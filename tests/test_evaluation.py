@@ -67,14 +67,14 @@ def test_rows_name_the_evaluation_and_the_natural_group():
         "round": 7,
         "stage": "leaf",
         "client": 2,
-        "group": 6,
+        "domain": 6,
         "evaluation": "unseen.tuned",
         "accuracy": 0.5,
         "loss": 0.5,
         "train_samples": 10,
     }
     (row,) = client_rows(updates, {"personal": "unseen.tuned"}, 7, "leaf", None)
-    assert row["group"] == ""
+    assert row["domain"] == ""
 
 
 def test_the_training_loss_is_the_mean_over_clients_that_trained():

@@ -59,8 +59,8 @@ class FederatedData:
     test: Sequence[Tensor]
     class_names: Sequence[str]
     unseen: frozenset[int] = frozenset()
-    groups: tuple[int, ...] | None = None
-    group_names: tuple[str, ...] = ()
+    domains: tuple[int, ...] | None = None
+    domain_names: tuple[str, ...] = ()
     transform: Callable[[Tensor], Tensor] = as_float
     augment: Callable[[Tensor, Tensor], Tensor] | None = None
     n_draws: int = 0
@@ -84,8 +84,8 @@ class FederatedData:
             )
         if self.proxy is not None and (self.proxy != len(self.train) - 1 or self.proxy in self.unseen):
             problems.append(f"the proxy client {self.proxy} must be the last of {len(self.train)} clients, not unseen")
-        if self.groups is not None and len(self.groups) != len(self.train) - (self.proxy is not None):
-            problems.append(f"{len(self.groups)} group numbers for {len(self.train)} clients")
+        if self.domains is not None and len(self.domains) != len(self.train) - (self.proxy is not None):
+            problems.append(f"{len(self.domains)} domain numbers for {len(self.train)} clients")
         if any(len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.inputs) for rows in self.tables):
             problems.append(f"an index table points outside the {len(self.inputs)} inputs")
         if problems:

@@ -16,7 +16,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.partition.by_owner import by_owner
 from fedsim.data.partition.dealing import Pools, Split
 from fedsim.data.partition.dirichlet import (
-    by_group,
+    by_domain,
     choose_unseen,
     dirichlet,
     pathological,
@@ -63,7 +63,7 @@ class Skew(ClientOptions):
     """Dirichlet over all classes (gl-dir, or flower-dir: index for index as flwr-datasets deals); one or two
     super-classes a client (sc-dir); a fixed number of classes a client (patho); clients of given sizes whose label
     proportions are Dirichlet (sized-dir); alike in labels, with Dirichlet sizes (quantity) or equal ones (iid); each
-    group of the data, such as a writer, a client (owner)."""
+    domain of the data, such as a writer, a client (owner)."""
     n_clients: int = 100
     """Clients in all; of owner at most, the largest."""
     alpha: float | None = None
@@ -129,10 +129,10 @@ class Federations:
 
 
 def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -> FederatedData:
-    """Return a federation whose groups are the domains; raises ValueError when the data have none."""
+    """Return a federation whose domains are those of the data; raises ValueError when the data have none."""
     train, test = splits
-    if train.groups is None or test.groups is None:
-        raise ValueError("The data have no domains; say which column holds them (--data.group-column).")
+    if train.domains is None or test.domains is None:
+        raise ValueError("The data have no domains; say which column holds them (--data.domain-column).")
     proxy, rest = split_off_proxy(train.targets.numpy(), options.proxy_samples, rng)
     pools = Pools(
         train.targets[rest].numpy(),
@@ -142,28 +142,28 @@ def domain_clients(options: Domains, splits: Splits, rng: np.random.Generator) -
         options.min_test,
         "--data.clients-per-domain, --data.min-train, --data.min-test",
     )
-    tables, groups = by_group(pools, (train.groups[rest].numpy(), test.groups.numpy()), options.alpha, rng)
-    return _federation(splits, tables, groups, proxy, rest, options.unseen_fraction, rng)
+    tables, domains = by_domain(pools, (train.domains[rest].numpy(), test.domains.numpy()), options.alpha, rng)
+    return _federation(splits, tables, domains, proxy, rest, options.unseen_fraction, rng)
 
 
 def skewed_clients(options: Skew, splits: Splits, rng: np.random.Generator) -> FederatedData:
-    """Return a federation by one of the partitions; a client's group is its owner, or in SC-Dir its main super-class.
+    """Return a federation by one of the partitions; a client's domain is its owner, or in SC-Dir its main super-class.
 
     Raises ValueError when there are no owners or super-classes to work with or the split cannot be made.
     """
     train, test = splits
     proxy, rest = split_off_proxy(train.targets.numpy(), options.proxy_samples, rng)
     targets, owners = (train.targets[rest].numpy(), test.targets.numpy()), None
-    if train.groups is not None and test.groups is not None:
-        owners = train.groups[rest].numpy(), test.groups.numpy()
-    tables, groups = _tables(options, targets, owners, rng)
-    return _federation(splits, tables, groups, proxy, rest, options.unseen_fraction, rng)
+    if train.domains is not None and test.domains is not None:
+        owners = train.domains[rest].numpy(), test.domains.numpy()
+    tables, domains = _tables(options, targets, owners, rng)
+    return _federation(splits, tables, domains, proxy, rest, options.unseen_fraction, rng)
 
 
 def _tables(
-    options: Skew, targets: Arrays, groups: Arrays | None, rng: np.random.Generator
+    options: Skew, targets: Arrays, domains: Arrays | None, rng: np.random.Generator
 ) -> tuple[Split, tuple[int, ...] | None]:
-    """Tables of the two pools, and each client's group where the partition goes by groups."""
+    """Tables of the two pools, and each client's domain where the partition goes by domains."""
     alpha = ALPHA.get(options.partition, 0.5) if options.alpha is None else options.alpha
     default = LEAST.get(options.partition, (4, 2))
     min_train = default[0] if options.min_train is None else options.min_train
@@ -184,24 +184,24 @@ def _tables(
         case "flower-dir":
             own = rng if options.flower_seed is None else np.random.default_rng(options.flower_seed)
             return flower_dirichlet(pools, alpha, own), None
-    if groups is None:
+    if domains is None:
         what = "owners" if options.partition == "owner" else "super-classes"
-        raise ValueError(f"The data have no {what}; say which column holds them (--data.group-column).")
+        raise ValueError(f"The data have no {what}; say which column holds them (--data.domain-column).")
     if options.partition == "owner":
-        return by_owner(*groups, options.n_clients, min_train, min_test)
+        return by_owner(*domains, options.n_clients, min_train, min_test)
     if min_train < 1:
         raise ValueError(
             "min_train is 0; a client of sc-dir needs a training sample, to be of a super-class (--data.min-train)."
         )
-    superclass = superclass_of(pools.train, groups[0], pools.n_classes)
+    superclass = superclass_of(pools.train, domains[0], pools.n_classes)
     tables = superclass_dirichlet(pools, superclass, alpha, rng)
-    return tables, tuple(int(torch.from_numpy(groups[0])[rows].mode().values) for rows in tables[0])
+    return tables, tuple(int(torch.from_numpy(domains[0])[rows].mode().values) for rows in tables[0])
 
 
 def _federation(
     splits: Splits,
     tables: Split,
-    groups: tuple[int, ...] | None,
+    domains: tuple[int, ...] | None,
     proxy: torch.Tensor,
     rest: torch.Tensor,
     unseen_fraction: float,
@@ -216,9 +216,9 @@ def _federation(
         train=[rest[rows] for rows in tables[0]],
         test=[rows + len(train.targets) for rows in tables[1]],
         class_names=train.class_names,
-        unseen=choose_unseen(groups or (0,) * len(tables[0]), unseen_fraction, rng),
-        groups=groups,
-        group_names=train.group_names if groups else (),
+        unseen=choose_unseen(domains or (0,) * len(tables[0]), unseen_fraction, rng),
+        domains=domains,
+        domain_names=train.domain_names if domains else (),
         **train.presented,
     )
     return with_proxy(data, proxy)

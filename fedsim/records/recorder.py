@@ -96,7 +96,7 @@ class Recorder:
         self, round_index: int, stage: str, updates: Sequence[ClientUpdate], evaluations: Mapping[str, str]
     ) -> None:
         """Add rows to clients.csv; `evaluations` maps what a client logged to what the row calls it."""
-        rows = client_rows(updates, evaluations, round_index, stage, self.population.groups, self.task.columns)
+        rows = client_rows(updates, evaluations, round_index, stage, self.population.domains, self.task.columns)
         if rows:
             self.folder.append("clients.csv", rows)
 
@@ -200,16 +200,16 @@ def check_learnt(state: ServerState, method: Method, population: Population) -> 
 
 
 def cluster_summary(labels: Tensor | None, population: Population) -> dict[str, float]:
-    """Return how many clusters of seen clients there are and their adjusted Rand index against natural groups."""
+    """Return how many clusters of seen clients there are and their adjusted Rand index against domains."""
     if labels is None:
         return {}
     placed = [client for client in population.seen if labels[client] != NEVER]
     found = [int(labels[client]) for client in placed]
     summary: dict[str, float] = {"clusters.count": len(set(found))}
-    if population.groups is not None:
+    if population.domains is not None:
         from sklearn.metrics import adjusted_rand_score
 
-        summary["clusters.ari"] = float(adjusted_rand_score([population.groups[client] for client in placed], found))
+        summary["clusters.ari"] = float(adjusted_rand_score([population.domains[client] for client in placed], found))
     return summary
 
 

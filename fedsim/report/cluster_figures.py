@@ -1,4 +1,4 @@
-"""Figures of what a method found out about clients: clusters against natural groups, and who is like whom."""
+"""Figures of what a method found out about clients: clusters against domains, and who is like whom."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,42 +16,42 @@ DARK, PALE = "#101418", "#fdfdfd"
 
 @dataclass(frozen=True)
 class ClusterEvent:
-    """The last partition of clients that a run's events hold: a cluster for each, and who has what natural group."""
+    """The last partition of clients that a run's events hold: a cluster for each, and who has what domain."""
 
     round_index: int
     labels: Mapping[int, int]
-    groups: Mapping[int, str]
+    domains: Mapping[int, str]
     distances: np.ndarray | None
     clients: Sequence[int]
 
     @property
     def is_compared(self) -> bool:
-        """Whether there are natural groups."""
-        return any(self.groups.get(client, "") != "" for client in self.labels)
+        """Whether there are domains."""
+        return any(self.domains.get(client, "") != "" for client in self.labels)
 
     def table(self) -> tuple[list[str], list[int], np.ndarray]:
-        """Return natural groups, clusters and how many clients each pair has in common, (G, K)."""
-        groups = sorted({self.groups[client] for client in self.labels}, key=lambda name: (len(name), name))
+        """Return domains, clusters and how many clients each pair has in common, (G, K)."""
+        domains = sorted({self.domains[client] for client in self.labels}, key=lambda name: (len(name), name))
         clusters = sorted(set(self.labels.values()))
-        counts = np.zeros((len(groups), len(clusters)), dtype=int)
+        counts = np.zeros((len(domains), len(clusters)), dtype=int)
         for client, cluster in self.labels.items():
-            counts[groups.index(self.groups[client]), clusters.index(cluster)] += 1
-        return groups, clusters, counts
+            counts[domains.index(self.domains[client]), clusters.index(cluster)] += 1
+        return domains, clusters, counts
 
 
 def clusters_of(run: Run) -> ClusterEvent | None:
     """Return the clusters that a run found, None where its events hold none."""
-    groups = {
-        int(row["client"]): run.group_names.get(row.get("group", ""), row.get("group", "")) for row in run.clients
+    domains = {
+        int(row["client"]): run.domain_names.get(row.get("domain", ""), row.get("domain", "")) for row in run.clients
     }
     for event in reversed(run.events):
         clients, labels = _partition(event, run)
         if labels is not None and len(clients) == len(labels):
-            found = {c: int(label) for c, label in zip(clients, labels, strict=True) if c in groups}
+            found = {c: int(label) for c, label in zip(clients, labels, strict=True) if c in domains}
             distances = np.asarray(event["distances"], dtype=float) if event.get("distances") else None
             if distances is not None and distances.shape != (len(clients), len(clients)):
                 distances = None
-            return ClusterEvent(int(event["round"]), found, groups, distances, clients) if found else None
+            return ClusterEvent(int(event["round"]), found, domains, distances, clients) if found else None
     return None
 
 
@@ -68,7 +68,7 @@ def _partition(event: Mapping[str, Any], run: Run) -> tuple[list[int], Sequence[
 
 
 def draw_clusters(run: Run) -> Iterator[Picture]:
-    """Yield the table of clusters against natural groups and the matrix of similarities, where events hold them."""
+    """Yield the table of clusters against domains and the matrix of similarities, where events hold them."""
     found = clusters_of(run)
     if found is None:
         return
@@ -79,9 +79,9 @@ def draw_clusters(run: Run) -> Iterator[Picture]:
 
 
 def _contingency(found: ClusterEvent) -> Picture:
-    groups, clusters, counts = found.table()
+    domains, clusters, counts = found.table()
     figure, axes = new_figure(
-        max(3.4, min(9.0, 1.6 + 0.42 * len(clusters))), max(2.2, min(9.0, 1.1 + 0.34 * len(groups)))
+        max(3.4, min(9.0, 1.6 + 0.42 * len(clusters))), max(2.2, min(9.0, 1.1 + 0.34 * len(domains)))
     )
     axes.imshow(np.ma.masked_equal(counts, 0), cmap="Blues", vmin=0, aspect="auto", interpolation="none")
     for row, column in zip(*np.nonzero(counts), strict=True):
@@ -89,15 +89,15 @@ def _contingency(found: ClusterEvent) -> Picture:
         colour = PALE if count > 0.55 * counts.max() else DARK
         axes.text(column, row, str(count), ha="center", va="center", color=colour, fontsize=8)
     axes.set_xticks(range(len(clusters)), [str(cluster) for cluster in clusters])
-    axes.set_yticks(range(len(groups)), groups)
-    axes.set(xlabel="cluster", ylabel="natural group")
+    axes.set_yticks(range(len(domains)), domains)
+    axes.set(xlabel="cluster", ylabel="domain")
     _bare(axes)
     pure = counts.max(0).sum()
     words = (
-        f"{len(clusters)} clusters against {len(groups)} natural groups, found in round {found.round_index + 1}: "
-        f"{pure} of {counts.sum()} clients are in a cluster where their group has the most"
+        f"{len(clusters)} clusters against {len(domains)} domains, found in round {found.round_index + 1}: "
+        f"{pure} of {counts.sum()} clients are in a cluster where their domain has the most"
     )
-    return picture(figure, "clusters", "Clusters against natural groups", words, len(clusters) > 12)
+    return picture(figure, "clusters", "Clusters against domains", words, len(clusters) > 12)
 
 
 def _similarity(found: ClusterEvent, distances: np.ndarray) -> Picture:

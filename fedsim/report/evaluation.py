@@ -64,7 +64,7 @@ def client_rows(
     evaluations: Mapping[str, str],
     round_index: int,
     stage: str,
-    groups: Sequence[int] | None,
+    domains: Sequence[int] | None,
     columns: Sequence[str] = ("accuracy", "loss"),
 ) -> list[dict[str, object]]:
     """Return a row per client and evaluation for clients.csv; `evaluations` maps the logged name to the row's name.
@@ -76,7 +76,7 @@ def client_rows(
             "round": round_index,
             "stage": stage,
             "client": update.client,
-            "group": groups[update.client] if groups else "",
+            "domain": domains[update.client] if domains else "",
             "evaluation": name,
             **{column: update.logs[f"{logged}.{column}"] for column in columns},
             "train_samples": update.n_samples,

@@ -48,10 +48,10 @@ class Run:
     written: float
 
     @cached_property
-    def group_names(self) -> Mapping[str, str]:
-        """Natural groups' names by their numbers, as split.json has them."""
+    def domain_names(self) -> Mapping[str, str]:
+        """Domains' names by their numbers, as split.json has them."""
         path = self.path / "split.json"
-        return dict(read_json(path)["groups"]) if path.exists() else {}
+        return dict(read_json(path)["domains"]) if path.exists() else {}
 
     @cached_property
     def metrics(self) -> list[str]:

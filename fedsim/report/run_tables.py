@@ -52,7 +52,7 @@ def _full(cell: Cell) -> str | None:
 
 
 def tables_of(run: Run, clusters: ClusterEvent | None) -> Iterator[Sheet]:
-    """Yield a run's tables: the models' summary for each metric, stages, clusters against natural groups."""
+    """Yield a run's tables: the models' summary for each metric, stages, clusters against domains."""
     for metric in run.metrics:
         of = "" if metric == run.metrics[0] else f".{metric}"
         rows: list[list[Cell]] = []
@@ -67,6 +67,6 @@ def tables_of(run: Run, clusters: ClusterEvent | None) -> Iterator[Sheet]:
         ends = [[stage, *(float(run.summary[f"stage.{stage}.{name}"]) for name in STATISTICS)] for stage in stages]
         yield Sheet("stages", ["end of stage", *(TITLES[name] for name in STATISTICS)], ends)
     if clusters is not None and clusters.is_compared:
-        groups, found, counts = clusters.table()
-        header = ["natural group", *(f"cluster {cluster}" for cluster in found)]
-        yield Sheet("contingency", header, [[g, *row] for g, row in zip(groups, counts.tolist(), strict=True)])
+        domains, found, counts = clusters.table()
+        header = ["domain", *(f"cluster {cluster}" for cluster in found)]
+        yield Sheet("contingency", header, [[g, *row] for g, row in zip(domains, counts.tolist(), strict=True)])

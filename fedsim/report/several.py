@@ -77,7 +77,7 @@ def _why_untested(groups: Sequence[Sequence[Run]]) -> str:
         return "some runs have no result yet"
     for of_seed in zip(*groups, strict=True):
         clients = [
-            {client: (row["train_samples"], row["group"]) for client, row in run.latest(GLOBAL).items()}
+            {client: (row["train_samples"], row["domain"]) for client, row in run.latest(GLOBAL).items()}
             for run in of_seed
         ]
         if not clients[0] or any(found != clients[0] for found in clients):

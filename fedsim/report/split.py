@@ -20,10 +20,10 @@ def describe_split(data: FederatedData) -> dict[str, Any]:
         "unseen": sorted(data.unseen),
         "classes": data.n_classes if has_classes(data) else None,
         **{name: _statistics(label_counts(data, table), table) for name, table in _tables(data).items()},
-        "groups": dict(enumerate(data.group_names)) if data.groups else {},
+        "domains": dict(enumerate(data.domain_names)) if data.domains else {},
         "by_client": {
             **{f"{name}_sizes": [len(rows) for rows in table] for name, table in _tables(data).items()},
-            "group": list(data.groups or ()),
+            "domain": list(data.domains or ()),
         },
     }
 

@@ -1,4 +1,4 @@
-"""Draws the split: clients from left to right by their groups, classes from top to bottom, sizes above."""
+"""Draws the split: clients from left to right by their domains, classes from top to bottom, sizes above."""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,7 @@ def draw_split(data: FederatedData) -> "Figure":
     """Return the figure: bars of training and test samples, and the training samples of every class of every client."""
     from matplotlib.figure import Figure
 
-    order = np.argsort(data.groups, kind="stable") if data.groups else np.arange(data.n_clients)
+    order = np.argsort(data.domains, kind="stable") if data.domains else np.arange(data.n_clients)
     counts = label_counts(data, data.train)
     height = 0 if counts is None else np.clip(0.16 * counts.shape[1], 1.5, 6)
     width = float(np.clip(0.15 * len(order) + 2.5, 5, 12))
@@ -65,9 +65,9 @@ def _draw_classes(axes: "Axes", counts: np.ndarray, data: FederatedData) -> None
 
 
 def _mark_groups(axes: "list[Axes]", data: FederatedData, order: np.ndarray) -> None:
-    """Lines between the groups and their names above; groups of single clients are not marked."""
-    groups = np.array(data.groups or ())[order] if data.groups else np.empty(0, int)
-    present, starts, sizes = np.unique(groups, return_index=True, return_counts=True)
+    """Lines between the domains and their names above; domains of single clients are not marked."""
+    domains = np.array(data.domains or ())[order] if data.domains else np.empty(0, int)
+    present, starts, sizes = np.unique(domains, return_index=True, return_counts=True)
     if not 1 < len(present) < len(order):
         return
     for start in starts[1:]:
@@ -75,8 +75,8 @@ def _mark_groups(axes: "list[Axes]", data: FederatedData, order: np.ndarray) -> 
             one.axvline(start - 0.5, color="0.45", linewidth=0.6)
     if len(present) <= MOST_NAMES:
         crowded = len(present) > 8
-        for group, start, size in zip(present, starts, sizes, strict=True):
-            name = data.group_names[group] if group < len(data.group_names) else str(group)
+        for domain, start, size in zip(present, starts, sizes, strict=True):
+            name = data.domain_names[domain] if domain < len(data.domain_names) else str(domain)
             axes[0].annotate(
                 name if len(name) <= 24 else f"{name[:23]}…",
                 (start - 0.5 + size / 2, 1.02),

@@ -80,9 +80,7 @@ def discoveries(result: Result) -> list[str]:
         lines.append(f"{metric} at the end of each stage (mean ± std over clients): " + " → ".join(tiers))
     if "clusters.count" in summary:
         ari = (
-            f", adjusted Rand index against natural groups {summary['clusters.ari']:.2f}"
-            if "clusters.ari" in summary
-            else ""
+            f", adjusted Rand index against domains {summary['clusters.ari']:.2f}" if "clusters.ari" in summary else ""
         )
         lines.append(f"{summary['clusters.count']:.0f} clusters{ari}")
     if "unseen.routing_agreement" in summary:

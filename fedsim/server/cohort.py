@@ -32,7 +32,7 @@ def population_of(data: FederatedData) -> Population:
     samples = tuple(data.train_size(client) for client in range(data.n_clients))
     if not sum(samples[client] for client in seen):
         raise ValueError("No client that takes part in training has a training sample.")
-    return Population(data.n_clients, seen, tuple(sorted(data.unseen)), samples, data.groups, data.proxy)
+    return Population(data.n_clients, seen, tuple(sorted(data.unseen)), samples, data.domains, data.proxy)
 
 
 def check_cohort_size(cohort_size: int | None, population: Population) -> None:

@@ -63,9 +63,9 @@ def test_cifar_10_is_read_from_its_binary_files(tmp_path: Path):
 def test_cifar_100_has_its_super_classes_in_its_binary_files(tmp_path: Path):
     write_cifar_100(tmp_path)
     train, test = load_images(ImageOptions(dataset="cifar100", path=tmp_path))
-    assert (train.class_names, train.group_names) == (("apple", "boy", "girl"), ("people", "fruit"))
-    assert (train.targets.tolist(), train.groups.tolist()) == ([0, 1, 2], [1, 0, 0])
-    assert (test.targets.tolist(), test.groups.tolist()) == ([2, 0], [0, 1])
+    assert (train.class_names, train.domain_names) == (("apple", "boy", "girl"), ("people", "fruit"))
+    assert (train.targets.tolist(), train.domains.tolist()) == ([0, 1, 2], [1, 0, 0])
+    assert (test.targets.tolist(), test.domains.tolist()) == ([2, 0], [0, 1])
     assert test.inputs[:, :, 9, 9].tolist() == COLOURS[[2, 0]].tolist()
 
 

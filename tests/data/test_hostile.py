@@ -13,7 +13,7 @@ from miniatures import write_parquet
 
 from fedsim.data.images.images import ImageOptions, find_images, load_images
 from fedsim.data.partition.dealing import Pools
-from fedsim.data.partition.dirichlet import by_group, pathological
+from fedsim.data.partition.dirichlet import by_domain, pathological
 from fedsim.data.partition.sized import counts_by_shares
 from fedsim.data.protocols import (
     Domains,
@@ -146,32 +146,32 @@ def test_too_many_test_samples_asked_for_of_a_domain_are_refused():
 
 
 def test_clients_by_domain_need_domains_and_samples_of_each():
-    splits, none = (labelled(400), labelled(200)), {"groups": None}
+    splits, none = (labelled(400), labelled(200)), {"domains": None}
     for without in ((replace(splits[0], **none), splits[1]), (splits[0], replace(splits[1], **none))):
-        with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.group-column\)"):
+        with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.domain-column\)"):
             domain_clients(Domains(), without, np.random.default_rng(0))
-    one = replace(splits[1], groups=torch.zeros(200, dtype=torch.long))
-    count = int((splits[0].groups == 1).sum())
-    with pytest.raises(ValueError, match=rf"Group 1 has {count} training and 0 test samples"):
+    one = replace(splits[1], domains=torch.zeros(200, dtype=torch.long))
+    count = int((splits[0].domains == 1).sum())
+    with pytest.raises(ValueError, match=rf"Domain 1 has {count} training and 0 test samples"):
         domain_clients(Domains(clients_per_domain=1), (splits[0], one), np.random.default_rng(0))
 
 
 def test_clients_by_domain_have_samples_of_their_own_domain_only():
     splits, options = (labelled(400), labelled(200, seed=1)), Domains(clients_per_domain=3, unseen_fraction=0.34)
     data = domain_clients(options, splits, np.random.default_rng(0))
-    assert (data.groups, data.group_names) == (tuple(k // 3 for k in range(12)), ("a", "b", "c", "d"))
-    assert sorted(data.groups[client] for client in data.unseen) == [0, 1, 2, 3]
+    assert (data.domains, data.domain_names) == (tuple(k // 3 for k in range(12)), ("a", "b", "c", "d"))
+    assert sorted(data.domains[client] for client in data.unseen) == [0, 1, 2, 3]
     for tables, split, offset, least in ((data.train, splits[0], 0, 4), (data.test, splits[1], 400, 2)):
         assert sorted((torch.cat(list(tables)) - offset).tolist()) == list(range(len(split.targets)))
         assert min(map(len, tables)) >= least
         for client, rows in enumerate(tables):
-            assert set(split.groups[rows - offset].tolist()) == {data.groups[client]}
+            assert set(split.domains[rows - offset].tolist()) == {data.domains[client]}
 
 
 def test_who_has_no_option_of_clients_by_domain_names_another():
     pool = (np.zeros(8, int), np.zeros(8, int))
     with pytest.raises(ValueError, match=r"for smaller ones \(--data.clients-per-task\)"):
-        by_group(Pools(*pool, 5, sizes="--data.clients-per-task"), pool, 1.0, np.random.default_rng(0))
+        by_domain(Pools(*pool, 5, sizes="--data.clients-per-task"), pool, 1.0, np.random.default_rng(0))
 
 
 def test_classes_that_do_not_go_round_say_what_to_change():

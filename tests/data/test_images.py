@@ -37,8 +37,8 @@ def test_domain_lists_are_read_with_their_domains_and_class_names(tmp_path: Path
     assert train.inputs.shape == (12, 3, 8, 8)
     assert train.inputs.dtype == torch.uint8
     assert train.class_names == ("bird", "tea_pot", "zebra")
-    assert train.group_names == test.group_names == ("clipart", "sketch")
-    assert train.groups.tolist() == [0] * 6 + [1] * 6
+    assert train.domain_names == test.domain_names == ("clipart", "sketch")
+    assert train.domains.tolist() == [0] * 6 + [1] * 6
     assert colours(train.inputs) == names(train)
     assert colours(test.inputs) == names(test)
 
@@ -50,7 +50,7 @@ def test_the_classes_with_the_most_training_images_are_kept_and_renumbered(tmp_p
     assert train.targets.tolist() == [0, 0, 1, 1, 1] * 2
     assert test.targets.tolist() == [0, 0, 1, 1] * 2
     assert colours(train.inputs) == names(train)
-    assert train.groups.tolist() == [0] * 5 + [1] * 5
+    assert train.domains.tolist() == [0] * 5 + [1] * 5
 
 
 def test_more_classes_than_there_are_cannot_be_kept(tmp_path: Path):
@@ -90,7 +90,7 @@ def test_class_folders_with_their_own_splits_are_read(tmp_path: Path):
                 picture(name).save(tmp_path / split / name / f"{number}.png")
     (tmp_path / "train" / "bird" / "notes.txt").write_text("no image")
     train, test = load_images(ImageOptions(path=tmp_path, image_size=8))
-    assert (len(train.inputs), len(test.inputs), train.groups) == (9, 3, None)
+    assert (len(train.inputs), len(test.inputs), train.domains) == (9, 3, None)
     assert colours(train.inputs) == names(train)
     assert colours(test.inputs) == names(test)
 
@@ -110,9 +110,9 @@ def test_folders_by_domain_hold_out_a_share_of_every_class_of_every_domain(tmp_p
             for number in range(10):
                 picture(name).save(tmp_path / domain / name / f"{number}.png")
     train, test = load_images(ImageOptions(path=tmp_path, image_size=8, test_share=0.3))
-    assert train.group_names == ("art", "photo")
+    assert train.domain_names == ("art", "photo")
     for split, count in ((train, 7), (test, 3)):
-        cells = np.bincount(split.targets * 2 + split.groups)
+        cells = np.bincount(split.targets * 2 + split.domains)
         assert cells.tolist() == [count] * 6
         assert colours(split.inputs) == names(split)
 
@@ -121,11 +121,11 @@ def test_parquet_files_of_a_split_are_read_in_the_order_of_their_names(tmp_path:
     write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", [0, 1], domain=["b", "a"])
     write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", [2, 0], domain=["a", "c"])
     write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", [2, 1], domain=["c", "a"])
-    train, test = load_images(ImageOptions(path=tmp_path, group_column="domain", image_size=8))
+    train, test = load_images(ImageOptions(path=tmp_path, domain_column="domain", image_size=8))
     assert train.targets.tolist() == [0, 1, 2, 0]
-    assert train.group_names == ("a", "b", "c")
-    assert train.groups.tolist() == [1, 0, 0, 2]
-    assert test.groups.tolist() == [2, 0]
+    assert train.domain_names == ("a", "b", "c")
+    assert train.domains.tolist() == [1, 0, 0, 2]
+    assert test.domains.tolist() == [2, 0]
     assert colours(train.inputs) == names(train)
     assert colours(test.inputs) == names(test)
 
@@ -201,8 +201,8 @@ def test_data_are_found_in_the_folder_that_the_environment_names(tmp_path: Path,
 def test_a_data_set_of_the_hub_is_read_through_datasets(monkeypatch: pytest.MonkeyPatch):
     splits = datasets.DatasetDict(train=table([0, 1, 2], domain=["x", "y", "x"]), test=table([2], domain=["y"]))
     monkeypatch.setattr(datasets, "load_dataset", {"someone/images": splits}.__getitem__)
-    train, test = load_images(ImageOptions(hub="someone/images", group_column="domain", image_size=8))
-    assert (train.groups.tolist(), test.groups.tolist()) == ([0, 1, 0], [1])
+    train, test = load_images(ImageOptions(hub="someone/images", domain_column="domain", image_size=8))
+    assert (train.domains.tolist(), test.domains.tolist()) == ([0, 1, 0], [1])
     assert colours(train.inputs) == names(train)
     assert colours(test.inputs) == names(test)
 
@@ -225,27 +225,27 @@ def test_options_out_of_range_are_refused(option: dict):
 @needs_data
 def test_the_real_cifar_100_loads_at_its_own_size():
     options = ImageOptions(
-        path=Path("cifar100_8k"), label_column="fine_label", group_column="coarse_label", stored_size=32
+        path=Path("cifar100_8k"), label_column="fine_label", domain_column="coarse_label", stored_size=32
     )
     train, test = load_images(options)
     assert (train.inputs.shape, test.inputs.shape) == ((8000, 3, 32, 32), (2000, 3, 32, 32))
     assert torch.bincount(train.targets).tolist() == [80] * 100
     assert torch.bincount(test.targets).tolist() == [20] * 100
     assert (train.class_names[0], train.class_names[-1]) == ("apple", "worm")
-    assert (len(train.group_names), train.group_names[0]) == (20, "aquatic_mammals")
+    assert (len(train.domain_names), train.domain_names[0]) == (20, "aquatic_mammals")
     # The whole of CIFAR-100 has the means .507, .487, .441.
     assert (train.inputs.float().mean((0, 2, 3)) / 255).tolist() == pytest.approx([0.507, 0.487, 0.441], abs=0.01)
 
 
 @needs_data
 def test_the_real_pacs_loads_with_its_domains():
-    options = ImageOptions(path=Path("pacs_1680_128px"), group_column="domain", image_size=32)
+    options = ImageOptions(path=Path("pacs_1680_128px"), domain_column="domain", image_size=32)
     train, test = load_images(options)
     assert train.inputs.shape == (1680, 3, 32, 32)
-    assert train.group_names == ("photo", "art_painting", "cartoon", "sketch")
-    assert torch.bincount(train.targets * 4 + train.groups).tolist() == [60] * 28
-    assert torch.bincount(test.targets * 4 + test.groups).tolist() == [20] * 28
-    brightness = [train.inputs[train.groups == group].float().mean() for group in range(4)]
+    assert train.domain_names == ("photo", "art_painting", "cartoon", "sketch")
+    assert torch.bincount(train.targets * 4 + train.domains).tolist() == [60] * 28
+    assert torch.bincount(test.targets * 4 + test.domains).tolist() == [20] * 28
+    brightness = [train.inputs[train.domains == domain].float().mean() for domain in range(4)]
     assert max(brightness) == brightness[3], "sketches are black on white"
 
 

@@ -67,7 +67,7 @@ def test_clients_of_the_data_are_numbered_in_order_and_have_their_own_samples(by
     assert [texts_of(data, rows) for rows in data.test] == [
         [(f"i{row}\n", f"a{row}") for row in range(start, start + 2)] for start in (10, 16, 4)
     ]
-    assert [data.group_names[group] for group in data.groups] == ["sum 2", "name 1", "sum 1"]
+    assert [data.domain_names[domain] for domain in data.domains] == ["sum 2", "name 1", "sum 1"]
 
 
 def test_samples_without_an_answer_are_left_out_and_counted_and_other_splits_are_only_left_out(by_client: Path):
@@ -78,8 +78,8 @@ def test_samples_without_an_answer_are_left_out_and_counted_and_other_splits_are
 
 def test_kinds_of_task_are_chosen_by_the_beginning_of_their_names(by_client: Path):
     data = instruction_clients(Instructions(path=by_client, tasks=("name", "sum 1"), **OWN), BYTES, rng())
-    assert data.group_names == ("name", "sum 1")
-    assert data.groups == (0, 1)
+    assert data.domain_names == ("name", "sum 1")
+    assert data.domains == (0, 1)
     with pytest.raises(ValueError, match=r"no sample with an answer .*'name 1', 'sum 1', 'sum 2'"):
         instruction_clients(Instructions(path=by_client, tasks=("other",), **OWN), BYTES, rng())
 
@@ -107,11 +107,11 @@ def test_without_clients_each_kind_of_task_has_some_and_a_share_is_held_out(tmp_
     )
     options = Instructions(path=path, task_column="kind", template="plain", test_share=0.25, clients_per_task=2)
     data = instruction_clients(options, BYTES, rng())
-    assert data.groups == (0, 0, 1, 1, 2, 2)
-    for group in range(3):
-        clients = [client for client in range(6) if data.groups[client] == group]
+    assert data.domains == (0, 0, 1, 1, 2, 2)
+    for domain in range(3):
+        clients = [client for client in range(6) if data.domains[client] == domain]
         rows = torch.cat([data.train[k] for k in clients] + [data.test[k] for k in clients])
-        assert sorted(int(prompt[1:]) % 3 for prompt, _ in texts_of(data, rows)) == [group] * 40
+        assert sorted(int(prompt[1:]) % 3 for prompt, _ in texts_of(data, rows)) == [domain] * 40
         assert sum(len(data.test[k]) for k in clients) == 10
     rows = torch.cat([*data.train, *data.test])
     assert sorted(rows.tolist()) == list(range(n))
@@ -181,7 +181,7 @@ def test_toy_instructions_need_nothing_and_no_client_tests_on_what_it_trained_on
         train, test = texts_of(data, data.train[client]), texts_of(data, data.test[client])
         assert (len(train), len(test)) == (40, 8)
         assert not set(train) & set(test)
-        task = TASKS[data.groups[client]]
+        task = TASKS[data.domains[client]]
         for prompt, answer in train:
             assert prompt.startswith(f"{task}\n")
             word = prompt.split("\n")[1]
@@ -196,7 +196,7 @@ def test_natural_instructions_have_a_kind_of_task_for_each_of_their_hundred_clie
     )  # fmt: skip
     data = instruction_clients(options, BYTES, rng())
     assert data.n_clients == 100
-    assert len(set(data.groups)) == 100
+    assert len(set(data.domains)) == 100
     assert data.notes["prompts_cut"] > 0
 
 
@@ -205,7 +205,7 @@ def test_dolly_has_eight_kinds_of_task():
     few = {"train_per_client": 8, "test_per_client": 2, "clients_per_task": 1}
     data = instruction_clients(Instructions(dataset="dolly", path=Path("text/dolly"), **few), BYTES, rng())
     assert data.n_clients == 8
-    assert "closed_qa" in data.group_names
+    assert "closed_qa" in data.domain_names
 
 
 def test_a_share_is_held_out_too_where_there_are_training_files_only(tmp_path: Path):
@@ -251,7 +251,7 @@ def test_a_known_set_is_found_in_the_folder_of_data_sets(tmp_path: Path, monkeyp
     monkeypatch.setattr(datasets, "load_dataset", no_hub)
     data = instruction_clients(Instructions(dataset="dolly", **NAMED), BYTES, rng())
     assert prompts_of(data, [*data.train, *data.test]) == sorted(f"i{k}\nc\n" for k in range(20))
-    assert data.group_names == ("qa",)
+    assert data.domain_names == ("qa",)
 
 
 def test_a_known_set_comes_from_the_hub_where_no_folder_has_it(monkeypatch: pytest.MonkeyPatch):
@@ -297,7 +297,7 @@ def test_natural_instructions_of_the_hub_hold_out_of_each_task_and_ask_each_ques
     splits = datasets.DatasetDict(train=split("task1"), test=split("task2"))
     monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
     data = instruction_clients(Instructions(dataset="natural-instructions", **NAMED), BYTES, rng())
-    assert (data.group_names, data.groups) == (("task1", "task2"), (0, 1))
+    assert (data.domain_names, data.domains) == (("task1", "task2"), (0, 1))
     for train, test in zip(data.train, data.test, strict=True):
         assert prompts_of(data, [train, test]) == sorted(f"d\nq{k}\n" for k in range(20))
         assert {answer for _, answer in texts_of(data, torch.cat([train, test]))} == {f"a{2 * k}" for k in range(20)}
@@ -323,7 +323,7 @@ def test_the_least_samples_of_a_client_may_be_lowered(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Kind of task 'a': .* at least 4 and 2.*" + advice):
         instruction_clients(Instructions(**options), BYTES, rng())
     data = instruction_clients(Instructions(min_train=1, min_test=0, **options), BYTES, rng())
-    assert data.groups == (0, 0, 1, 1)
+    assert data.domains == (0, 0, 1, 1)
     with pytest.raises(ValueError, match=r"Kind of task 'a' has 6 training and 0 test samples.*--data.test-share"):
         instruction_clients(Instructions(**options | {"test_share": 0.1}), BYTES, rng())
 

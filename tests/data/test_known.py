@@ -32,17 +32,17 @@ def test_the_options_offer_exactly_the_known_sets():
 @pytest.mark.parametrize("name", [*IMAGE_SETS, *TEXT_SETS, *INSTRUCTION_SETS])
 def test_the_readme_lists_every_known_set_with_its_source_and_licence(name: str):
     row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
-    _, _, what, groups, source, licence, _ = (cell.strip() for cell in row.split("|"))
+    _, _, what, domains, source, licence, _ = (cell.strip() for cell in row.split("|"))
     assert what
     assert source
     assert licence
-    grouped = IMAGE_SETS.get(name, {}).get("group_column") or INSTRUCTION_SETS.get(name, {}).get("task_column")
-    assert bool(groups) == bool(grouped)
+    grouped = IMAGE_SETS.get(name, {}).get("domain_column") or INSTRUCTION_SETS.get(name, {}).get("task_column")
+    assert bool(domains) == bool(grouped)
 
 
 def test_what_is_given_is_kept_and_what_is_left_out_comes_from_the_set():
     options = ImageOptions(dataset="cifar100").resolved()
-    assert (options.hub, options.label_column, options.group_column) == (
+    assert (options.hub, options.label_column, options.domain_column) == (
         "uoft-cs/cifar100",
         "fine_label",
         "coarse_label",
@@ -76,7 +76,7 @@ def test_office_caltech_is_read_from_its_folders(tmp_path: Path, monkeypatch: py
                 picture(name).save(tmp_path / "office-caltech10" / domain / name / f"frame_{number:04d}.jpg")
     monkeypatch.setenv("FEDSIM_DATA", str(tmp_path))
     train, test = load_images(ImageOptions(dataset="office-caltech10", image_size=8))
-    assert train.group_names == ("amazon", "caltech", "dslr", "webcam")
+    assert train.domain_names == ("amazon", "caltech", "dslr", "webcam")
     assert (len(train.targets), len(test.targets)) == (48, 12)
     assert colours(train.inputs) == names(train)
 
@@ -95,7 +95,7 @@ def test_pacs_of_the_hub_has_one_split_of_which_a_fifth_is_held_out(monkeypatch:
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", lambda name: splits)
     train, test = load_images(ImageOptions(dataset="pacs", image_size=8))
-    assert train.group_names == ("art_painting", "sketch")
+    assert train.domain_names == ("art_painting", "sketch")
     assert (len(train.targets), len(test.targets)) == (24, 6)
 
 
@@ -128,9 +128,9 @@ def test_text_sets_are_read_in_the_layout_of_the_hub(
 def test_20_newsgroups_have_the_same_names_and_numbers_from_a_folder_as_from_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    groups = ["alt.atheism", "comp.graphics", "sci.med"]
+    newsgroups = ["alt.atheism", "comp.graphics", "sci.med"]
     rows = [2, 0, 1, 2]
-    columns = {"text": ["x"] * 4, "label": rows, "label_text": [groups[k] for k in rows]}
+    columns = {"text": ["x"] * 4, "label": rows, "label_text": [newsgroups[k] for k in rows]}
     for split in ("train", "test"):
         pq.write_table(pa.table(columns), tmp_path / f"{split}.parquet")
     from_folder = find_texts(TextOptions(task="20newsgroups", path=tmp_path))
@@ -138,7 +138,7 @@ def test_20_newsgroups_have_the_same_names_and_numbers_from_a_folder_as_from_the
     monkeypatch.delenv("FEDSIM_DATA", raising=False)
     monkeypatch.setattr(datasets, "load_dataset", {"SetFit/20_newsgroups": splits}.__getitem__)
     for found in (from_folder, find_texts(TextOptions(task="20newsgroups"))):
-        assert (found.class_names, found.train.targets.tolist()) == (tuple(groups), rows)
+        assert (found.class_names, found.train.targets.tolist()) == (tuple(newsgroups), rows)
 
 
 @pytest.mark.parametrize("words", [["a", "a", "b"], ["a", None, "b"], [1, 2, 3]])
@@ -152,9 +152,9 @@ def test_words_beside_numbers_that_do_not_name_each_are_left_alone(tmp_path: Pat
 @needs_data
 def test_real_cifar_100_and_pacs_need_no_more_than_their_names_and_folders():
     cifar = find_images(ImageOptions(dataset="cifar100", path=Path("cifar100_8k")))
-    assert (cifar.n_classes, cifar.sizes, len(cifar.group_names)) == (100, (8000, 2000), 20)
+    assert (cifar.n_classes, cifar.sizes, len(cifar.domain_names)) == (100, (8000, 2000), 20)
     pacs = find_images(ImageOptions(dataset="pacs", path=Path("pacs_1680_128px")))
-    assert (pacs.n_classes, pacs.sizes, len(pacs.group_names)) == (7, (1680, 560), 4)
+    assert (pacs.n_classes, pacs.sizes, len(pacs.domain_names)) == (7, (1680, 560), 4)
 
 
 @needs_data
@@ -164,7 +164,7 @@ def test_the_largest_speakers_of_real_shakespeare_become_clients():
         train_split="by_speaker",
         test_split="",
         label_column="speaker",
-        group_column="speaker",
+        domain_column="speaker",
         max_length=16,
     )
     split = Skew(partition="owner", n_clients=20, min_train=50)
@@ -172,6 +172,6 @@ def test_the_largest_speakers_of_real_shakespeare_become_clients():
     data = skewed_clients(split, find_texts(options).tokenise(tokenizer), np.random.default_rng(0))
     speakers = pq.read_table(Path(DATA) / "text/shakespeare/by_speaker.parquet")["speaker"].to_pylist()
     most = {name for name, _ in Counter(speakers).most_common(20)}
-    assert {data.group_names[group] for group in data.groups} == most
+    assert {data.domain_names[domain] for domain in data.domains} == most
     assert min(map(len, data.train)) >= 50
     assert all({data.class_names[k] for k in data.targets[rows]} <= most for rows in data.train)

@@ -132,11 +132,11 @@ def test_the_flower_split_cuts_the_test_pool_by_the_same_shares():
     assert np.abs(counts(TRAIN, train) / 60 - counts(TEST, test) / 15).max() <= 1 / 60 + 1 / 15
 
 
-def splits(groups: np.ndarray | None = None) -> tuple[Labelled, Labelled]:
+def splits(domains: np.ndarray | None = None) -> tuple[Labelled, Labelled]:
     names = tuple(map(str, range(20)))
 
     def one(targets: np.ndarray) -> Labelled:
-        owners = None if groups is None else torch.from_numpy(groups[targets])
+        owners = None if domains is None else torch.from_numpy(domains[targets])
         return Labelled(torch.zeros(len(targets), 1), torch.from_numpy(targets), names, owners, tuple("abcde"))
 
     return one(TRAIN), one(TEST)
@@ -161,7 +161,7 @@ def test_the_seed_of_flower_is_its_own_where_it_is_given():
 
 def test_owners_become_clients_with_their_names_as_groups():
     data = skewed_clients(Skew(partition="owner", n_clients=3), splits(np.arange(20) % 5), rng())
-    assert [data.group_names[group] for group in data.groups] == ["a", "b", "c"]
+    assert [data.domain_names[domain] for domain in data.domains] == ["a", "b", "c"]
     assert all(set(data.targets[rows].tolist()) <= set(range(k, 20, 5)) for k, rows in enumerate(data.train))
-    with pytest.raises(ValueError, match=r"no owners.*--data.group-column"):
+    with pytest.raises(ValueError, match=r"no owners.*--data.domain-column"):
         skewed_clients(Skew(partition="owner"), splits(), rng())

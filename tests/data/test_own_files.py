@@ -52,7 +52,7 @@ def test_images_are_read_from_the_authors_own_layout(tmp_path: Path, name: str):
     write, sizes, domains = IMAGES[name]
     write(tmp_path)
     found = find_images(ImageOptions(dataset=name, path=tmp_path))
-    assert (found.sizes, found.class_names, found.group_names) == (sizes, tuple(COLOURS), domains)
+    assert (found.sizes, found.class_names, found.domain_names) == (sizes, tuple(COLOURS), domains)
     train, test = load_images(ImageOptions(dataset=name, path=tmp_path, stored_size=8))
     assert colours(train.inputs) == names(train)
     assert colours(test.inputs) == names(test)
@@ -62,7 +62,7 @@ def test_cifar_100_has_its_super_classes_in_parquet(tmp_path: Path):
     for split in ("train", "test"):
         write_parquet(tmp_path / f"{split}.parquet", [0, 1, 2], fine_label=[0, 1, 2], coarse_label=[0, 0, 1])
     found = find_images(ImageOptions(dataset="cifar100", path=tmp_path))
-    assert (found.n_classes, found.train.groups.tolist()) == (3, [0, 0, 1])
+    assert (found.n_classes, found.train.domains.tolist()) == (3, [0, 0, 1])
 
 
 def test_of_several_npz_none_is_chosen(tmp_path: Path):
@@ -106,7 +106,7 @@ def test_classes_that_are_called_as_splits_and_files_beside_images_change_nothin
                 picture("bird").save(tmp_path / top / name / f"{number}.jpg")
             (tmp_path / top / name / "metadata.csv").write_text("file_name,label\n0.jpg,9\n")
     found = find_images(ImageOptions(path=tmp_path, test_share=0.5, dataset="pacs"))
-    assert (found.class_names, found.group_names) == (("a[1]*", "test", "train"), ("art", "photo"))
+    assert (found.class_names, found.domain_names) == (("a[1]*", "test", "train"), ("art", "photo"))
     assert found.sizes == (6, 6)
 
 

@@ -12,7 +12,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.images.images import ImageOptions, load_images
 from fedsim.data.partition.dealing import Pools
 from fedsim.data.partition.dirichlet import (
-    by_group,
+    by_domain,
     choose_unseen,
     dirichlet,
     pathological,
@@ -26,7 +26,7 @@ from fedsim.data.sources.labelled import Labelled
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
-CIFAR = {"path": Path("cifar100_8k"), "label_column": "fine_label", "group_column": "coarse_label"}
+CIFAR = {"path": Path("cifar100_8k"), "label_column": "fine_label", "domain_column": "coarse_label"}
 PARTITIONS = ("gl-dir", "sc-dir", "patho")
 
 
@@ -38,12 +38,12 @@ def pools(n_classes: int = 20, train: int = 60, test: int = 15) -> tuple[np.ndar
     return np.arange(n_classes).repeat(train), np.arange(n_classes).repeat(test)
 
 
-def synthetic(n_classes: int = 20, n_groups: int = 5) -> tuple[Labelled, Labelled]:
-    """Grey images whose group is their class modulo the number of groups."""
+def synthetic(n_classes: int = 20, n_domains: int = 5) -> tuple[Labelled, Labelled]:
+    """Grey images whose domain is their class modulo the number of domains."""
     names = tuple(f"class {label}" for label in range(n_classes))
-    groups = tuple(f"group {group}" for group in range(n_groups))
+    domains = tuple(f"domain {domain}" for domain in range(n_domains))
     splits = (
-        Labelled(torch.zeros(len(t), 3, 4, 4).byte(), torch.tensor(t), names, torch.tensor(t % n_groups), groups)
+        Labelled(torch.zeros(len(t), 3, 4, 4).byte(), torch.tensor(t), names, torch.tensor(t % n_domains), domains)
         for t in pools(n_classes)
     )
     return next(splits), next(splits)
@@ -148,17 +148,17 @@ def test_a_smaller_alpha_concentrates_a_client_on_fewer_classes():
 
 def test_domains_keep_their_clients_apart():
     targets = np.tile(np.arange(4), 60)
-    groups = np.arange(3).repeat(80)
-    (train, _), of_client = by_group(Pools(targets, targets, 5), (groups, groups), 0.6, rng())
+    domains = np.arange(3).repeat(80)
+    (train, _), of_client = by_domain(Pools(targets, targets, 5), (domains, domains), 0.6, rng())
     assert of_client == (0,) * 5 + (1,) * 5 + (2,) * 5
-    assert all(set(groups[rows]) == {of_client[client]} for client, rows in enumerate(train))
+    assert all(set(domains[rows]) == {of_client[client]} for client, rows in enumerate(train))
 
 
 def test_unseen_clients_are_a_fifth_and_spread_over_the_groups():
-    groups = [0] * 10 + [1] * 10 + [2] * 10
-    chosen = choose_unseen(groups, 0.2, rng())
-    assert [sum(groups[client] == group for client in chosen) for group in range(3)] == [2, 2, 2]
-    assert choose_unseen(groups, 0.2, rng()) == chosen != choose_unseen(groups, 0.2, rng(1))
+    domains = [0] * 10 + [1] * 10 + [2] * 10
+    chosen = choose_unseen(domains, 0.2, rng())
+    assert [sum(domains[client] == domain for client in chosen) for domain in range(3)] == [2, 2, 2]
+    assert choose_unseen(domains, 0.2, rng()) == chosen != choose_unseen(domains, 0.2, rng(1))
 
 
 def test_the_super_class_of_a_class_is_read_off_its_samples():
@@ -179,7 +179,7 @@ def test_a_class_with_two_super_classes_is_refused():
         (lambda t: pathological(Pools(*t, 12), 21, rng()), "classes_per_client is 21"),
         (lambda t: pathological(Pools(*t, 4), 4, rng()), "cannot hold 20 classes"),
         (lambda t: superclass_dirichlet(Pools(*t, 12), np.arange(20), 3.0, rng()), "cannot hold 20 super-classes"),
-        (lambda t: by_group(Pools(*t, 3), (t[0] * 0, t[1] * 0 + 1), 0.6, rng()), "Group 0 has 1200 training and 0"),
+        (lambda t: by_domain(Pools(*t, 3), (t[0] * 0, t[1] * 0 + 1), 0.6, rng()), "Domain 0 has 1200 training and 0"),
         (lambda t: choose_unseen([0, 0], 1.0, rng()), "unseen_fraction is 1.0"),
     ],
 )
@@ -193,14 +193,14 @@ def test_a_federation_of_images_is_disjoint_and_complete_with_a_fifth_unseen(nam
     options = Skew(partition=name, n_clients=20, classes_per_client=4)
     data = skewed_clients(options, synthetic(), rng())
     check_federation(data, 1200, 300, 4)
-    assert (data.groups is not None) == (name == "sc-dir")
+    assert (data.domains is not None) == (name == "sc-dir")
 
 
 def test_super_class_skew_needs_super_classes():
-    splits = [dataclasses.replace(split, groups=None) for split in synthetic()]
-    with pytest.raises(ValueError, match=r"no super-classes.*--data.group-column"):
+    splits = [dataclasses.replace(split, domains=None) for split in synthetic()]
+    with pytest.raises(ValueError, match=r"no super-classes.*--data.domain-column"):
         skewed_clients(Skew(partition="sc-dir"), (splits[0], splits[1]), rng())
-    with pytest.raises(ValueError, match=r"no domains.*--data.group-column"):
+    with pytest.raises(ValueError, match=r"no domains.*--data.domain-column"):
         domain_clients(Domains(), (splits[0], splits[1]), rng())
 
 
@@ -233,18 +233,18 @@ def test_cifar_100_is_split_over_100_clients(cifar: tuple[Labelled, Labelled], n
     if name == "patho":
         assert {len(classes) for classes in held} == {10}
     if name == "sc-dir":
-        superclass = superclass_of(cifar[0].targets.numpy(), cifar[0].groups.numpy(), 100)
+        superclass = superclass_of(cifar[0].targets.numpy(), cifar[0].domains.numpy(), 100)
         assert {len({superclass[label] for label in classes}) for classes in held} == {1, 2}
-        assert data.groups is not None
-        assert set(data.groups) == set(range(20))
+        assert data.domains is not None
+        assert set(data.domains) == set(range(20))
 
 
 @needs_data
 def test_pacs_gives_every_domain_its_own_clients():
-    splits = load_images(ImageOptions(path=Path("pacs_1680_128px"), group_column="domain", image_size=8))
+    splits = load_images(ImageOptions(path=Path("pacs_1680_128px"), domain_column="domain", image_size=8))
     data = domain_clients(Domains(clients_per_domain=3), splits, rng())
     check_federation(data, 1680, 560, 2)
-    assert data.group_names == ("photo", "art_painting", "cartoon", "sketch")
+    assert data.domain_names == ("photo", "art_painting", "cartoon", "sketch")
     assert all(
-        set(splits[0].groups[rows].tolist()) == {group} for rows, group in zip(data.train, data.groups, strict=True)
+        set(splits[0].domains[rows].tolist()) == {domain} for rows, domain in zip(data.train, data.domains, strict=True)
     )

@@ -17,9 +17,9 @@ from fedsim.server.cohort import population_of, sample_cohort
 
 def labelled(counts: list[int]) -> Labelled:
     targets = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
-    groups = torch.arange(len(targets)) % 2
+    domains = torch.arange(len(targets)) % 2
     names = tuple(str(label) for label in range(len(counts)))
-    return Labelled(torch.arange(len(targets))[:, None].float(), targets, names, groups, ("even", "odd"))
+    return Labelled(torch.arange(len(targets))[:, None].float(), targets, names, domains, ("even", "odd"))
 
 
 @pytest.mark.parametrize(("n", "expected"), [(10, [5, 3, 2]), (20, [10, 6, 4]), (1, [1, 0, 0]), (0, [0, 0, 0])])

@@ -184,7 +184,7 @@ def test_a_set_that_a_program_would_make_is_read_from_the_hubs_parquet(monkeypat
 def test_folders_with_the_names_of_splits_are_splits(tmp_path: Path, tops: tuple[str, ...], options: dict):
     write_folders(tmp_path, *tops)
     found = find_images(ImageOptions(path=tmp_path, **options))
-    assert (found.sizes, found.group_names, found.train.groups) == ((15, 15), (), None)
+    assert (found.sizes, found.domain_names, found.train.domains) == ((15, 15), (), None)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_folders_with_the_names_of_splits_are_splits(tmp_path: Path, tops: tuple
 def test_a_training_folder_alone_holds_out_and_is_no_domain(tmp_path: Path, tops: tuple[str, ...], options: dict):
     write_folders(tmp_path, *tops)
     found = find_images(ImageOptions(path=tmp_path, **options))
-    assert (found.sizes, found.group_names, found.train.groups) == ((12, 3), (), None)
+    assert (found.sizes, found.domain_names, found.train.domains) == ((12, 3), (), None)
 
 
 @pytest.mark.parametrize(

@@ -111,15 +111,15 @@ def test_one_groups_first_classes_can_be_kept(tmp_path: Path):
     columns = {"text": list("abcdef"), "label": [0, 1, 2, 0, 1, 2], "topic": ["x", "x", "x", "y", "y", "y"]}
     write(tmp_path / "train.parquet", **columns)
     write(tmp_path / "test.parquet", **columns)
-    found = find_texts(TextOptions(path=tmp_path, group_column="topic", group=("y",), first_classes=2))
+    found = find_texts(TextOptions(path=tmp_path, domain_column="topic", domain=("y",), first_classes=2))
     assert [item for _, item in found.train.read(np.arange(2))] == [("d",), ("e",)]
     assert found.class_names == ("0", "1")
-    both = find_texts(TextOptions(path=tmp_path, group_column="topic", group=("y", "x")))
+    both = find_texts(TextOptions(path=tmp_path, domain_column="topic", domain=("y", "x")))
     assert [item for _, item in both.train.read(np.arange(6))] == [(letter,) for letter in "abcdef"]
-    assert (both.group_names, both.train.groups.tolist()) == (("x", "y"), [0, 0, 0, 1, 1, 1])
-    assert (found.group_names, found.train.groups.tolist()) == (("y",), [0, 0])
-    with pytest.raises(ValueError, match=r"no group 'z' among \['x', 'y'\] \(--data.group\)"):
-        find_texts(TextOptions(path=tmp_path, group_column="topic", group=("z",)))
+    assert (both.domain_names, both.train.domains.tolist()) == (("x", "y"), [0, 0, 0, 1, 1, 1])
+    assert (found.domain_names, found.train.domains.tolist()) == (("y",), [0, 0])
+    with pytest.raises(ValueError, match=r"no domain 'z' among \['x', 'y'\] \(--data.domain\)"):
+        find_texts(TextOptions(path=tmp_path, domain_column="topic", domain=("z",)))
     with pytest.raises(ValueError, match=r"first_classes is 4, but there are 3 classes"):
         find_texts(TextOptions(path=tmp_path, first_classes=4))
 
@@ -197,14 +197,14 @@ def write_topics(folder: Path, topics: list[str], per_topic: int = 60) -> None:
 
 def test_texts_by_domain_have_clients_of_their_own_in_each(tmp_path: Path):
     write_topics(tmp_path, ["books", "films"])
-    splits = find_texts(TextOptions(path=tmp_path, group_column="topic")).placeholder(pad_token=0)
+    splits = find_texts(TextOptions(path=tmp_path, domain_column="topic")).placeholder(pad_token=0)
     data = domain_clients(Domains(clients_per_domain=3, unseen_fraction=0.34), splits, np.random.default_rng(0))
-    assert (data.groups, data.group_names, data.pad_token) == ((0, 0, 0, 1, 1, 1), ("books", "films"), 0)
-    assert sorted(data.groups[client] for client in data.unseen) == [0, 1]
+    assert (data.domains, data.domain_names, data.pad_token) == ((0, 0, 0, 1, 1, 1), ("books", "films"), 0)
+    assert sorted(data.domains[client] for client in data.unseen) == [0, 1]
     for tables, size, offset in ((data.train, 60, 0), (data.test, 30, 120)):
         assert sorted(torch.cat(list(tables)).tolist()) == list(range(offset, offset + 2 * size))
         for client, rows in enumerate(tables):
-            assert {(int(row) - offset) // size for row in rows} == {data.groups[client]}
+            assert {(int(row) - offset) // size for row in rows} == {data.domains[client]}
     assert min(map(len, data.train)) >= 4
     assert min(map(len, data.test)) >= 2
 
@@ -212,9 +212,9 @@ def test_texts_by_domain_have_clients_of_their_own_in_each(tmp_path: Path):
 def test_texts_by_domain_need_a_column_of_domains_and_samples_of_each(tmp_path: Path):
     write_topics(tmp_path, ["books", "films"])
     options, split = TextOptions(path=tmp_path), Domains(clients_per_domain=1, min_test=1)
-    with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.group-column\)"):
+    with pytest.raises(ValueError, match=r"have no domains; say which column holds them \(--data.domain-column\)"):
         domain_clients(split, find_texts(options).placeholder(0), np.random.default_rng(0))
     write(tmp_path / "test.parquet", text=["a"], label=[0], topic=["books"])
-    options = TextOptions(path=tmp_path, group_column="topic")
-    with pytest.raises(ValueError, match=r"Group 1 has 60 training and 0 test samples"):
+    options = TextOptions(path=tmp_path, domain_column="topic")
+    with pytest.raises(ValueError, match=r"Domain 1 has 60 training and 0 test samples"):
         domain_clients(split, find_texts(options).placeholder(0), np.random.default_rng(0))

@@ -203,7 +203,7 @@ WRONG = {
         {"rounds": "x", "stage.a.mean": "x", "stage.b.mean": 1},
     ],
     "recipe.json": [{"environment": [1]}, {"environment": {"git": 5}}, {"seed": "x"}, {"seed": [0]}],
-    "split.json": [{"groups": 5}, {"groups": [1]}],
+    "split.json": [{"domains": 5}, {"domains": [1]}],
 }
 
 

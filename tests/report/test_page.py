@@ -23,7 +23,7 @@ from fedsim.report.reading import find_runs, read_run
 from fedsim.report.several import rows_of
 from fedsim.storage.run_folder import RunFolder
 
-GROUPS = [client % 2 for client in range(8)]
+DOMAINS = [client % 2 for client in range(8)]
 
 
 class Page(HTMLParser):
@@ -84,7 +84,7 @@ def simulate(folder: Path, **changes):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> Path:
-    """out/seed-S/<method> of HiLoRA and FedIT over two seeds, and out/one, whose clients have natural groups."""
+    """out/seed-S/<method> of HiLoRA and FedIT over two seeds, and out/one, whose clients have domains."""
     out = tmp_path_factory.mktemp("runs")
     for seed in (0, 1):
         for name, method in (("hilora", {}), ("fedit", {"method": fedsim.FedIT(lora_rank=2)})):
@@ -100,13 +100,13 @@ def runs(tmp_path_factory) -> Path:
 
 
 def with_groups(folder: Path) -> None:
-    """Give clients natural groups, as data with domains have them."""
+    """Give clients domains, as some data have them."""
     path = folder / "clients.csv"
     header, *lines = path.read_text().splitlines()
-    place = header.split(",").index("group"), header.split(",").index("client")
+    place = header.split(",").index("domain"), header.split(",").index("client")
     rows = [line.split(",") for line in lines]
     for row in rows:
-        row[place[0]] = str(GROUPS[int(row[place[1]])])
+        row[place[0]] = str(DOMAINS[int(row[place[1]])])
     path.write_text("\n".join([header, *(",".join(row) for row in rows)]) + "\n")
 
 
@@ -217,8 +217,10 @@ def test_the_same_run_gives_the_same_page(page, runs, tmp_path):
 def test_clusters_are_counted_against_natural_groups(page, runs):
     _, *rows = page.tables["contingency"]
     event = next(e for e in read_run(runs / "one", "one").events if e.get("labels"))
-    for group, *counts in rows:
-        labels = [label for c, label in zip(event["clients"], event["labels"], strict=True) if str(GROUPS[c]) == group]
+    for domain, *counts in rows:
+        labels = [
+            label for c, label in zip(event["clients"], event["labels"], strict=True) if str(DOMAINS[c]) == domain
+        ]
         assert list(map(int, counts)) == np.bincount(labels, minlength=len(counts)).tolist()
     assert "similarity of 7 clients" in page.html
 
@@ -266,10 +268,10 @@ def test_figures_that_a_run_has_not_come_to_draw_or_to_draw_whole_are_drawn_for_
 def test_clusters_stand_against_the_names_of_natural_groups(runs, tmp_path):
     folder = shutil.copytree(runs / "one", tmp_path / "one")
     split = json.loads((folder / "split.json").read_text())
-    split["groups"] = {str(group): f"style {group}" for group in GROUPS}
+    split["domains"] = {str(domain): f"style {domain}" for domain in DOMAINS}
     (folder / "split.json").write_text(json.dumps(split))
     rows = Page(write_report([folder], tmp_path / "one.html")).html
-    assert all(f"style {group}" in rows for group in GROUPS)
+    assert all(f"style {domain}" in rows for domain in DOMAINS)
 
 
 @pytest.mark.slow

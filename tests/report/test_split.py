@@ -58,10 +58,10 @@ def test_targets_that_are_tokens_have_sizes_only():
     assert len(draw_split(split).axes) == 1
 
 
-@pytest.mark.parametrize("n_groups", [2, 10])
-def test_groups_are_named_and_lie_side_by_side(n_groups: int):
-    names = tuple(f"group {k}" for k in range(n_groups))
-    figure = draw_split(data(n_clients=40, groups=tuple(k % n_groups for k in range(40)), group_names=names))
+@pytest.mark.parametrize("n_domains", [2, 10])
+def test_domains_are_named_and_lie_side_by_side(n_domains: int):
+    names = tuple(f"domain {k}" for k in range(n_domains))
+    figure = draw_split(data(n_clients=40, domains=tuple(k % n_domains for k in range(40)), domain_names=names))
     assert {text.get_text() for text in figure.axes[0].texts} == set(names)
     sizes = figure.axes[1].images[0].get_array()
     assert sizes.shape == (4, 40)

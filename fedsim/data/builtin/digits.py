@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.data.client_options import ClientOptions
 from fedsim.data.federated import FederatedData
 from fedsim.data.partition.dealing import Pools
-from fedsim.data.partition.dirichlet import by_group, choose_unseen
+from fedsim.data.partition.dirichlet import by_domain, choose_unseen
 from fedsim.data.proxy import split_off_proxy, with_proxy
 
 STYLES = ("flipped", "inverted", "rotated", "outline", "textured", "warped")
@@ -110,7 +110,7 @@ def normalise(images: Tensor) -> Tensor:
 
 def digit_styles(split: DigitStyles, rng: np.random.Generator) -> FederatedData:
     """Return the federation: `clients_per_style` clients in each style, labels Dirichlet inside a style."""
-    images, targets, groups, offsets = [], [], [], {}
+    images, targets, domains, offsets = [], [], [], {}
     for pool, per_client in (("train", split.train_per_client), ("test", split.test_per_client)):
         digits, labels = pools()[pool]
         wanted = split.clients_per_style * per_client
@@ -120,24 +120,24 @@ def digit_styles(split: DigitStyles, rng: np.random.Generator) -> FederatedData:
                 f"{pool} pool has {len(labels)} (--data.clients-per-style, --data.{pool}-per-client)."
             )
         offsets[pool] = sum(map(len, targets))
-        for group, style in enumerate(STYLES):
+        for domain, style in enumerate(STYLES):
             chosen = torch.from_numpy(np.sort(rng.permutation(len(labels))[:wanted]))
             images.append(draw(digits[chosen], style))
             targets.append(labels[chosen])
-            groups.append(torch.full((wanted,), group))
-    all_targets, all_groups = torch.cat(targets).numpy(), torch.cat(groups).numpy()
+            domains.append(torch.full((wanted,), domain))
+    all_targets, all_domains = torch.cat(targets).numpy(), torch.cat(domains).numpy()
     border = offsets["test"]
     both = Pools(all_targets[:border], all_targets[border:], split.clients_per_style)
-    (train, test), client_groups = by_group(both, (all_groups[:border], all_groups[border:]), split.alpha, rng)
+    (train, test), client_domains = by_domain(both, (all_domains[:border], all_domains[border:]), split.alpha, rng)
     data = FederatedData(
         inputs=torch.cat(images),
         targets=torch.cat(targets),
         train=train,
         test=[rows + border for rows in test],
         class_names=[str(digit) for digit in range(10)],
-        unseen=choose_unseen(client_groups, split.unseen_fraction, rng),
-        groups=client_groups,
-        group_names=STYLES,
+        unseen=choose_unseen(client_domains, split.unseen_fraction, rng),
+        domains=client_domains,
+        domain_names=STYLES,
         transform=normalise,
     )
     return with_proxy(data, split_off_proxy(all_targets[:border], split.proxy_samples, rng)[0])

@@ -44,9 +44,9 @@ def toy_instructions(options: ToyInstructions, rng: np.random.Generator) -> Fede
     """Return the federation; a client does one thing to its words, and no two words of it are equal."""
     words = [a + b + c + d for a in CONSONANTS for b in VOWELS for c in CONSONANTS for d in VOWELS]
     n_words = options.train_per_client + options.test_per_client
-    groups = tuple(np.repeat(np.arange(len(TASKS)), options.clients_per_task).tolist())
-    chosen = [word for _ in groups for word in rng.choice(words, n_words, replace=False)]
-    task = np.repeat(groups, n_words)
+    domains = tuple(np.repeat(np.arange(len(TASKS)), options.clients_per_task).tolist())
+    chosen = [word for _ in domains for word in rng.choice(words, n_words, replace=False)]
+    task = np.repeat(domains, n_words)
     texts = Texts(
         instructions=[TASKS[kind] for kind in task],
         inputs=chosen,
@@ -57,7 +57,7 @@ def toy_instructions(options: ToyInstructions, rng: np.random.Generator) -> Fede
         is_test=None,
         n_without_answer=0,
     )
-    rows = np.arange(len(task)).reshape(len(groups), n_words)
+    rows = np.arange(len(task)).reshape(len(domains), n_words)
     train, test = rows[:, : options.train_per_client], rows[:, options.train_per_client :]
     wording = Instructions(path=Path("."), template="plain", max_length=64, max_new_tokens=8)
-    return federation(wording, texts, ByteTokenizer(), list(train), list(test), groups=groups)
+    return federation(wording, texts, ByteTokenizer(), list(train), list(test), domains=domains)

@@ -65,8 +65,8 @@ def _cifar(top: Path, train: Sequence[str], test: Sequence[str], of_names: Seque
                     f"'{top / files[0]}' has the label {given}, outside the {len(known)} names of {of_names[k]}."
                 )
         read = partial(_of_records, records, f"{top}, {files[0]} …", len(names))
-        groups = labels[:, 1] if len(names) > 1 else None
-        splits.append(Listing(labels[:, 0], groups, read, identity_of([top / name for name in files])))
+        domains = labels[:, 1] if len(names) > 1 else None
+        splits.append(Listing(labels[:, 0], domains, read, identity_of([top / name for name in files])))
     return Listed(splits[0], splits[1], names[0], names[1] if len(names) > 1 else ())
 
 

@@ -32,7 +32,7 @@ def list_lists(folder: Path, domains: Sequence[str]) -> Listed:
 def _read_lists(folder: Path, domains: Sequence[str], split: str, names: dict[int, str]) -> Listing:
     """Read one split of every domain; training lists add to `names`, test lists must agree with them."""
     found: list[tuple[Path, int, int]] = []
-    for group, domain in enumerate(domains):
+    for place, domain in enumerate(domains):
         source = folder / f"{domain}_{split}.txt"
         if not source.is_file():
             raise ValueError(f"'{source}' is missing; every domain needs a list for training and one for testing.")
@@ -48,7 +48,7 @@ def _read_lists(folder: Path, domains: Sequence[str], split: str, names: dict[in
             if names.get(label) != path.parent.name:
                 known = f"stands for '{names[label]}'" if label in names else "is outside the training labels"
                 raise ValueError(f"'{source}', line {number}, gives '{relative}' the label {label}, which {known}.")
-            found.append((path, label, group))
+            found.append((path, label, place))
     paths = [path for path, _, _ in found]
     numbers = np.array([rest for _, *rest in found], int).reshape(-1, 2)
     return Listing(numbers[:, 0], numbers[:, 1], partial(_read, paths), identity_of(paths))
@@ -76,9 +76,9 @@ def list_class_folders(options: SourceOptions, find_content: FindContent, folder
     if empty := [split for split, paths in files.items() if not paths]:
         raise ValueError(f"'{folder}' has no images in the folders of classes of '{empty[0]}' (--data.path).")
     rows = image_folder(files)
-    own = replace(options, label_column="label", group_column="")
+    own = replace(options, label_column="label", domain_column="")
     if splits[options.train_split] is tops:
-        (every,), own = files.values(), replace(own, group_column="domain")
+        (every,), own = files.values(), replace(own, domain_column="domain")
         rows = {split: rows[split].add_column("domain", [path.parts[-3] for path in every]) for split in splits}
     parts = {split: {f"{folder}/{split}": rows[split]} for split in splits}
     return list_tables(own, str(folder), parts, {split: identity_of(files[split]) for split in splits}, find_content)

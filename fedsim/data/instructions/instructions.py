@@ -15,7 +15,7 @@ from fedsim.data.instructions.prompts import TEMPLATES, TemplateName, Tokenizer,
 from fedsim.data.instructions.registry import INSTRUCTION_SETS, InstructionSetName
 from fedsim.data.instructions.tables import Texts, read_texts
 from fedsim.data.partition.dealing import Pools
-from fedsim.data.partition.dirichlet import by_group, choose_unseen
+from fedsim.data.partition.dirichlet import by_domain, choose_unseen
 from fedsim.data.proxy import with_drawn_proxy
 from fedsim.data.sources.listing import evenly_marked
 from fedsim.data.sources.registry import filled
@@ -109,7 +109,7 @@ class InstructionFederations:
 
 
 def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.random.Generator) -> FederatedData:
-    """Return the federation whose groups are the kinds of task; a client's samples are drawn without replacement.
+    """Return the federation whose domains are the kinds of task; a client's samples are drawn without replacement.
 
     Raises ValueError when the data are not to be had, lack a column, or do not go round.
     """
@@ -119,15 +119,15 @@ def instruction_clients(options: Instructions, tokenizer: Tokenizer, rng: np.ran
     is_test = texts.is_test if texts.is_test is not None else evenly_marked(owners, options.test_share)
     pools = [np.flatnonzero(~is_test), np.flatnonzero(is_test)]
     if texts.client is None:
-        (train, test), groups = dealt(options, texts, pools, rng)
+        (train, test), domains = dealt(options, texts, pools, rng)
     else:
         names, client = np.unique(texts.client, return_inverse=True)
         train, test = ([pool[client[pool] == k] for k in range(len(names))] for pool in pools)
-        groups = tuple(int(np.bincount(texts.task[client == k]).argmax()) for k in range(len(names)))
+        domains = tuple(int(np.bincount(texts.task[client == k]).argmax()) for k in range(len(names)))
     train = [sampled(rows, options.train_per_client, rng) for rows in train]
     test = [sampled(rows, options.test_per_client, rng) for rows in test]
-    unseen = choose_unseen(groups, options.unseen_fraction, rng)
-    return federation(options, texts, tokenizer, train, test, unseen=unseen, groups=groups)
+    unseen = choose_unseen(domains, options.unseen_fraction, rng)
+    return federation(options, texts, tokenizer, train, test, unseen=unseen, domains=domains)
 
 
 def dealt(
@@ -140,8 +140,8 @@ def dealt(
     alike = (np.zeros(len(pool), int) for pool in pools)
     own = Pools(*alike, options.clients_per_task, options.min_train, options.min_test, SIZES)
     kinds, names = (texts.task[pools[0]], texts.task[pools[1]]), [f"Kind of task '{name}'" for name in texts.task_names]
-    split, groups = by_group(own, kinds, options.alpha, rng, names, LACKING)
-    return [[pool[rows.numpy()] for rows in tables] for pool, tables in zip(pools, split, strict=True)], groups
+    split, domains = by_domain(own, kinds, options.alpha, rng, names, LACKING)
+    return [[pool[rows.numpy()] for rows in tables] for pool, tables in zip(pools, split, strict=True)], domains
 
 
 def federation(
@@ -164,7 +164,7 @@ def federation(
         train=tables[: len(train)],
         test=tables[len(train) :],
         class_names=(),
-        group_names=texts.task_names,
+        domain_names=texts.task_names,
         pad_token=tokenizer.stop,
         task=Generation(tokenizer.decode, tokenizer.stop, options.max_new_tokens, options.beams),
         notes=tokens.notes | {"samples_without_answer": texts.n_without_answer},

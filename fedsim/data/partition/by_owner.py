@@ -25,7 +25,7 @@ def by_owner(
     if not len(enough):
         raise ValueError(
             f"None of {n_owners} owners has at least {min_train} training and {min_test} test samples "
-            "(--data.min-train, --data.min-test; --data.group-column says who owns what)."
+            "(--data.min-train, --data.min-test; --data.domain-column says who owns what)."
         )
     kept = np.sort(enough[np.argsort(-sizes[0][enough], kind="stable")[:largest]])
     tables = [

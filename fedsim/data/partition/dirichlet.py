@@ -72,56 +72,56 @@ def superclass_dirichlet(pools: Pools, superclass: Sequence[int], alpha: float, 
     no training sample; its test samples are dealt evenly.
     """
     check_alpha(alpha)
-    groups, n_clients = np.asarray(superclass), pools.n_clients
-    present = np.unique(groups[groups >= 0])
+    of_class, n_clients = np.asarray(superclass), pools.n_clients
+    present = np.unique(of_class[of_class >= 0])
     if n_clients < len(present):
         raise ValueError(f"{n_clients} clients cannot hold {len(present)} super-classes (--data.n-clients).")
 
     def draw() -> np.ndarray:
-        shares = np.full((len(groups), n_clients), 1 / n_clients)
-        shares[groups >= 0] = 0
+        shares = np.full((len(of_class), n_clients), 1 / n_clients)
+        shares[of_class >= 0] = 0
         first = rng.permutation(present[np.arange(n_clients) % len(present)])
         second = np.where(rng.random(n_clients) < 0.5, rng.permutation(first), first)
-        for label in np.flatnonzero(groups >= 0):
-            holders = np.flatnonzero((first == groups[label]) | (second == groups[label]))
+        for label in np.flatnonzero(of_class >= 0):
+            holders = np.flatnonzero((first == of_class[label]) | (second == of_class[label]))
             shares[label, holders] = rng.dirichlet(np.full(len(holders), alpha))
         return shares
 
     return deal(f"SC-Dir({alpha})", pools, draw, rng)
 
 
-def superclass_of(targets: np.ndarray, groups: np.ndarray, n_labels: int) -> tuple[int, ...]:
+def superclass_of(targets: np.ndarray, domains: np.ndarray, n_labels: int) -> tuple[int, ...]:
     """Return the super-class of each of `n_labels` classes, read off training samples; -1 where a class has none.
 
     Raises ValueError when a class has two.
     """
-    found = [np.unique(groups[targets == label])[:5].tolist() for label in range(n_labels)]
+    found = [np.unique(domains[targets == label])[:5].tolist() for label in range(n_labels)]
     for label, of_label in enumerate(found):
         if len(of_label) > 1:
             raise ValueError(
-                f"Class {label} has the super-classes {of_label}, and must have one (--data.group-column)."
+                f"Class {label} has the super-classes {of_label}, and must have one (--data.domain-column)."
             )
     return tuple(of_label[0] if of_label else -1 for of_label in found)
 
 
-def by_group(
+def by_domain(
     pools: Pools,
-    groups: tuple[np.ndarray, np.ndarray],
+    domains: tuple[np.ndarray, np.ndarray],
     alpha: float,
     rng: np.random.Generator,
     names: Sequence[str] = (),
-    lacking: str = "--data.group-column says which there are",
+    lacking: str = "--data.domain-column says which there are",
 ) -> tuple[Split, tuple[int, ...]]:
-    """Give every natural group (domain) `pools.n_clients` clients of its own and split inside it by Dir(α) over labels.
+    """Give every domain `pools.n_clients` clients of its own and split inside it by Dir(α) over labels.
 
-    `groups` are those of the two pools' samples; `names` are what messages call them, which advise `lacking` where one
-    has no samples. Returns the tables and each client's group. Raises ValueError when a group lacks training or test
+    `domains` are those of the two pools' samples; `names` are what messages call them, which advise `lacking` where one
+    has no samples. Returns the tables and each client's domain. Raises ValueError when a domain lacks training or test
     samples, or has too few for its clients.
     """
     tables: Split = ([], [])
-    for group in range(int(max(of_pool.max(initial=-1) for of_pool in groups)) + 1):
-        name = names[group] if names else f"Group {group}"
-        rows = [np.flatnonzero(of_pool == group) for of_pool in groups]
+    for domain in range(int(max(of_pool.max(initial=-1) for of_pool in domains)) + 1):
+        name = names[domain] if names else f"Domain {domain}"
+        rows = [np.flatnonzero(of_pool == domain) for of_pool in domains]
         if not all(map(len, rows)):
             found = f"{len(rows[0])} training and {len(rows[1])} test samples"
             raise ValueError(f"{name} has {found}, and needs some of both: {lacking}.")
@@ -135,16 +135,16 @@ def by_group(
     return tables, tuple(k // pools.n_clients for k in range(len(tables[0])))
 
 
-def choose_unseen(groups: Sequence[int], fraction: float, rng: np.random.Generator) -> frozenset[int]:
-    """Hold out a fraction of the clients, spread over the natural groups as evenly as the number allows."""
+def choose_unseen(domains: Sequence[int], fraction: float, rng: np.random.Generator) -> frozenset[int]:
+    """Hold out a fraction of the clients, spread over the domains as evenly as the number allows."""
     if not 0 <= fraction < 1:
         raise ValueError(f"unseen_fraction is {fraction}; it must lie in [0, 1) (--data.unseen-fraction).")
-    wanted = round(fraction * len(groups))
+    wanted = round(fraction * len(domains))
     chosen: list[int] = []
-    left = {group: list(rng.permutation(np.flatnonzero(np.asarray(groups) == group))) for group in set(groups)}
+    left = {domain: list(rng.permutation(np.flatnonzero(np.asarray(domains) == domain))) for domain in set(domains)}
     order = list(rng.permutation(sorted(left)))
     while len(chosen) < wanted:
-        for group in order:
-            if left[group] and len(chosen) < wanted:
-                chosen.append(int(left[group].pop()))
+        for domain in order:
+            if left[domain] and len(chosen) < wanted:
+                chosen.append(int(left[domain].pop()))
     return frozenset(chosen)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedsim.data.client_options import check_data_options
-from fedsim.data.sources.listing import Listed, keep_classes, keep_groups, keep_some, with_test
+from fedsim.data.sources.listing import Listed, keep_classes, keep_domains, keep_some, with_test
 from fedsim.data.task import ClassificationF1, Task
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ class SourceOptions:
     both); default: a known data set's own, else `test` where there is one."""
     label_column: str = ""
     """Column of class labels, in tables and on the hub; of your own data `label`."""
-    group_column: str = ""
+    domain_column: str = ""
     """Column of domains, super-classes, …, in tables and on the hub; empty for none."""
-    group: tuple[str, ...] = ()
-    """Keep only these groups' samples (domains, super-classes); default all."""
+    domain: tuple[str, ...] = ()
+    """Keep only these domains' samples (styles, super-classes); default all."""
     top_classes: int | None = None
     """Keep only so many classes, those with the most training samples; default all."""
     first_classes: int | None = None
@@ -53,7 +53,7 @@ class SourceOptions:
     test_samples: int | None = None
     """Keep about so many test samples, the same share of each class; default all."""
     test_share: float = 0.2
-    """Share held out for testing where the data set has no test split of its own: of each class of each group, so of
+    """Share held out for testing where the data set has no test split of its own: of each class of each domain, so of
     one with fewer than 1/share samples none."""
     f1: bool | None = None
     """Tell macro F1 beside accuracy, by client and over all test samples together; default: of LEDGAR."""
@@ -82,7 +82,7 @@ def find(
             f"'{options.path or options.hub}' has test samples of {len(strange)} classes that no training sample has: "
             f"{names}. Name splits of the same labels (--data.train-split, --data.test-split, --data.label-column)."
         )
-    kept = keep_classes(keep_groups(whole, options.group), options.top_classes, options.first_classes)
+    kept = keep_classes(keep_domains(whole, options.domain), options.top_classes, options.first_classes)
     split = with_test(kept, options.test_share)
     assert split.test is not None
     train, test = keep_some(split.train, options.train_samples), keep_some(split.test, options.test_samples)

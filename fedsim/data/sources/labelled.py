@@ -13,7 +13,7 @@ from fedsim.data.sources.listing import Item, Listed, Listing
 
 @dataclass(frozen=True)
 class Labelled:
-    """One split: inputs (S, ...), targets (S,), group numbers (S,) or None, and what the numbers mean.
+    """One split: inputs (S, ...), targets (S,), domain numbers (S,) or None, and what the numbers mean.
 
     `presented` are the fields of `FederatedData` that say how a backbone gets such inputs.
     """
@@ -21,8 +21,8 @@ class Labelled:
     inputs: Tensor
     targets: Tensor
     class_names: tuple[str, ...]
-    groups: Tensor | None = None
-    group_names: tuple[str, ...] = ()
+    domains: Tensor | None = None
+    domain_names: tuple[str, ...] = ()
     presented: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -55,9 +55,9 @@ class Found(Listed):
         """Return both splits with their inputs (S, ...), those for training first."""
         found = []
         for split, part in zip(self.splits, inputs.split(self.sizes), strict=True):
-            targets, groups = torch.from_numpy(split.targets), split.groups
-            numbers = None if groups is None else torch.from_numpy(groups)
-            found.append(Labelled(part, targets, self.class_names, numbers, self.group_names, presented))
+            targets, domains = torch.from_numpy(split.targets), split.domains
+            numbers = None if domains is None else torch.from_numpy(domains)
+            found.append(Labelled(part, targets, self.class_names, numbers, self.domain_names, presented))
         return found[0], found[1]
 
     def read(self) -> Iterator[tuple[str, Item]]:

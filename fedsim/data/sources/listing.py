@@ -24,21 +24,21 @@ Reader = Callable[[np.ndarray], Iterator[tuple[str, Item]]]
 
 @dataclass(frozen=True)
 class Listing:
-    """One split before reading: class numbers (S,), group numbers (S,) or None, and a way to read rows of it.
+    """One split before reading: class numbers (S,), domain numbers (S,) or None, and a way to read rows of it.
 
     `identity` differs where samples differ: it is made of files' names, sizes and times of change, and of the rows.
     """
 
     targets: np.ndarray
-    groups: np.ndarray | None
+    domains: np.ndarray | None
     read: Reader
     identity: str
 
     def take(self, rows: np.ndarray) -> "Listing":
         """Return the split that has only these rows, in ascending order."""
-        groups = None if self.groups is None else self.groups[rows]
+        domains = None if self.domains is None else self.domains[rows]
         identity = hashlib.sha256(self.identity.encode() + rows.astype(np.int64).tobytes()).hexdigest()
-        return Listing(self.targets[rows], groups, lambda inside: self.read(rows[inside]), identity)
+        return Listing(self.targets[rows], domains, lambda inside: self.read(rows[inside]), identity)
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Listed:
     train: Listing
     test: Listing | None
     class_names: tuple[str, ...]
-    group_names: tuple[str, ...] = ()
+    domain_names: tuple[str, ...] = ()
 
 
 def identity_of(paths: Iterable[Path]) -> str:
@@ -61,11 +61,11 @@ def identity_of(paths: Iterable[Path]) -> str:
 
 
 def with_test(listed: Listed, share: float) -> Listed:
-    """Hold out every (1/share)-th sample of each class of each group where there is no test split."""
+    """Hold out every (1/share)-th sample of each class of each domain where there is no test split."""
     if listed.test is not None:
         return listed
     train = listed.train
-    cells = train.targets if train.groups is None else train.targets + train.groups * len(listed.class_names)
+    cells = train.targets if train.domains is None else train.targets + train.domains * len(listed.class_names)
     is_test = evenly_marked(cells, share)
     return replace(listed, train=train.take(np.flatnonzero(~is_test)), test=train.take(np.flatnonzero(is_test)))
 
@@ -87,14 +87,14 @@ def evenly_marked(cells: np.ndarray, shares: np.ndarray | float) -> np.ndarray:
     return marked
 
 
-def keep_groups(listed: Listed, names: Sequence[str]) -> Listed:
-    """Keep some groups only, in their old order, all where none is named; raises ValueError when there is no such."""
+def keep_domains(listed: Listed, names: Sequence[str]) -> Listed:
+    """Keep some domains only, in their old order, all where none is named; raises ValueError when there is no such."""
     if not names:
         return listed
     for name in names:
-        if name not in listed.group_names:
-            raise ValueError(f"There is no group '{name}' among {list(listed.group_names)} (--data.group).")
-    return _keep(listed, "group", sorted({listed.group_names.index(name) for name in names}))
+        if name not in listed.domain_names:
+            raise ValueError(f"There is no domain '{name}' among {list(listed.domain_names)} (--data.domain).")
+    return _keep(listed, "domain", sorted({listed.domain_names.index(name) for name in names}))
 
 
 def keep_classes(listed: Listed, top: int | None, first: int | None) -> Listed:
@@ -114,9 +114,9 @@ def keep_classes(listed: Listed, top: int | None, first: int | None) -> Listed:
     return listed
 
 
-def _keep(listed: Listed, kind: Literal["class", "group"], kept: Sequence[int]) -> Listed:
-    """Keep the samples of some classes or groups, whose new number is their place in `kept`."""
-    field, names = ("targets", listed.class_names) if kind == "class" else ("groups", listed.group_names)
+def _keep(listed: Listed, kind: Literal["class", "domain"], kept: Sequence[int]) -> Listed:
+    """Keep the samples of some classes or domains, whose new number is their place in `kept`."""
+    field, names = ("targets", listed.class_names) if kind == "class" else ("domains", listed.domain_names)
     new_number = np.full(len(names), -1)
     new_number[kept] = np.arange(len(kept))
 

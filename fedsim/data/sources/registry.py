@@ -29,12 +29,12 @@ IMAGE_SETS: Mapping[str, Mapping[str, Any]] = {
         "hub": "uoft-cs/cifar100",
         "test_split": "test",
         "label_column": "fine_label",
-        "group_column": "coarse_label",
+        "domain_column": "coarse_label",
         "stored_size": 32,
         "mean": (0.5071, 0.4865, 0.4409),
         "std": (0.2673, 0.2564, 0.2762),
     },
-    "domainnet": {"hub": "wltjr1007/DomainNet", "test_split": "test", "group_column": "domain"},
+    "domainnet": {"hub": "wltjr1007/DomainNet", "test_split": "test", "domain_column": "domain"},
     "mnist": {
         "hub": "ylecun/mnist",
         "test_split": "test",
@@ -42,10 +42,10 @@ IMAGE_SETS: Mapping[str, Mapping[str, Any]] = {
         "mean": (0.1307,) * 3,
         "std": (0.3081,) * 3,
     },
-    "office-caltech10": {"group_column": "domain"},  # its authors give out no test split
+    "office-caltech10": {"domain_column": "domain"},  # its authors give out no test split
     "pacs": {
         "hub": "flwrlabs/pacs",  # without a test split
-        "group_column": "domain",
+        "domain_column": "domain",
         "mean": (0.706, 0.682, 0.645),  # of 1,680 of its images
         "std": (0.313, 0.323, 0.351),
     },

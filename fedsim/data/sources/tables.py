@@ -158,18 +158,18 @@ def list_tables(
             )
         find_content({column: part.features[column] for column in content.columns}, name)
     tables = {split: _labels_of(options, of_split) for split, of_split in parts.items()}
-    column = options.group_column
+    column = options.domain_column
     targets, class_names = _numbered(source, "label", options.label_column, features, tables)
-    groups, names = _numbered(source, "group", column, features, tables) if column else (dict.fromkeys(tables), ())
+    domains, names = _numbered(source, "domain", column, features, tables) if column else (dict.fromkeys(tables), ())
     train, *test = (
-        Listing(targets[split], groups[split], _reader(of_split, content), identities[split])
+        Listing(targets[split], domains[split], _reader(of_split, content), identities[split])
         for split, of_split in parts.items()
     )
     return Listed(train, test[0] if test else None, class_names, names)
 
 
 def _labels_of(options: SourceOptions, parts: Parts) -> pa.Table:
-    """The columns of labels and groups of all tables of a split."""
+    """The columns of labels and domains of all tables of a split."""
     found: list[pa.Table] = []
     for name, part in parts.items():
         columns = label_columns(options, part.features, name)
@@ -209,11 +209,11 @@ def naming(place: str) -> Iterator[None]:
 
 
 def label_columns(options: SourceOptions, features: Features, source: str) -> list[str]:
-    """Return the columns of labels, of groups, and of what numbers of labels are called, where there are such.
+    """Return the columns of labels, of domains, and of what numbers of labels are called, where there are such.
 
     Raises ValueError where one that an option names is not there.
     """
-    roles = {"label": options.label_column, "group": options.group_column}
+    roles = {"label": options.label_column, "domain": options.domain_column}
     for role, column in roles.items():
         if column not in features and (column or role == "label"):
             raise ValueError(f"'{source}' has no column '{column}' (--data.{role}-column); it has {sorted(features)}.")
