@@ -33,7 +33,7 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).parents[1]
-RUN = ("tests/server", "tests/test_devices.py", "tests/test_simulation.py")
+RUN = ("tests/server", "tests/costs/test_devices.py", "tests/test_simulation.py")
 TESTS = {
     "fedsim/adapters": ("tests/adapters", "tests/engines/test_engines_agree.py"),
     "fedsim/parts": ("tests/parts", "tests/methods"),
@@ -42,8 +42,8 @@ TESTS = {
     "fedsim/plan.py": ("tests/test_plan.py", "tests/methods"),
     "fedsim/server/workload.py": RUN,
     "fedsim/server/aggregator.py": RUN,
-    "fedsim/records/recorder.py": ("tests/test_simulation.py", "tests/test_resume.py"),
-    "fedsim/storage/run_folder.py": ("tests/test_resume.py", "tests/test_disk.py"),
+    "fedsim/records/recorder.py": ("tests/test_simulation.py", "tests/records/test_resume.py"),
+    "fedsim/storage/run_folder.py": ("tests/records/test_resume.py", "tests/storage/test_disk.py"),
 }
 """What is changed, and the tests that belong to it."""
 OTHERS = re.compile(r"Variable|Decorator|Exception|Shift$|_Bit(And|Or|Xor)$|(Eq|E|Lt|Gt)_Is(Not)?$")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import fedsim
+from fedsim.storage import run_folder
 
 ROOT = Path(__file__).parent.parent
 torch.set_num_threads(1)
@@ -77,3 +78,26 @@ def tiny_run(tmp_path: Path):
         return result
 
     return run
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """Make the run stop when it has written this many checkpoints, or in the middle of the next one's round."""
+
+    def arm(checkpoints: int) -> None:
+        real, count = run_folder.RunFolder.save_checkpoint, 0
+
+        def save(self, *arguments):
+            nonlocal count
+            count += 1
+            if count > checkpoints:
+                raise Stopped
+            real(self, *arguments)
+
+        monkeypatch.setattr(run_folder.RunFolder, "save_checkpoint", save)
+
+    return arm

@@ -1,5 +1,6 @@
 """Runs recipes as a user does: through `fabric run` or plain `python`, in processes of their own."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from conftest import ROOT
 
@@ -16,6 +18,15 @@ SMALL = (
     "--data.clients-per-style", "2", "--data.train-per-client", "12", "--data.test-per-client", "8",
     "--data.alpha", "10", "--local.epochs", "1", "--threads", "1",
 )  # fmt: skip
+
+
+def load(name: str) -> ModuleType:
+    """A recipe as a module."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name.removesuffix('.py')}", ROOT / "recipes" / name)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def environment() -> dict[str, str]:

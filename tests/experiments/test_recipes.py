@@ -1,6 +1,5 @@
 """Every recipe shows its help and runs two rounds on the embedded data."""
 
-import importlib.util
 import json
 import sys
 from dataclasses import dataclass, field, replace
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, TinyAttention, tiny_data
-from runs import SMALL, run
+from runs import SMALL, load, run
 
 import fedsim
 from fedsim.experiments import Experiment, run_experiment
@@ -31,14 +30,6 @@ for name in sys.argv[1:]:
         print("loaded", stop.code, name, *{module.partition(".")[0] for module in sys.modules})
 """
 FEW = ("--rounds", "2", "--local.epochs", "1", "--threads", "1", "--cohort-size", "3")
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(f"recipe_{name.removesuffix('.py')}", ROOT / "recipes" / name)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def recipe_type(module):

@@ -6,7 +6,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from test_resume import Stopped, stop_after  # noqa: F401
+from conftest import Stopped
 
 import fedsim
 from fedsim.storage import loggers as curves
@@ -43,7 +43,7 @@ def recorded(result: fedsim.Result) -> list[bytes]:
 @pytest.mark.usefixtures("offline")
 def test_weights_and_biases_gets_the_curves_without_a_network_and_goes_on_under_one_id(
     tiny_run,
-    stop_after,  # noqa: F811
+    stop_after,
     monkeypatch,
 ):
     plain = tiny_run("plain")

@@ -8,36 +8,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, TinyAttention, tiny_data
+from conftest import ROOT, Stopped, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, environment, fabric, finished, kill_all
 
 import fedsim
 from fedsim import simulation
 from fedsim.costs.devices import DeviceProfiles
-from fedsim.storage import run_folder
-
-
-class Stopped(Exception):
-    pass
-
-
-@pytest.fixture
-def stop_after(monkeypatch):
-    """Make the run stop when it has written this many checkpoints, or in the middle of the next one's round."""
-
-    def arm(checkpoints: int) -> None:
-        real, count = run_folder.RunFolder.save_checkpoint, 0
-
-        def save(self, *arguments):
-            nonlocal count
-            count += 1
-            if count > checkpoints:
-                raise Stopped
-            real(self, *arguments)
-
-        monkeypatch.setattr(run_folder.RunFolder, "save_checkpoint", save)
-
-    return arm
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 from conftest import ROOT, TinyAttention, tiny_data
-from runs import QUICKSTART, SMALL, environment, fabric, finished, run
-from test_recipes import load
+from runs import QUICKSTART, SMALL, environment, fabric, finished, load, run
 
 import fedsim
 from fedsim.costs.devices import DeviceProfiles
@@ -118,9 +117,9 @@ def personalise(out: Path) -> fedsim.Comparison | None:
 @pytest.mark.slow
 def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
     script = tmp_path / "script.py"
-    here = repr(str(Path(__file__).parent))
+    here = [str(ROOT / "tests"), str(Path(__file__).parent)]
     script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {here})\n"
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
         "import test_workers\ntest_workers.personalise(Path(sys.argv[1]))\n"
     )
     done = run(fabric(2, str(script), tmp_path / "two"))
@@ -135,9 +134,9 @@ def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
 @pytest.mark.slow
 def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_path):
     script = tmp_path / "script.py"
-    here = repr(str(Path(__file__).parent))
+    here = [str(ROOT / "tests"), str(Path(__file__).parent)]
     script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {here})\n"
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
         "import test_workers\ntest_workers.grow_a_tree(Path(sys.argv[1]))\n"
     )
     done = run(fabric(2, str(script), tmp_path / "two"))
@@ -203,7 +202,7 @@ def test_a_worker_with_other_weights_or_labels_is_named(monkeypatch):
 def test_workers_that_have_loaded_other_data_are_named_before_anything_is_written(tmp_path):
     """A script that draws its data without a seed gives every worker data of its own."""
     script = tmp_path / "script.py"
-    script.write_text(UNSEEDED.format(tests=str(Path(__file__).parent)))
+    script.write_text(UNSEEDED.format(tests=str(ROOT / "tests")))
     done = run(fabric(2, str(script), tmp_path / "run"))
     for echo in (False, True):
         said = f"echo {echo}: Not every worker has loaded what worker 0 has: worker 1 has another inputs."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TinyAttention, tiny_data
+from conftest import ROOT, TinyAttention, tiny_data
 from runs import fabric, run
 
 import fedsim
@@ -183,9 +183,9 @@ def test_a_policy_that_is_not_known_is_refused(tiny_run):
 
 @pytest.mark.slow
 def test_setting_aside_does_not_depend_on_the_number_of_workers(tmp_path):
-    script = tmp_path / "script.py"
+    script, here = tmp_path / "script.py", [str(ROOT / "tests"), str(Path(__file__).parent)]
     script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
         "import test_divergence\ntest_divergence.set_two_aside(Path(sys.argv[1]))\n"
     )
     done = run(fabric(2, str(script), tmp_path / "two"))
