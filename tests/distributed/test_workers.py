@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning.fabric
 import pytest
 import torch.distributed as dist
 from conftest import ROOT, TinyAttention, tiny_data
@@ -18,6 +19,7 @@ from fedsim.errors import Fault
 from fedsim.parts.tree import TreeCuts
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
+from fedsim.server.workload import Workload
 from fedsim.storage.run_folder import RunFolder
 
 OPTIONS = (*SMALL, "--rounds", 4, "--cohort-size", 5, "--block-size", 2)
@@ -152,12 +154,13 @@ def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_
 def test_each_worker_is_sent_what_its_own_clients_start_from(monkeypatch):
     spec = RunSpec(method=fedsim.Local(lora_rank=2), backbone=TinyAttention(), data=tiny_data(), rounds=1)
     initial, sent = spec.initial_slots(), []
-    server = Aggregator(spec.method, spec.population, spec.layout, initial, Workers(count=2), spec.local)
+    workload = Workload(spec.method, spec.population, spec.layout, initial, spec.local)
+    aggregator = Aggregator(workload, Workers(count=2))
     state = spec.state(0, initial)
     for slot, value in initial.items():
         state.bank.write(slot, {client: value + client for client in range(5)}, 6, 0)
     monkeypatch.setattr(Workers, "scatter_tensors", lambda self, of_worker: sent.extend(of_worker) or of_worker[0])
-    dispatch = server.dispatch(state, [0, 1, 2, 4])
+    dispatch = aggregator.dispatch(state, [0, 1, 2, 4])
     mine = {assignment.client for block in dispatch.blocks for assignment in block}
     assert len(mine) == 2
     for own, share in zip((mine, {0, 1, 2, 4} - mine), sent, strict=True):
@@ -168,7 +171,7 @@ def test_each_worker_is_sent_what_its_own_clients_start_from(monkeypatch):
 def test_workers_on_gpus_need_no_nccl(monkeypatch):
     done = []
     monkeypatch.setattr(launch.dist, "init_process_group", done.append)
-    monkeypatch.setattr(launch, "Fabric", lambda: done.append("fabric"))
+    monkeypatch.setattr(lightning.fabric, "Fabric", lambda: done.append("fabric"))
     monkeypatch.setenv("LT_CLI_USED", "1")
     for n_workers in ("1", "2"):
         monkeypatch.setenv("WORLD_SIZE", n_workers)
