@@ -61,9 +61,8 @@ def simulate(
     Everything is recorded in the folder `out`; with `resume` the run there is continued, also to more rounds than it
     had, unless what it has done depends on their number. `recipe` is what recipe.json records, `title` what lines of
     progress call the run, `threads` the CPU threads of a worker, `timeout` the seconds for which workers wait for each
-    other. Raises ValueError for anything
-    that does not fit, before a process group, training or a file exists, and `Stopped`, a SystemExit, between two
-    rounds when a signal asks for it.
+    other. Raises ValueError for anything that does not fit, before a process group, training or a file exists, and
+    `Stopped`, a SystemExit, between two rounds when a signal asks for it.
     """
     check_timeout(timeout), check_threads(threads)
     spec, out = RunSpec(**fields), Path(out)
