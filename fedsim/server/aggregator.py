@@ -21,8 +21,10 @@ from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
 from fedsim.server.workload import Workload
 
-Dealt = tuple[Plan, list[list[list[int]]], float]
-"""A round's plan, every worker's blocks of clients, and the utilisation."""
+Holders = Mapping[Slot, Mapping[int, int]]
+"""Which group's copy of a slot each of the clients at work holds."""
+Dealt = tuple[Plan, Holders, list[list[list[int]]], float]
+"""A round's plan, who holds what, every worker's blocks of clients, and the utilisation."""
 
 
 class Aggregator:
@@ -55,14 +57,13 @@ class Aggregator:
         part, dealt, to_send = part if test_sizes is None else "eval_plan", None, None
         if self.workers.is_first:
             dealt = self._deal(state, clients, part, epochs, test_sizes)
-            to_send = self._shares(self._copies(state, clients, part), dealt)
+            to_send = self._shares(self._copies(state, clients, dealt), dealt)
         arrived = self.workers.scatter_tensors(to_send)
         if dealt is None:
             clients = arrived["clients"].tolist()
             learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
             dealt = self._deal(replace(state, learnt=learnt), clients, part, epochs, test_sizes)
-        plan, hands, utilisation = dealt
-        groups = {slot: plan.groups(slot).tolist() for slot in self.workload.slots(plan)}
+        plan, groups, hands, utilisation = dealt
         mine = [
             [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]
             for block in hands[self.workers.index]
@@ -110,9 +111,6 @@ class Aggregator:
             bank.write(slot, copies, n_groups, state.round_index)
         return state if outcome.learnt is None else replace(state, learnt=outcome.learnt)
 
-    def _plan(self, state: ServerState, part: Part | None) -> Plan:
-        return self.method.plan(state, self.population).part(part)
-
     def _fold(self, plan: Plan, client: int) -> float:
         """The scale α/R of a client that the bank's copies hold; 1 where it is not folded."""
         alpha = self.method.lora_alpha
@@ -126,20 +124,23 @@ class Aggregator:
         epochs: int | None,
         test_sizes: Mapping[int, int] | None,
     ) -> Dealt:
-        """A round's plan, every worker's blocks of clients, and the utilisation."""
-        plan = self._plan(state, part)
+        """What is at work in a round, and where."""
+        plan = self.method.plan(state, self.population).part(part)
         if test_sizes is not None and plan.evaluate_largest:
             plan = replace(plan, lora_ranks=None)
         if test_sizes is None:
             loads = {client: self.workload.load(plan, client, epochs) for client in clients}
         else:
             loads = {client: Load((-test_sizes[client],), test_sizes[client]) for client in clients}
-        return plan, *deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
+        ids, slots = torch.tensor(clients, dtype=torch.long), self.workload.slots(plan)
+        holders = {slot: dict(zip(clients, plan.groups(slot)[ids].tolist(), strict=True)) for slot in slots}
+        return plan, holders, *deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
 
     def _shares(self, copies: Mapping[str, Tensor], dealt: Dealt) -> list[dict[str, Tensor]]:
         """What each worker is sent of these copies: what its own clients start from, and what concerns all."""
-        plan, hands, _ = dealt
-        groups = {slot: plan.groups(slot).tolist() for slot in self.workload.slots(plan)}
+        _, groups, hands, _ = dealt
+        if self.workers.count == 1:
+            return [dict(copies)]
         shares = []
         for hand in hands:
             own = [client for block in hand for client in block]
@@ -148,13 +149,13 @@ class Aggregator:
             shares.append({k: t for k, t in copies.items() if k in keys or k.startswith(("learnt|", "clients"))})
         return shares
 
-    def _copies(self, state: ServerState, clients: Sequence[int], part: Part | None) -> dict[str, Tensor]:
+    def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt) -> dict[str, Tensor]:
         """Who takes part, what was learnt and, once each, the written copies that these clients hold."""
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         tensors["clients"] = torch.tensor(clients, dtype=torch.long)
-        plan = self._plan(state, part)
-        for slot in self.workload.slots(plan):
-            groups = plan.groups(slot)[torch.tensor(clients, dtype=torch.long)].unique()
+        plan, holders, *_ = dealt
+        for slot, of_client in holders.items():
+            groups = torch.tensor(sorted(set(of_client.values())), dtype=torch.long)
             groups = groups[state.bank.written_in(slot, groups) != NEVER]
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
@@ -170,7 +171,7 @@ class Aggregator:
         plan: Plan,
         round_index: int,
         client: int,
-        groups: Mapping[Slot, Sequence[int]],
+        groups: Holders,
         arrived: Mapping[str, Tensor],
         epochs: int | None,
     ) -> Assignment:
