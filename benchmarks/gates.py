@@ -42,13 +42,12 @@ def verdicts(found: Sequence[Difference]) -> list[tuple[str, str]]:
 
     A list of orderings is written down before the runs, so the correction is over that list.
     """
-    tested = corrected({(str(number), ""): gap for number, gap in enumerate(found)})
     words = {"better": "holds", "worse": "does **not** hold"}
     return [
         (f"{gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]", words.get(gap.verdict, gap.verdict))
         if gap.seeds > 1
         else (f"{gap.mean:+.3f}", "one seed")
-        for gap in tested.values()
+        for gap in corrected(found)
     ]
 
 

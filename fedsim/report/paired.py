@@ -6,6 +6,7 @@ split and a model, so they are not independent: what is tested is the difference
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import combinations
 from math import isnan, nan, sqrt
 
 import numpy as np
@@ -153,26 +154,27 @@ def differences_of(scores: Mapping[str, Scores], reference: str | None = None) -
     shapes = {name: [len(seed) for seed in of_method] for name, of_method in scores.items()}
     if len(set(map(tuple, shapes.values()))) > 1:
         raise ValueError(f"Methods were scored on unequal numbers of clients: {shapes}.")
-    others = [reference] if reference else list(scores)
-    pairs = {
-        (name, other): difference([a - b for a, b in zip(scores[name], scores[other], strict=True)], other)
-        for name in scores
-        for other in others
-        if name != other
-    }
-    tested = corrected(pairs)
     against = dict.fromkeys(scores, reference) if reference else best_of_the_others(scores)
-    return {name: tested[name, other] for name, other in against.items() if other is not None and name != other}
+    printed = {name: other for name, other in against.items() if other is not None and name != other}
+    is_tested = len(next(iter(scores.values()))) > 1
+    pairs = [
+        (a, b)
+        for a, b in combinations(scores, 2)
+        if printed.get(a) == b or printed.get(b) == a or (is_tested and not reference)
+    ]
+    gaps = [difference([x - y for x, y in zip(scores[a], scores[b], strict=True)], b) for a, b in pairs]
+    found = dict(zip(pairs, corrected(gaps), strict=True))
+    return {name: found.get((name, b)) or turned_round(found[b, name], b) for name, b in printed.items()}
 
 
-def corrected(found: Mapping[tuple[str, str], Difference]) -> dict[tuple[str, str], Difference]:
-    """Return the differences with both p-values Holm-corrected over the pairs, whichever way round they are given."""
-    pairs = {frozenset(names): gap for names, gap in found.items()}
-    if any(isnan(gap.p) for gap in pairs.values()):
-        return dict(found)
-    p = dict(zip(pairs, holm([gap.p for gap in pairs.values()]), strict=True))
-    same = dict(zip(pairs, holm([gap.p_same for gap in pairs.values()]), strict=True))
-    return {
-        names: replace(gap, p_holm=p[frozenset(names)], p_same=same[frozenset(names)], pairs=len(pairs))
-        for names, gap in found.items()
-    }
+def turned_round(gap: Difference, reference: str) -> Difference:
+    """Return the difference of the same two methods the other way round."""
+    return replace(gap, reference=reference, mean=-gap.mean, low=-gap.high, high=-gap.low)
+
+
+def corrected(gaps: Sequence[Difference]) -> list[Difference]:
+    """Return the differences with both p-values Holm-corrected over all of them; those of one seed as they are."""
+    if any(isnan(gap.p) for gap in gaps):
+        return list(gaps)
+    both = zip(gaps, holm([gap.p for gap in gaps]), holm([gap.p_same for gap in gaps]), strict=True)
+    return [replace(gap, p_holm=p, p_same=p_same, pairs=len(gaps)) for gap, p, p_same in both]
