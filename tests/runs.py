@@ -1,11 +1,13 @@
 """Runs recipes as a user does: through `fabric run` or plain `python`, in processes of their own."""
 
 import importlib.util
+import inspect
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +29,17 @@ def load(name: str) -> ModuleType:
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def called_by_script(function: Callable[[Path], object], script: Path) -> str:
+    """Write a script that calls a function of a test file with the folder that is its argument; return its path."""
+    module = inspect.getmodule(function)
+    here = [str(ROOT / "tests"), str(Path(module.__file__).parent)]
+    script.write_text(
+        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
+        f"import {module.__name__} as tests\ntests.{function.__name__}(Path(sys.argv[1]))\n"
+    )
+    return str(script)
 
 
 def environment() -> dict[str, str]:

@@ -9,7 +9,7 @@ import lightning.fabric
 import pytest
 import torch.distributed as dist
 from conftest import ROOT, TinyAttention, tiny_data
-from runs import QUICKSTART, SMALL, environment, fabric, finished, load, run
+from runs import QUICKSTART, SMALL, called_by_script, environment, fabric, finished, load, run
 
 import fedsim
 from fedsim.costs.devices import DeviceProfiles
@@ -118,13 +118,7 @@ def personalise(out: Path) -> fedsim.Comparison | None:
 
 @pytest.mark.slow
 def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
-    script = tmp_path / "script.py"
-    here = [str(ROOT / "tests"), str(Path(__file__).parent)]
-    script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
-        "import test_workers\ntest_workers.personalise(Path(sys.argv[1]))\n"
-    )
-    done = run(fabric(2, str(script), tmp_path / "two"))
+    done = run(fabric(2, called_by_script(personalise, tmp_path / "script.py"), tmp_path / "two"))
     assert done.returncode == 0, done.stdout + done.stderr
     one = personalise(tmp_path / "one")
     assert one is not None
@@ -135,13 +129,7 @@ def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
 
 @pytest.mark.slow
 def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_path):
-    script = tmp_path / "script.py"
-    here = [str(ROOT / "tests"), str(Path(__file__).parent)]
-    script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
-        "import test_workers\ntest_workers.grow_a_tree(Path(sys.argv[1]))\n"
-    )
-    done = run(fabric(2, str(script), tmp_path / "two"))
+    done = run(fabric(2, called_by_script(grow_a_tree, tmp_path / "script.py"), tmp_path / "two"))
     assert done.returncode == 0, done.stdout + done.stderr
     one = grow_a_tree(tmp_path / "one")
     assert one is not None

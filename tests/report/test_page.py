@@ -265,7 +265,7 @@ def test_figures_that_a_run_has_not_come_to_draw_or_to_draw_whole_are_drawn_for_
     assert f"{name.capitalize()} of this run" in found.html, "what is not whole is drawn anew"
 
 
-def test_clusters_stand_against_the_names_of_natural_groups(runs, tmp_path):
+def test_clusters_stand_against_the_names_of_domains(runs, tmp_path):
     folder = shutil.copytree(runs / "one", tmp_path / "one")
     split = json.loads((folder / "split.json").read_text())
     split["domains"] = {str(domain): f"style {domain}" for domain in DOMAINS}

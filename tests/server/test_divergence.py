@@ -2,12 +2,11 @@
 
 import json
 import math
-from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TinyAttention, tiny_data
-from runs import fabric, run
+from conftest import TinyAttention, tiny_data
+from runs import called_by_script, fabric, run
 
 import fedsim
 from fedsim import simulation
@@ -183,12 +182,7 @@ def test_a_policy_that_is_not_known_is_refused(tiny_run):
 
 @pytest.mark.slow
 def test_setting_aside_does_not_depend_on_the_number_of_workers(tmp_path):
-    script, here = tmp_path / "script.py", [str(ROOT / "tests"), str(Path(__file__).parent)]
-    script.write_text(
-        f"import sys\nfrom pathlib import Path\nsys.path[:0] = {here}\n"
-        "import test_divergence\ntest_divergence.set_two_aside(Path(sys.argv[1]))\n"
-    )
-    done = run(fabric(2, str(script), tmp_path / "two"))
+    done = run(fabric(2, called_by_script(set_two_aside, tmp_path / "script.py"), tmp_path / "two"))
     assert done.returncode == 0, done.stdout + done.stderr
     one = set_two_aside(tmp_path / "one")
     assert json.loads((tmp_path / "two" / "result.json").read_text())["digest"] == one.digest
