@@ -10,10 +10,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-from fedsim.report.summary import SIMULATED, Result, summarise_run
+from fedsim.report.summary import MODELS, SIMULATED, Result, summarise_run
 from fedsim.storage.disk import check_own_folder, own_bytes, parse_json, read_json
 
-PERSONAL, GLOBAL = "personal", "global"
+PERSONAL, GLOBAL = MODELS
 EVALUATIONS = {
     GLOBAL: "global",
     PERSONAL: "personal",

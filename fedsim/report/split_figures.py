@@ -31,7 +31,7 @@ def draw_split(data: FederatedData) -> "Figure":
         axes = list(figure.subplots(2, 1, sharex=True, height_ratios=[1.1, height]))
         _draw_classes(axes[1], counts[order].T, data)
     _draw_sizes(axes[0], data, order)
-    _mark_groups(axes, data, order)
+    _mark_domains(axes, data, order)
     _label_clients(axes[-1], data, order)
     return figure
 
@@ -64,7 +64,7 @@ def _draw_classes(axes: "Axes", counts: np.ndarray, data: FederatedData) -> None
         axes.set_yticks(range(len(counts)), names, fontsize=7)
 
 
-def _mark_groups(axes: "list[Axes]", data: FederatedData, order: np.ndarray) -> None:
+def _mark_domains(axes: "list[Axes]", data: FederatedData, order: np.ndarray) -> None:
     """Lines between the domains and their names above; domains of single clients are not marked."""
     domains = np.array(data.domains or ())[order] if data.domains else np.empty(0, int)
     present, starts, sizes = np.unique(domains, return_index=True, return_counts=True)

@@ -224,11 +224,8 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
             raise ValueError("its tensors have other names, types or shapes than it was written with")
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ValueError(f"The checkpoint '{stem}.safetensors' is damaged: {error}. {way_out}") from None
-    if manifest.get("run") not in (
-        None,
-        _run_of(folder),
-        _run_of(folder, MAY_CHANGE | {SEEDS}),
-    ):  # of an earlier version
+    of_earlier_versions = (None, _run_of(folder, MAY_CHANGE | {SEEDS}))
+    if manifest.get("run") not in (_run_of(folder), *of_earlier_versions):
         raise ValueError(f"The checkpoint '{stem}.safetensors' is that of another run. {way_out}")
     return found
 
