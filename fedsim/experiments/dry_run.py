@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 
 from fedsim.adapters.bank import Bank
 from fedsim.costs.accounting import round_costs
@@ -22,10 +21,12 @@ from fedsim.distributed.launch import check_threads, launch, set_threads
 from fedsim.distributed.workers import Workers
 from fedsim.experiments.tuning import check_equal_trials, trials_of
 from fedsim.plan import is_adapter
+from fedsim.report.table import print_table
 from fedsim.run_spec import RunSpec
 from fedsim.server.workload import Workload
 
-COLUMNS = ("clients", "a round", "steps/round", "steps", "samples", "MB up/round", "MB down/round", "MB up", "MB down")
+COLUMNS = ("one run of", "clients", "clients\na round", "steps\na round", "steps", "samples")
+TRAFFIC = ("MB up\na round", "MB down\na round", "MB up", "MB down", "hours")
 Estimate = namedtuple("Estimate", "steps samples flops up down is_rough")
 """All rounds of a run, up and down in bytes; rough where a plan depends on what is learnt, or a tier grows."""
 
@@ -100,7 +101,7 @@ def print_costs(methods: Mapping[str, Any], data: Callable[[int], Any], seeds: S
     trials = {name: trials_of(entry, common["local"]) for name, entry in methods.items()}
     specs = {name: RunSpec(method=of[0].method, local=of[0].local, **fields) for name, of in trials.items()}
     check_equal_trials(trials), check_threads(threads)
-    fabric, hours, table = launch(), 0.0, Table("method", *COLUMNS, "hours", title="A run of each method, on one seed")
+    fabric, hours, rows = launch(), 0.0, []
     speed, device = flops_per_second(next(iter(specs.values())), threads)
     for name, spec in specs.items():
         found, rounds, n_trials = estimate(spec), spec.rounds, len(trials[name])
@@ -108,13 +109,12 @@ def print_costs(methods: Mapping[str, Any], data: Callable[[int], Any], seeds: S
         hours += of_run * (len(seeds) + n_trials * (n_trials > 1))
         cells = [f"{n:,.0f}" for n in (len(spec.population.seen), spec.n_cohort, found.steps / rounds, *found[:2])]
         cells += [f"{n / 1e6:,.3f}" for n in (found.up / rounds, found.down / rounds, found.up, found.down)]
-        table.add_row(name + " ~" * found.is_rough, *cells, f"{of_run:.2g}")
+        rows.append([name + " ~" * found.is_rough, *cells, f"{of_run:.2g}"])
     console = Console(width=None if Console().is_terminal else 160, quiet=not Workers.is_first_or_alone())
+    print_table(console, (*COLUMNS, *TRAFFIC), rows)
     console.print(
-        table,
-        f"{len(seeds)} seed(s) and all trials: about {hours:.2g} hours of {fabric.world_size} worker(s), {device}, "
-        f"at {speed / 1e9:.3g} GFLOP a second as in a forward pass timed here, without the server's work. ~ is a rough "
-        "estimate: what is trained and sent depends on what the method learns (stages, groups, ranks), or on a growing "
-        "tier. Nothing was trained or written.",
+        f"All methods, {len(seeds)} seed(s), all trials: about {hours:.2g} hours of {fabric.world_size} worker(s), "
+        f"{device}, at {speed / 1e9:.3g} GFLOP a second as timed here, without the server's work. ~ is rough: what is "
+        "trained and sent depends on what is learnt, or on a growing tier. Nothing was trained or written.",
         highlight=False,
     )

@@ -118,9 +118,11 @@ def test_a_dry_run_prints_what_it_would_cost_and_writes_nothing(name, monkeypatc
     monkeypatch.setattr(sys, "argv", [name, *FEW, *embedded, "--dry-run", "--out", str(out)])
     fedsim.cli(recipe_type(module), module.main)
     shown = capsys.readouterr().out
-    assert "steps/round" in shown
+    assert "MB down" in shown
     assert "Nothing was trained or written." in shown
-    assert (" ~ " in shown.split("seed(s)")[0]) == (name != "ilora_text.py"), "its plan asks for nothing that is learnt"
+    assert (" ~ " in shown.split("All methods")[0]) == (name != "ilora_text.py"), (
+        "its plan asks for nothing that is learnt"
+    )
     assert not out.exists()
 
 
