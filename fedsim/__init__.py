@@ -6,7 +6,6 @@ from fedsim.experiments.command_line import RunOptions, cli
 from fedsim.experiments.comparison import compare
 from fedsim.experiments.export import export_adapter
 from fedsim.experiments.tuning import Grid
-from fedsim.local_training import LocalTraining
 from fedsim.methods import (
     ClusteredFedAvg,
     DepthFedIT,
@@ -33,6 +32,7 @@ from fedsim.methods import (
     Straggler,
 )
 from fedsim.models.adapted import start_from_adapter
+from fedsim.options import LocalTraining
 from fedsim.parts.capabilities import Capabilities
 from fedsim.parts.ranks import LoraRanks
 from fedsim.plan import Method, Plan

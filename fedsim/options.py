@@ -1,11 +1,13 @@
-"""What all options have in common: words must be of their lists, whole numbers whole, all numbers finite and in range.
+"""The options of local training, and what all options have in common.
 
-The command line refuses most words by itself; in Python nothing else would.
+Words must be of their lists, whole numbers whole, all numbers finite and in range. The command line refuses most words
+by itself; in Python nothing else would.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -22,6 +24,48 @@ RANGES: dict[str, Callable[[Any], bool]] = {
     "lie between 0 and 1": lambda value: 0 < value < 1,
 }
 """What a number must, in words."""
+
+
+LOCAL_RANGES = {
+    "be 1 or more": ("epochs", "batch_size", "tune_epochs"),
+    "be 0 or more": ("weight_decay",),
+    "be positive": ("learning_rate", "clip_norm"),
+    "lie in (0, 1]": ("share",),
+    "lie in [0, 1)": ("momentum", "dropout"),
+}
+
+IGNORED = -100
+"""The target of a place that holds no sample, as in torch's losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocalTraining:
+    """How a client trains, the same for every method. A fresh optimiser each round, as in all four papers."""
+
+    epochs: int = 1
+    """Passes over the client's own data in a round."""
+    share: float = 1.0
+    """Share of its batches that a client takes in an epoch, chosen anew each round."""
+    batch_size: int = 16
+    """Samples in a local step."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
+    learning_rate: float = 1e-3
+    """Step size of every trained tensor."""
+    weight_decay: float = 0.0
+    """Decay of adapters and of the head's change: decoupled under AdamW, an L2 penalty under SGD."""
+    momentum: float = 0.9
+    """Of SGD."""
+    clip_norm: float | None = None
+    """Largest gradient norm of a client, over all its trained tensors; None for no limit."""
+    dropout: float = 0.0
+    """Share of an adapted map's inputs that its adapters do not see in a local step (LoRA dropout)."""
+    tune_epochs: int = 5
+    """Epochs for which an unseen client tunes at the end (five in HiLoRA's protocol)."""
+
+    def __post_init__(self) -> None:
+        check_options(self, "local")
+        refuse(out_of_range(self, LOCAL_RANGES), "--local.*")
 
 
 def check_options(options: Any, name: str = "") -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import Slot
-from fedsim.local_training import LocalTraining
+from fedsim.options import LocalTraining
 
 
 @dataclass(frozen=True)

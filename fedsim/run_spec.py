@@ -17,14 +17,12 @@ from fedsim.costs.step_cost import MIB, Profile, by_layers, table
 from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
-from fedsim.local_training import LocalTraining
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
-from fedsim.options import check_options, check_run
+from fedsim.options import LocalTraining, check_options, check_run
 from fedsim.parts.initialisation import lora_initial
 from fedsim.plan import Method, Plan
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
-from fedsim.server.cohort import check_cohort_size, population_of
 from fedsim.storage.loggers import Wandb, check_wandb
 from fedsim.storage.provenance import fingerprint
 
@@ -178,3 +176,21 @@ class RunSpec:
             "split": fingerprint([data.train, data.test, data.unseen, data.domains, data.proxy]),
             "transforms": fingerprint([data.transform, data.augment, data.n_draws, data.pad_token]),
         }
+
+
+def population_of(data: FederatedData) -> Population:
+    """Return who there is; raises ValueError when no client that takes part has a training sample."""
+    seen = tuple(client for client in range(data.n_clients) if client not in data.unseen and client != data.proxy)
+    samples = tuple(data.train_size(client) for client in range(data.n_clients))
+    if not sum(samples[client] for client in seen):
+        raise ValueError("No client that takes part in training has a training sample.")
+    return Population(data.n_clients, seen, tuple(sorted(data.unseen)), samples, data.domains, data.proxy)
+
+
+def check_cohort_size(cohort_size: int | None, population: Population) -> None:
+    """Raise ValueError when fewer clients than `cohort_size` take part; None means all of them."""
+    if cohort_size is not None and not 1 <= cohort_size <= len(population.seen):
+        raise ValueError(
+            f"cohort_size is {cohort_size}; it must lie in 1 … {len(population.seen)}, the clients that take part in "
+            f"training ({len(population.unseen)} of {population.n_clients} are held out as unseen) (--cohort-size)."
+        )

@@ -1,4 +1,4 @@
-"""Options that only Python lets through: words outside their lists, numbers that are none."""
+"""Options that would fail later, or that only Python lets through: words outside their lists, numbers that are none."""
 
 import math
 from dataclasses import dataclass, field, replace
@@ -16,7 +16,7 @@ from fedsim.data.instructions.instructions import Instructions
 from fedsim.data.protocols import Skew
 from fedsim.data.texts.texts import TextOptions
 from fedsim.experiments import command_line
-from fedsim.options import check_options
+from fedsim.options import LocalTraining, check_options
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.run_spec import RunSpec
 
@@ -131,3 +131,19 @@ def test_a_recipe_is_checked_before_anything_is_loaded_and_an_option_is_called_a
         fedsim.cli(Recipe, lambda recipe: pytest.fail("it has started"))
     assert error.value.code == 2
     assert "one.lora_alpha is nan; it must be a finite number or None (--one.lora-alpha)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be a finite number"),
+        ({"learning_rate": float("inf")}, "learning_rate is inf"),
+        ({"weight_decay": float("nan")}, "weight_decay is nan"),
+        ({"clip_norm": float("nan")}, "clip_norm is nan"),
+        ({"optimizer": "adam"}, "optimizer is 'adam'; it must be adamw or sgd"),
+        ({"epochs": 1.5}, "epochs is 1.5; it must be a whole number"),
+    ],
+)
+def test_unsuitable_options_of_local_training_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        LocalTraining(**options)

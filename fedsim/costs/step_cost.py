@@ -18,7 +18,7 @@ from math import prod
 from typing import NamedTuple
 
 from fedsim.adapters.layout import RANK_AXIS, Layout, Site, Slot
-from fedsim.local_training import LocalTraining
+from fedsim.options import LocalTraining
 
 MIB = 2**20
 BYTES = 4

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedsim.adapters.layout import Slot
 from fedsim.data.federated import FederatedData
 from fedsim.distributed.blocks import largest_size
-from fedsim.local_training import LocalTraining
+from fedsim.options import LocalTraining
 from fedsim.plan import Plan
 from fedsim.round import Assignment
 

@@ -19,7 +19,7 @@ from fedsim.distributed.launch import check_threads, launch
 from fedsim.distributed.signals import handle_signals
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.experiments.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
-from fedsim.local_training import LocalTraining
+from fedsim.options import LocalTraining
 from fedsim.plan import Method
 from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result

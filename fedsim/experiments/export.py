@@ -19,9 +19,9 @@ from fedsim.adapters.layout import MIX_TIER, RANK_AXIS
 from fedsim.adapters.peft_folder import PeftAdapter, as_safetensors, write_adapter
 from fedsim.adapters.single import LowRankChange, head_changes, joined, single_adapter
 from fedsim.distributed.workers import Workers
-from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import changed_heads, library_state, with_changes
 from fedsim.models.origin import rebuilt, weights_digest
+from fedsim.options import LocalTraining
 from fedsim.parts.sharing import is_private
 from fedsim.records.recorded_model import RecordedModel, read_model
 from fedsim.records.recorder import restore_state

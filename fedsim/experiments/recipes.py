@@ -11,8 +11,8 @@ from fedsim.experiments.command_line import RunOptions
 from fedsim.experiments.comparison import check_names, compare
 from fedsim.experiments.dry_run import print_costs
 from fedsim.experiments.tuning import Grid
-from fedsim.local_training import LocalTraining
 from fedsim.models.adapted import start_from_adapter
+from fedsim.options import LocalTraining
 from fedsim.plan import Method
 from fedsim.randomness import numpy_generator
 from fedsim.report.comparison import print_comparison

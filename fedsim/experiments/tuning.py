@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fedsim.data.federated import FederatedData
-from fedsim.local_training import LocalTraining
+from fedsim.options import LocalTraining
 from fedsim.plan import Method
 from fedsim.randomness import generator
 

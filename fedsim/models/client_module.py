@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
 from fedsim.adapters.linear import ClientBatch, Dropout, Grouped, Scale, insert_tiered_linears
-from fedsim.local_training import IGNORED, LocalTraining
 from fedsim.models.decoding import generate
+from fedsim.options import IGNORED, LocalTraining
 
 Objective = Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor]
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.adapters.layout import MIX_TIER, Slot
-from fedsim.local_training import IGNORED
+from fedsim.options import IGNORED
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from fedsim.adapters.layout import Layout, Slot, fit_rank
 from fedsim.costs.step_cost import Work
 from fedsim.distributed.blocks import Load
-from fedsim.local_training import LocalTraining
+from fedsim.options import LocalTraining
 from fedsim.plan import Method, Plan, is_measured, slots_in_use
 from fedsim.round import Population
 

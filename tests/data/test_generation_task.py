@@ -11,8 +11,7 @@ from language_models import tiny_llama
 
 import fedsim
 from fedsim.data.builtin.toy_instructions import ToyInstructions, toy_instructions
-from fedsim.data.instructions.instructions import Instructions, federation
-from fedsim.data.instructions.tables import Texts
+from fedsim.data.instructions.samples import Texts, Wording, federation
 from fedsim.models.causal import causal_backbone, causal_tokenizer
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
@@ -38,7 +37,7 @@ def polite_clients(tokenizer) -> fedsim.FederatedData:
             instructions += [list(SAY)[k % 3] for k in range(count)]
     answers, prompts = [SAY[name] for name in instructions], [f"{name} the" for name in instructions]
     texts = Texts(prompts, whom, answers, np.zeros(len(whom), int), ("toy",), None, None, 0)
-    return federation(Instructions(path=".", template="plain", max_new_tokens=14), texts, tokenizer, train, test)
+    return federation(Wording(template="plain", max_new_tokens=14), texts, tokenizer, train, test)
 
 
 @pytest.mark.slow

@@ -12,7 +12,8 @@ from fedsim.data.builtin.digits import DigitStyles, digit_styles
 from fedsim.data.protocols import Domains, Skew, domain_clients, skewed_clients
 from fedsim.data.proxy import with_drawn_proxy
 from fedsim.data.sources.labelled import Labelled
-from fedsim.server.cohort import population_of, sample_cohort
+from fedsim.run_spec import population_of
+from fedsim.server.cohort import sample_cohort
 
 
 def labelled(counts: list[int]) -> Labelled:

@@ -8,9 +8,9 @@ from torch import nn
 import fedsim
 from fedsim.adapters.layout import Layout, Slot
 from fedsim.engines.sequential import SequentialEngine
-from fedsim.local_training import LocalTraining
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
+from fedsim.options import LocalTraining
 from fedsim.plan import Plan
 from fedsim.round import Assignment, ClientError, Population
 

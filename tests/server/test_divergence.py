@@ -15,6 +15,7 @@ from fedsim.data.task import Classification
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.tree import TreeCuts
 from fedsim.round import ClientError, ClientUpdate
+from fedsim.run_spec import population_of
 from fedsim.server.cohort import sample_cohort
 from fedsim.server.divergence import diverged, merge_second_pass
 from fedsim.storage.run_folder import RunFolder, load_checkpoint, read_recipe
@@ -32,7 +33,7 @@ def sick_data(*sick: int, n_clients: int = 6, unseen: tuple[int, ...] = (5,)) ->
 
 
 def first_round_of_the_sick(rounds: int = 8) -> int:
-    population = fedsim.server.cohort.population_of(tiny_data())
+    population = population_of(tiny_data())
     return next(r for r in range(rounds) if SICK in sample_cohort(population, 2, 0, r))
 
 

@@ -1,14 +1,12 @@
 """The embedded instructions: four toy tasks on short words, in bytes, without any file."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from fedsim.data.federated import FederatedData
-from fedsim.data.instructions.instructions import Instructions, federation
 from fedsim.data.instructions.prompts import ByteTokenizer
-from fedsim.data.instructions.tables import Texts
+from fedsim.data.instructions.samples import Texts, Wording, federation
 from fedsim.data.proxy import with_drawn_proxy
 
 TASKS = ("repeat", "reverse", "first letter", "upper case")
@@ -59,5 +57,5 @@ def toy_instructions(options: ToyInstructions, rng: np.random.Generator) -> Fede
     )
     rows = np.arange(len(task)).reshape(len(domains), n_words)
     train, test = rows[:, : options.train_per_client], rows[:, options.train_per_client :]
-    wording = Instructions(path=Path("."), template="plain", max_length=64, max_new_tokens=8)
+    wording = Wording(template="plain", max_length=64, max_new_tokens=8)
     return federation(wording, texts, ByteTokenizer(), list(train), list(test), domains=domains)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.data.task import Model
-from fedsim.local_training import IGNORED
+from fedsim.options import IGNORED
 
 
 @dataclass(frozen=True)

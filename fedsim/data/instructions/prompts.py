@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from fedsim.local_training import IGNORED
+from fedsim.options import IGNORED
 
 
 class Tokenizer(Protocol):

@@ -1,20 +1,19 @@
 """Instructions and answers in tables, of files or of the hub, by the names of their columns."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import pyarrow as pa
 
-from fedsim.data.instructions.registry import SPLIT_BY_TASK
+from fedsim.data.instructions.registry import INSTRUCTION_SETS, SPLIT_BY_TASK, InstructionSetName
+from fedsim.data.instructions.samples import Texts
 from fedsim.data.sources.find import from_hub, looked_up
+from fedsim.data.sources.registry import filled
 from fedsim.data.sources.tables import Parts, naming, read_file, table_files
-
-if TYPE_CHECKING:
-    from fedsim.data.instructions.instructions import Instructions
 
 ROLES = ("instruction", "input", "answer", "task", "client", "split")
 SPLITS = {"train": False, "test": True}
@@ -23,21 +22,38 @@ WHOLE = ("task", "client", "split")
 NO_TEXTS = (pa.types.is_nested, pa.types.is_binary, pa.types.is_large_binary)
 
 
-@dataclass(frozen=True)
-class Texts:
-    """Samples (S,): texts, the number of each one's kind of task, and its client and split where they are known."""
+@dataclass(frozen=True, kw_only=True)
+class InstructionSource:
+    """Where instructions and answers are, and what their columns are called."""
 
-    instructions: Sequence[str]
-    inputs: Sequence[str]
-    answers: Sequence[str]
-    task: np.ndarray
-    task_names: tuple[str, ...]
-    client: np.ndarray | None
-    is_test: np.ndarray | None
-    n_without_answer: int
+    dataset: InstructionSetName = "own"
+    """A known data set, which sets `hub` and the columns where they are left out; or your own."""
+    path: Path | None = None
+    """File or folder of parquet, JSON lines, JSON or CSV, as such or inside $FEDSIM_DATA; default: the set's name
+    there, then the hub and its cache."""
+    hub: str = ""
+    """Name of the data set on the hub."""
+    instruction_column: str = ""
+    """Column of the instructions; of your own data `instruction`."""
+    input_column: str = ""
+    """Column of what an instruction is about; empty for none."""
+    answer_column: str = ""
+    """Column of the answers; of your own data `output`."""
+    task_column: str = ""
+    """Column of the kind of task; empty for one kind."""
+    client_column: str = ""
+    """Column of the client; empty: every kind of task has clients of its own."""
+    split_column: str = ""
+    """Column of `train` and `test`; empty: by the names of files, folders or splits, else some are held out."""
+    tasks: tuple[str, ...] = ()
+    """Keep only these kinds of task, by the beginning of their names; all if none is named."""
+
+    def resolved(self) -> Self:
+        """Return the options with those of the known data set wherever one was left out."""
+        return replace(self, **filled(vars(self), INSTRUCTION_SETS.get(self.dataset, {})))
 
 
-def read_texts(options: "Instructions") -> Texts:
+def read_texts(options: InstructionSource) -> Texts:
     """Return the samples that have an answer, are of a wanted kind and for training or testing.
 
     Raises ValueError when the data are not there, damaged, lack a column or have no such sample.
@@ -71,7 +87,7 @@ def read_texts(options: "Instructions") -> Texts:
     )
 
 
-def read_columns(options: "Instructions", columns: Mapping[str, str]) -> dict[str, list[str]]:
+def read_columns(options: InstructionSource, columns: Mapping[str, str]) -> dict[str, list[str]]:
     """Return each role's column as texts, of all files or splits of the hub, one after another; "" without a column.
 
     Without a column of splits, files or folders named train or test give it.
