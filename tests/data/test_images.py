@@ -53,10 +53,11 @@ def test_the_classes_with_the_most_training_images_are_kept_and_renumbered(tmp_p
     assert train.domains.tolist() == [0] * 5 + [1] * 5
 
 
-def test_more_classes_than_there_are_cannot_be_kept(tmp_path: Path):
-    write_lists(tmp_path, {"bird": 1})
-    with pytest.raises(ValueError, match="top_classes is 4, but there are 1 classes"):
-        find_images(ImageOptions(path=tmp_path, top_classes=4))
+def test_of_fewer_classes_than_are_asked_for_all_are_kept_and_that_is_said(tmp_path: Path):
+    write_lists(tmp_path, {"bird": 1, "zebra": 2})
+    found = find_images(ImageOptions(path=tmp_path, top_classes=4))
+    assert (found.class_names, dict(found.notes)) == (("bird", "zebra"), {"top_classes_asked_for": 4, "classes": 2})
+    assert find_images(ImageOptions(path=tmp_path, top_classes=2)).notes == {}
 
 
 @pytest.mark.parametrize(
@@ -187,7 +188,7 @@ def test_missing_data_are_one_message_with_what_where_and_how(tmp_path: Path, mo
 
 
 def test_a_given_path_that_is_not_there_is_not_replaced_by_the_hub(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"--data.path '.*absent' is no folder; FEDSIM_DATA is not set\. Get them"):
+    with pytest.raises(ValueError, match=r"path '.*absent' is no file or folder; FEDSIM_DATA is not set\. Get them"):
         find_images(ImageOptions(path=tmp_path / "absent", hub="nobody/images"))
 
 

@@ -114,7 +114,7 @@ def test_your_own_test_file_is_taken_and_another_word_for_a_split_is_understood(
     assert find_texts(TextOptions(path=tmp_path)).sizes == (8, 2)
     write_texts(tmp_path, "my_val.parquet")
     assert find_texts(TextOptions(path=tmp_path, test_split="dev")).sizes == (10, 10)
-    assert find_texts(TextOptions(path=tmp_path)).sizes == (8, 2), "only a test split is taken unasked"
+    assert find_texts(TextOptions(path=tmp_path)).sizes == (10, 10), "without a test split, validation is taken unasked"
     write_texts(tmp_path, "test.parquet")
     assert find_texts(TextOptions(path=tmp_path)).sizes == (10, 10)
     assert find_texts(TextOptions(path=tmp_path, test_split="")).sizes == (8, 2)
@@ -148,7 +148,8 @@ def test_a_named_test_split_that_the_hub_does_not_have_is_refused(monkeypatch: p
         find_images(ImageOptions(hub="someone/images", test_split="held"))
     with pytest.raises(ValueError, match=r"no split 'all' \(--data.train-split\)"):
         find_images(ImageOptions(hub="someone/images", train_split="all"))
-    assert find_images(ImageOptions(hub="someone/images")).sizes == (12, 3)
+    assert find_images(ImageOptions(hub="someone/images", test_split="")).sizes == (12, 3)
+    assert find_images(ImageOptions(hub="someone/images")).sizes == (15, 1)
     assert find_images(ImageOptions(hub="someone/images", test_split="validation")).sizes == (15, 1)
 
 
@@ -173,6 +174,7 @@ def test_a_set_that_a_program_would_make_is_read_from_the_hubs_parquet(monkeypat
         (("train", "test"), {}),
         (("train", "test", "val"), {}),
         (("Training", "testing"), {}),
+        (("train", "val"), {}),
         (("train", "val"), {"test_split": "val"}),
         (("train", "val"), {"test_split": "validation"}),
         (("train", "valid", "test"), {"test_split": "dev"}),
@@ -191,7 +193,7 @@ def test_folders_with_the_names_of_splits_are_splits(tmp_path: Path, tops: tuple
     ("tops", "options"),
     [
         (("train",), {}),
-        (("train", "val"), {}),
+        (("train", "val"), {"test_split": ""}),
         (("train", "test"), {"test_split": ""}),
         (("train",), {"dataset": "pacs"}),
     ],
@@ -209,6 +211,7 @@ def test_a_training_folder_alone_holds_out_and_is_no_domain(tmp_path: Path, tops
         (("train",), {"dataset": "tiny-imagenet"}, r"no folder for the split 'valid'"),
         (("train", "val"), {"test_split": "test"}, r"no folder for the split 'test'; it has \['train', 'val'\]"),
         (("clipart", "real"), {"dataset": "domainnet"}, rf"split 'test'; it has \['clipart', 'real'\] .*{HOLD_OUT}"),
+        (("mine", "yours"), {"dataset": "domainnet"}, r"data that are not 'domainnet' say so: --data.dataset own\.$"),
         (("art", "photo"), {"test_split": "val"}, rf"no folder for the split 'val'.*{HOLD_OUT}"),
         (("art", "photo"), {"test_split": "photo"}, r"no folder for the split 'train'; .* \(--data.train-split\)"),
         (("art", "test"), {}, r"no folder for the split 'train'; it has \['art', 'test'\] \(--data.train-split\)"),

@@ -120,8 +120,8 @@ def test_one_groups_first_classes_can_be_kept(tmp_path: Path):
     assert (found.domain_names, found.train.domains.tolist()) == (("y",), [0, 0])
     with pytest.raises(ValueError, match=r"no domain 'z' among \['x', 'y'\] \(--data.domain\)"):
         find_texts(TextOptions(path=tmp_path, domain_column="topic", domain=("z",)))
-    with pytest.raises(ValueError, match=r"first_classes is 4, but there are 3 classes"):
-        find_texts(TextOptions(path=tmp_path, first_classes=4))
+    more = find_texts(TextOptions(path=tmp_path, first_classes=4))
+    assert (more.n_classes, more.notes) == (3, {"first_classes_asked_for": 4, "classes": 3})
 
 
 @pytest.mark.parametrize(

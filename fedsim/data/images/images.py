@@ -10,25 +10,29 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from fedsim.data.client_options import ClientOptions
 from fedsim.data.images.arrays import list_arrays, list_binaries
 from fedsim.data.images.decode import decoded_once
-from fedsim.data.images.folders import list_class_folders, list_lists, refuse_pickles
+from fedsim.data.images.folders import has_class_folders, is_by_class, list_class_folders, list_lists, refuse_pickles
 from fedsim.data.images.transforms import ImageTransform
-from fedsim.data.sources.find import SourceOptions, check_splits, find
+from fedsim.data.sources.find import SourceOptions, check_splits, find, on_disk
 from fedsim.data.sources.labelled import Found, Labelled
-from fedsim.data.sources.listing import Encoded, Listed
-from fedsim.data.sources.registry import IMAGE_SETS, filled
+from fedsim.data.sources.listing import Encoded, Listed, Listing, identity_of
+from fedsim.data.sources.registry import IMAGE_SETS, LEFT_OUT, filled
 from fedsim.data.sources.tables import Content, Features, list_files, list_hub
 
 ImageSetName = Literal["cifar10", "cifar100", "domainnet", "mnist", "office-caltech10", "pacs", "tiny-imagenet", "own"]
+FILE_COLUMNS = ("image", "file", "file_name", "filename", "path")
+"""What columns of files' names are called in CSV."""
+CSV_ENDINGS = (".csv", ".tsv")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageOptions(SourceOptions):
-    """Which images, and how large. A folder holds <domain>_train.txt lists, parquet, an .npz, .bin, idx or folders."""
+    """Which images, and how large. A folder has <domain>_train.txt lists, parquet, an .npz, .bin, idx, folders, CSV."""
 
     dataset: ImageSetName = "own"
     """A known data set, which sets `hub`, the columns, `test_split` and `stored_size` where they are left out; or your
@@ -121,17 +125,26 @@ def load_images(options: ImageOptions) -> tuple[Labelled, Labelled]:
 def find_images(options: ImageOptions) -> FoundImages:
     """Return the data set's listing. Decodes nothing, and writes nothing but what `datasets` keeps of a download.
 
+    Folders by class alone are your own data: no known set lies so.
+
     Raises ValueError when the data are not to be had (with what was tried and the command that gets them), are
     damaged, or have labels outside their class names.
     """
+    folder = on_disk(options.path) if options.path else None
+    if folder and folder.is_dir() and is_by_class(folder):
+        options = replace(options, dataset="own")
     options = options.resolved()
     listed = find(options, "images", partial(_list_folder, options), partial(list_hub, options, image_content))
     return FoundImages(**vars(listed), options=options)
 
 
 def _list_folder(options: ImageOptions, folder: Path) -> Listed:
-    """DomainNet's lists if there are any, else parquet, arrays, or folders named by class."""
-    lists, arrays = sorted(folder.glob("*_train.txt")), sorted(folder.glob("*.npz"))
+    """DomainNet's lists if there are any, else parquet, arrays, folders named by class, or a CSV of files' names."""
+    if folder.is_file() and folder.suffix != ".npz":
+        listed = list_files(options, image_content, folder)
+        return _with_files(listed) if folder.suffix in CSV_ENDINGS else listed
+    arrays = [folder] if folder.is_file() else sorted(folder.glob("*.npz"))
+    lists = sorted(folder.glob("*_train.txt"))
     if not lists and any(folder.rglob("*.parquet")):
         return list_files(options, image_content, folder)
     if len(arrays) > 1 and not lists:
@@ -144,20 +157,44 @@ def _list_folder(options: ImageOptions, folder: Path) -> Listed:
         check_splits(options, folder)
         return whole
     refuse_pickles(folder)
+    if not has_class_folders(folder) and any(folder.glob("*.[ct]sv")):
+        return _with_files(list_files(options, image_content, folder))
     return list_class_folders(options, image_content, folder)
 
 
+def _with_files(listed: Listed) -> Listed:
+    """The listing whose splits are identified by the files, too, that their tables name; all must be there."""
+
+    def identified(split: Listing) -> Listing:
+        paths = [item for _, item in split.read(np.arange(len(split.targets))) if isinstance(item, Path)]
+        return replace(split, identity=f"{split.identity}|{identity_of(paths)}")
+
+    test = listed.test and identified(listed.test)
+    return replace(listed, train=identified(listed.train), test=test)
+
+
 def image_content(features: Features, source: str) -> Content:
-    """The first column of images."""
+    """The first column of images; in CSV the first one called so, else one of two, is files' names beside the table."""
     import datasets
 
     for name, feature in features.items():
         if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and "bytes" in feature):
             return Content((name,), partial(_encoded, name))
+    rest = [name for name in features if name != LEFT_OUT["label_column"]]
+    if source.endswith(CSV_ENDINGS):
+        called = [name for name in rest if name.lower() in FILE_COLUMNS]
+        if chosen := called[:1] or (rest if len(rest) == 1 and len(features) <= 2 else []):
+            return Content(tuple(chosen), partial(_beside, Path(source).parent, chosen[0]))
     columns = ", ".join(f"{name} ({getattr(kind, 'dtype', type(kind).__name__)})" for name, kind in features.items())
     raise ValueError(
         f"'{source}' has no column of images, as `datasets` writes them with the bytes of each file; it has {columns}."
     )
+
+
+def _beside(folder: Path, column: str, record: Mapping[str, Any], name: str) -> Encoded:
+    if not (path := folder / str(record[column] or "")).is_file():
+        raise ValueError(f"'{name}' names the image '{path}', which is not there (--data.path).")
+    return path
 
 
 def _encoded(column: str, record: Mapping[str, Any], name: str) -> Encoded:

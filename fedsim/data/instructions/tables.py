@@ -93,7 +93,7 @@ def read_columns(options: InstructionSource, columns: Mapping[str, str]) -> dict
     Without a column of splits, files or folders named train or test give it.
     """
     at_path, on_hub = partial(_of_path, options.tasks), partial(_of_hub, options.hub)
-    parts = looked_up(options, "instructions", at_path, on_hub, Path.exists)
+    parts = looked_up(options, "instructions", at_path, on_hub)
     read: dict[str, list[str]] = {role: [] for role in ROLES}
     for name, rows in parts.items():
         texts = texts_of(rows.with_format("arrow")[:], name, columns, options.tasks)

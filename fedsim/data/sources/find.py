@@ -28,7 +28,8 @@ class SourceOptions:
     """Which data set, and which part of it."""
 
     path: Path | None = None
-    """Folder of the data set, as such or inside $FEDSIM_DATA; default: its name there, then the hub and its cache."""
+    """Folder or table of the data set, as such or inside $FEDSIM_DATA; default: its name there, then the hub and its
+    cache."""
     hub: str = ""
     """Name of the data set on the hub."""
     subset: str = ""
@@ -37,7 +38,7 @@ class SourceOptions:
     """Name of the training split, on the hub and in the names of files."""
     test_split: str | None = None
     """Name of the test split; empty to hold out `test_share` of the training split (but where files are laid out with
-    both); default: a known data set's own, else `test` where there is one."""
+    both); default: a known data set's own, else `test` or else `validation` where there is one."""
     label_column: str = ""
     """Column of class labels, in tables and on the hub; of your own data `label`."""
     domain_column: str = ""
@@ -45,9 +46,9 @@ class SourceOptions:
     domain: tuple[str, ...] = ()
     """Keep only these domains' samples (styles, super-classes); default all."""
     top_classes: int | None = None
-    """Keep only so many classes, those with the most training samples; default all."""
+    """Keep at most so many classes, those with the most training samples; default all."""
     first_classes: int | None = None
-    """Keep only the classes with the lowest numbers; default all."""
+    """Keep at most so many classes, those with the lowest numbers; default all."""
     train_samples: int | None = None
     """Keep about so many training samples, the same share of each class; default all."""
     test_samples: int | None = None
@@ -84,6 +85,8 @@ def find(
         )
     kept = keep_classes(keep_domains(whole, options.domain), options.top_classes, options.first_classes)
     split = with_test(kept, options.test_share)
+    if kept.test is None and split.test is not None:
+        split = replace(split, notes={**split.notes, "test_samples_held_out": len(split.test.targets)})
     assert split.test is not None
     train, test = keep_some(split.train, options.train_samples), keep_some(split.test, options.test_samples)
     for name, part in (("training", train), ("test", test)):
@@ -97,7 +100,6 @@ def looked_up(
     what: str,
     at_path: Callable[[Path], Made],
     on_hub: Callable[[], Made],
-    is_there: Callable[[Path], bool] = Path.is_dir,
 ) -> Made:
     """Return what is made of `options.path`, as such or inside $FEDSIM_DATA, else of `options.hub` or the hub's cache.
 
@@ -105,13 +107,10 @@ def looked_up(
     command that gets it.
     """
     name = options.path or Path(options.hub.rpartition("/")[2].lower())
-    kind = "folder" if is_there == Path.is_dir else "file or folder"
-    tried = [f"--data.path '{options.path}' is no {kind}" if options.path else "--data.path is not given"]
+    tried = [f"--data.path '{options.path}' is no file or folder" if options.path else "--data.path is not given"]
     variable = os.environ.get(VARIABLE)
-    if options.path and is_there(options.path):
-        return at_path(options.path)
-    if variable and name != Path() and is_there(Path(variable) / name):
-        return at_path(Path(variable) / name)
+    if name != Path() and (found := on_disk(name, as_such=bool(options.path))):
+        return at_path(found)
     tried.append(f"{VARIABLE} is '{variable}', without '{name}'" if variable else f"{VARIABLE} is not set")
     if options.hub and not options.path:
         try:
@@ -123,6 +122,13 @@ def looked_up(
             why = str(error).partition("\n")[0]
             tried.append(f"'{options.hub}' is neither in the hub cache '{cache}' nor to be downloaded ({why})")
     raise ValueError(f"The {what} are not to be had: {'; '.join(tried)}. {_command(options)}")
+
+
+def on_disk(path: Path, as_such: bool = True) -> Path | None:
+    """Return the path, or where it is inside $FEDSIM_DATA, or None; only there where it is not to be taken as such."""
+    variable = os.environ.get(VARIABLE)
+    places = ([path] if as_such else []) + ([Path(variable) / path] if variable else [])
+    return next((place for place in places if place.exists()), None)
 
 
 def from_hub(name: str, *subset: str) -> "datasets.DatasetDict":
@@ -146,14 +152,17 @@ def from_hub(name: str, *subset: str) -> "datasets.DatasetDict":
 def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: Callable[[str], str]) -> dict[str, Any]:
     """Return what is found of the training split and, unless it is to be held out, of the test split, by their names.
 
-    A test split that nobody named is `test` where that is there. Raises ValueError where a split is not there, with
-    what `missing` says of it, or both are the same or have files in common.
+    A test split that nobody named is `test`, or else `validation`, where that is there. Raises ValueError where a split
+    is not there, with what `missing` says of it, or both are the same or have files in common.
     """
     hold_out = "an empty --data.test-split '' holds out a share of the training samples"
-    train, test = options.train_split, "test" if options.test_split is None else options.test_split
+    option = next((name for name in ("dataset", "task") if getattr(options, name, "own") != "own"), "")
+    own = f"; of data that are not '{getattr(options, option)}' say so: --data.{option} own" if option else ""
+    train, unnamed = options.train_split, "test" if look_up("test") else "validation"
+    test = unnamed if options.test_split is None else options.test_split
     of_train, of_test = look_up(train), test and look_up(test)
     if not of_train:
-        raise ValueError(f"{missing(train)} (--data.train-split).")
+        raise ValueError(f"{missing(train)} (--data.train-split){own}.")
     if of_test and of_test != of_train:
         if isinstance(of_train, list) and (shared := [str(path) for path in of_train if path in of_test]):
             raise ValueError(
@@ -164,7 +173,7 @@ def find_splits(options: SourceOptions, look_up: Callable[[str], Any], missing: 
     if options.test_split and of_test:
         raise ValueError(f"'{train}' and '{test}' are one split (--data.train-split, --data.test-split); {hold_out}.")
     if options.test_split:
-        raise ValueError(f"{missing(test)} (--data.test-split). Fetch it, or name another one; {hold_out}.")
+        raise ValueError(f"{missing(test)} (--data.test-split). Fetch it, or name another one; {hold_out}{own}.")
     return {train: of_train}
 
 

@@ -53,7 +53,8 @@ class Found(Listed):
 
     def labelled(self, inputs: Tensor, **presented: Any) -> tuple[Labelled, Labelled]:
         """Return both splits with their inputs (S, ...), those for training first."""
-        found = []
+        notes, found = {**presented.pop("notes", {}), **self.notes}, []
+        presented |= {"notes": notes} if notes else {}
         for split, part in zip(self.splits, inputs.split(self.sizes), strict=True):
             targets, domains = torch.from_numpy(split.targets), split.domains
             numbers = None if domains is None else torch.from_numpy(domains)

@@ -5,8 +5,8 @@ is decoded or a text tokenised.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -49,6 +49,8 @@ class Listed:
     test: Listing | None
     class_names: tuple[str, ...]
     domain_names: tuple[str, ...] = ()
+    notes: Mapping[str, float] = field(default_factory=dict)
+    """What was done that nobody asked for, in numbers; see `FederatedData.notes`."""
 
 
 def identity_of(paths: Iterable[Path]) -> str:
@@ -100,14 +102,13 @@ def keep_domains(listed: Listed, names: Sequence[str]) -> Listed:
 def keep_classes(listed: Listed, top: int | None, first: int | None) -> Listed:
     """Keep the `top` classes with the most training samples (ties: the lower number), and of them the `first`.
 
-    They are renumbered in their old order. Raises ValueError when there are fewer.
+    They are renumbered in their old order. Where there are fewer, all are kept, and a note says how many.
     """
     for name, wanted in (("top_classes", top), ("first_classes", first)):
         count = len(listed.class_names)
         if wanted is not None and wanted > count:
-            option = name.replace("_", "-")
-            raise ValueError(f"{name} is {wanted}, but there are {count} classes (--data.{option}).")
-        if wanted is not None:
+            listed = replace(listed, notes={**listed.notes, f"{name}_asked_for": wanted, "classes": count})
+        elif wanted is not None:
             sizes = np.bincount(listed.train.targets, minlength=count)
             order = np.argsort(-sizes, kind="stable") if name == "top_classes" else np.arange(count)
             listed = _keep(listed, "class", sorted(order[:wanted]))
@@ -116,13 +117,13 @@ def keep_classes(listed: Listed, top: int | None, first: int | None) -> Listed:
 
 def _keep(listed: Listed, kind: Literal["class", "domain"], kept: Sequence[int]) -> Listed:
     """Keep the samples of some classes or domains, whose new number is their place in `kept`."""
-    field, names = ("targets", listed.class_names) if kind == "class" else ("domains", listed.domain_names)
+    numbers, names = ("targets", listed.class_names) if kind == "class" else ("domains", listed.domain_names)
     new_number = np.full(len(names), -1)
     new_number[kept] = np.arange(len(kept))
 
     def reduced(split: Listing) -> Listing:
-        inside = split.take(np.flatnonzero(new_number[getattr(split, field)] >= 0))
-        return replace(inside, **{field: new_number[getattr(inside, field)]})
+        inside = split.take(np.flatnonzero(new_number[getattr(split, numbers)] >= 0))
+        return replace(inside, **{numbers: new_number[getattr(inside, numbers)]})
 
     test = None if listed.test is None else reduced(listed.test)
     names = tuple(names[k] for k in kept)

@@ -6,17 +6,26 @@ Only labels are read when a table is listed; images and texts are read later, ro
 import csv
 import glob
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from fedsim.data.sources.find import SourceOptions, files_of_split, find_splits, from_hub, has_word, missing_shards
+from fedsim.data.sources.find import (
+    SAME,
+    SourceOptions,
+    files_of_split,
+    find_splits,
+    from_hub,
+    has_word,
+    missing_shards,
+)
 from fedsim.data.sources.listing import Item, Listed, Listing, Reader, identity_of
+from fedsim.data.sources.registry import LEFT_OUT
 from fedsim.storage.cache import cache_folder
 
 if TYPE_CHECKING:
@@ -52,7 +61,9 @@ FindContent = Callable[[Features, str], Content]
 
 
 def table_files(folder: Path) -> list[Path]:
-    """Return the files of the first kind of table that a folder has, in the order of their names."""
+    """Return the files of the first kind of table that a folder has, in the order of their names; a file as it is."""
+    if folder.is_file():
+        return [folder]
     return next(filter(None, (sorted(folder.rglob(f"*{ending}")) for ending in READERS)), [])
 
 
@@ -74,16 +85,6 @@ def read_file(path: Path) -> "datasets.Dataset":
             f"'{path}' is damaged, empty or no {kind} file that `datasets` reads: {why}. Fetch it again."
         ) from error
     return rows
-
-
-def image_folder(files: Mapping[str, Sequence[Path]]) -> "datasets.DatasetDict":
-    """Return the images of each split with the names of their folders as labels, which all splits number alike."""
-    from datasets import load_dataset
-
-    names = {split: [glob.escape(str(path)) for path in paths] for split, paths in files.items()}
-    with quietly():
-        kept = str(cache_folder() / "tables")
-        return load_dataset("imagefolder", data_files=names, drop_labels=False, drop_metadata=True, cache_dir=kept)
 
 
 @contextmanager
@@ -115,11 +116,15 @@ def list_hub(options: SourceOptions, find_content: FindContent) -> Listed:
 def list_files(options: SourceOptions, find_content: FindContent, folder: Path) -> Listed:
     """List those tables of a folder that have a split's name in theirs; class names come from the first one's schema.
 
-    Raises ValueError that names the file when one is damaged, missing, or of other columns than the first.
+    Where no name says a split, all are for training. Raises ValueError that names the file when one is damaged,
+    missing, or of other columns than the first.
     """
     if not (files := table_files(folder)):
         raise ValueError(f"'{folder}' holds no parquet, JSON or CSV files (--data.path).")
     of_subset = [path for path in files if has_word(path.relative_to(folder), options.subset)]
+    is_whole = options.train_split == "train" and not any(
+        has_word(Path(path.name), word) for path in of_subset for words in SAME for word in words
+    )
     subset = f" of '{options.subset}'" if options.subset else ""
 
     def missing(split: str) -> str:
@@ -127,7 +132,10 @@ def list_files(options: SourceOptions, find_content: FindContent, folder: Path) 
         kind = files[0].suffix.removeprefix(".")
         return f"'{folder}' has {kind} files, but none{subset} for the split '{split}' in its name: it has {has}"
 
-    of_split = find_splits(options, lambda split: files_of_split(of_subset, split), missing)
+    def look_up(split: str) -> list[Path]:
+        return of_subset if is_whole and split == options.train_split else files_of_split(of_subset, split)
+
+    of_split = find_splits(options, look_up, missing)
     for split, paths in of_split.items():
         if absent := [str(path.relative_to(folder)) for path in missing_shards(paths)]:
             raise ValueError(
@@ -146,10 +154,16 @@ def list_tables(
     identities: Mapping[str, str],
     find_content: FindContent,
 ) -> Listed:
-    """Return the listing of splits, the training split first; raises ValueError where their tables do not fit."""
+    """Return the listing of splits, the training split first; raises ValueError where their tables do not fit.
+
+    Of two columns the one that is not labelled holds the labels, where none is named.
+    """
     first, dataset = next(iter(parts[options.train_split].items()))
     features = dataset.features
     content = find_content(features, first)
+    rest = features.keys() - set(content.columns)
+    if len(features) == 2 and len(rest) == 1 and options.label_column == LEFT_OUT["label_column"]:
+        options = replace(options, label_column=rest.pop())
     for name, part in ((name, part) for of_split in parts.values() for name, part in of_split.items()):
         if absent := [column for column in content.columns if column not in part.features]:
             raise ValueError(

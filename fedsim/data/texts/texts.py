@@ -17,7 +17,7 @@ import torch
 
 from fedsim.data.sources.find import SourceOptions, find
 from fedsim.data.sources.labelled import Found, Labelled
-from fedsim.data.sources.registry import TEXT_SETS, filled
+from fedsim.data.sources.registry import LEFT_OUT, TEXT_SETS, filled
 from fedsim.data.sources.tables import Content, Features, list_files, list_hub
 from fedsim.storage.cache import cached_file
 
@@ -119,7 +119,14 @@ def find_texts(options: TextOptions) -> FoundTexts:
 
 
 def text_content(columns: Sequence[str], features: Features, source: str) -> Content:
-    """These columns of text; an empty entry is an empty text."""
+    """These columns of text; an empty entry is an empty text.
+
+    Of two columns without the name that is looked for, the texts are the only one of words beside the label.
+    """
+    if tuple(columns) == LEFT_OUT["text_columns"] and columns[0] not in features and len(features) <= 2:
+        is_text = {name: getattr(kind, "dtype", "") in ("string", "large_string") for name, kind in features.items()}
+        words = [name for name in features if is_text[name] and name != LEFT_OUT["label_column"]]
+        columns = words if len(words) == 1 else columns
     if absent := [name for name in columns if name not in features]:
         raise ValueError(f"'{source}' has no columns {absent} (--data.text-columns); it has {sorted(features)}.")
     return Content(tuple(columns), lambda record, _: tuple(map(_text, map(record.get, columns))))
