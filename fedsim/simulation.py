@@ -108,9 +108,12 @@ def prepare_engine(
     from fedsim.engines.batched import BatchedEngine
     from fedsim.engines.sequential import SequentialEngine
     from fedsim.models.client_module import ClientModule
+    from fedsim.models.frozen import cast_linears
 
     data, layout = move_to_device(spec.data, fabric.device), spec.layout
-    module = fabric.to_device(ClientModule(spec.backbone, layout.sites, spec.compile, layout.mixing))
+    with fabric.autocast():
+        backbone = cast_linears(spec.backbone, fabric.device)
+    module = fabric.to_device(ClientModule(backbone, layout.sites, spec.compile, layout.mixing))
     if spec.engine == "sequential":
         return SequentialEngine(fabric, module, data, spec.seed, on_client)
     block_size = spec.block_size or kept_block_size
