@@ -1,10 +1,13 @@
 """Clusters of clients by subspaces, against SciPy, scikit-learn, the printed formulas and planted groups."""
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy
 import torch
 from scipy.sparse.csgraph import laplacian
+from sklearn.cluster import SpectralClustering
 from sklearn.metrics import adjusted_rand_score, silhouette_score
 
 from fedsim.parts.clustering import (
@@ -13,11 +16,13 @@ from fedsim.parts.clustering import (
     first_appearance,
     gaussian_affinity,
     kmeans_clusters,
+    largest_eigenpairs,
     mean_overlap,
     nearest_group,
     normalised_laplacian_spectrum,
     smoothed_direction,
     spectral_clusters,
+    spectral_labels,
     subspace_distances,
     subspace_similarities,
     unit_direction,
@@ -173,13 +178,31 @@ def test_affinity_leaves_the_distances_as_they_were():
 def test_spectrum_is_scipys_normalised_laplacian_where_no_client_is_its_own_neighbour():
     affinity = gaussian_affinity(subspace_distances([column_basis(random(8, 20, 3))])).fill_diagonal_(0)
     expected = np.linalg.eigvalsh(laplacian(affinity.numpy(), normed=True))
-    np.testing.assert_allclose(normalised_laplacian_spectrum(affinity).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(normalised_laplacian_spectrum(affinity, 8).numpy(), expected, atol=1e-12)
 
 
 def test_spectrum_counts_s_ii_as_printed_and_solves_the_generalised_problem_of_the_plain_laplacian():
     affinity = gaussian_affinity(subspace_distances([column_basis(random(8, 20, 3))])).numpy()
     expected = scipy.linalg.eigvalsh(laplacian(affinity), np.diag(affinity.sum(1)))
-    np.testing.assert_allclose(normalised_laplacian_spectrum(torch.from_numpy(affinity)).numpy(), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        normalised_laplacian_spectrum(torch.from_numpy(affinity), 8).numpy(), expected, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize("n", [40, 700])
+def test_the_largest_eigenpairs_are_scipys_from_small_matrices_and_large_ones(n):
+    factors, noise = random(n, 9), random(n, n, seed=1)
+    matrix = factors @ factors.mT + 0.1 * (noise + noise.mT)
+    values, vectors = largest_eigenpairs(matrix, 7)
+    expected = scipy.linalg.eigh(matrix.numpy(), subset_by_index=[n - 7, n - 1])
+    np.testing.assert_allclose(values.numpy(), expected[0][::-1], atol=1e-10)
+    np.testing.assert_allclose(np.abs(vectors.mT.numpy() @ expected[1][:, ::-1]), np.eye(7), atol=1e-7)
+
+
+def test_the_spectrum_of_many_clients_counts_equal_eigenvalues():
+    groups = torch.arange(700) % 5
+    found = normalised_laplacian_spectrum((groups[:, None] == groups).double(), 7)
+    np.testing.assert_allclose(found.numpy(), [0, 0, 0, 0, 0, 1, 1], atol=1e-12)
 
 
 # clusters
@@ -240,6 +263,32 @@ def test_permuting_clients_permutes_the_labels():
     found, permuted = clusters_of(bases), clusters_of([basis[order] for basis in bases])
     assert torch.equal(permuted.labels, first_appearance(found.labels[order]))
     np.testing.assert_allclose(permuted.eigenvalues, found.eigenvalues, atol=1e-12)
+
+
+def weak_ties(n: int) -> torch.Tensor:
+    """A symmetric affinity in which groups are hardly more alike than others, and one client is nobody's neighbour."""
+    groups = torch.arange(n) % 4
+    affinity = random(n, n).abs() * (1 + (groups[:, None] == groups))
+    affinity = affinity + affinity.mT
+    affinity[0, :] = affinity[:, 0] = 0
+    return affinity.fill_diagonal_(1)
+
+
+@pytest.mark.parametrize("k", [2, 4, 7])
+@pytest.mark.parametrize("n", [30, 600])
+def test_labels_are_those_of_scikit_learns_spectral_clustering_also_without_clear_groups(n, k):
+    model = SpectralClustering(k, affinity="precomputed", assign_labels="cluster_qr")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "Graph is not fully connected"
+        expected = model.fit_predict(weak_ties(n).numpy())
+    found = spectral_labels(weak_ties(n), k)
+    assert adjusted_rand_score(expected[1:], found[1:]) == 1  # who is nobody's neighbour may go anywhere
+
+
+def test_clustering_leaves_the_affinity_as_it_was():
+    affinity = weak_ties(12)
+    spectral_clusters(affinity, 2, 5)
+    assert torch.equal(affinity, weak_ties(12))
 
 
 @pytest.mark.parametrize(("k_min", "k_max", "n"), [(0, 3, 6), (4, 3, 6), (6, 10, 6), (2, 10, 2), (1, 1, 1)])

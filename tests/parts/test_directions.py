@@ -85,6 +85,14 @@ def test_planted_groups_are_found_exactly_under_partial_participation(bank):
     assert log["eigengap_margin"] > 0.1
 
 
+def test_subspaces_are_compared_on_the_cpu_where_a_gpu_is_asked_for_and_there_is_none(bank, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    labels, log = labels_of(bank, SubspaceClustering(on_gpu=True), [range(12)])
+    expected, expected_log = labels_of(bank, SubspaceClustering(), [range(12)])
+    assert torch.equal(labels, expected)
+    assert log == expected_log
+
+
 def test_the_literal_factor_buries_what_the_change_shows(bank):
     cohorts = [range(12)]
     _, change = labels_of(bank, SubspaceClustering(directions="change"), cohorts)
