@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
-from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, RANK_AXIS, HeadPolicy, Slot, pad_rank
+from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, RANK_AXIS, HeadPolicy, Layout, Slot, pad_rank
 from fedsim.parts.aggregation import Merged, discarded_energy, mean_factors, normalised_weights, weighted_mean
 from fedsim.parts.allocation import movement_log
+from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.objectives import cross_entropy, label_logit
 from fedsim.parts.sharing import is_private, share_all
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -122,8 +123,6 @@ class Plan:
     """Local steps; None means the recipe's local epochs."""
     tier_scales: Mapping[str, float] = field(default_factory=dict)
     """A factor in front of a tier beside α/R; 1 where nothing is said."""
-    scaled_factor: Literal["A", "B"] | None = "A"
-    """The factor that travels times α/R, which clients of unequal LoRA rank have unequal; None merges bare factors."""
     whole_tiers: frozenset[str] = frozenset()
     """Tiers that every client gets at full width, whatever its LoRA rank."""
     weights: Callable[[Sequence[ClientUpdate], Slot], Tensor] = by_samples
@@ -166,7 +165,9 @@ class Method(Protocol):
     """What a file in methods/ provides: a frozen dataclass of hyper-parameters with one function, `plan`.
 
     A second one, `initial(layout, generator, weights)`, says how slots start where it is not as in LoRA
-    (`parts.initialisation.lora_initial`); an attribute `mixing` says how tiers are weighed where they are not summed.
+    (`parts.initialisation.lora_initial`). An attribute `mixing` says how tiers are weighed where they are not summed;
+    an attribute `scaled_factor`, "A" where there is none, which factor the server holds times α/R, which clients of
+    unequal LoRA rank have unequal: "A", "B", or None for bare factors.
     """
 
     @property
@@ -187,6 +188,18 @@ class Method(Protocol):
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Return this round's plan; pure, since every worker computes it for itself."""
+
+
+def starting_values(
+    method: Method, layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor]
+) -> dict[Slot, Tensor]:
+    """Return the value with which every slot starts in the bank, where the scaled factor is times α/R of the largest R.
+
+    So a client of LoRA rank r starts with the leading part of what the server holds, B A α/R, as it does later.
+    """
+    start: dict[Slot, Tensor] = getattr(method, "initial", lora_initial)(layout, generator, weights)
+    scale, scaled = (method.lora_alpha or method.lora_rank) / method.lora_rank, getattr(method, "scaled_factor", "A")
+    return {slot: value * scale if slot.factor == scaled and scale != 1 else value for slot, value in start.items()}
 
 
 def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot]:

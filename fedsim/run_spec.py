@@ -1,6 +1,5 @@
 """What to simulate: the parts of a run, checked against each other before anything starts."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import isclass
@@ -19,8 +18,7 @@ from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run
-from fedsim.parts.initialisation import lora_initial
-from fedsim.plan import Method, Plan
+from fedsim.plan import Method, Plan, starting_values
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.loggers import Wandb, check_wandb
@@ -138,17 +136,10 @@ class RunSpec:
         """Return what a local step costs that trains the last k depths, in columns by k = 0 … D."""
         return table(by_layers(self.profile, self.layout, self.local))
 
-    def initial_slots(
-        self, layout: Layout | None = None, weights: Mapping[str, Tensor] | None = None
-    ) -> dict[Slot, Tensor]:
-        """Return the value with which every slot starts, a function of the seed and the pretrained weights.
-
-        Those of another layout with weights of its own where they are given.
-        """
-        initialise = getattr(self.method, "initial", lora_initial)
-        weights = site_weights(self.backbone, self.layout.sites) if weights is None else weights
-        start: dict[Slot, Tensor] = initialise(layout or self.layout, generator(self.seed, "initial"), weights)
-        return start
+    def initial_slots(self) -> dict[Slot, Tensor]:
+        """Return the value with which every slot starts, a function of the seed and the pretrained weights."""
+        weights = site_weights(self.backbone, self.layout.sites)
+        return starting_values(self.method, self.layout, generator(self.seed, "initial"), weights)
 
     @property
     def n_cohort(self) -> int:

@@ -38,7 +38,6 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "distributed",
         "models",
-        "parts",
         "plan",
     },
     "server": {

@@ -12,7 +12,7 @@ from fedsim.round import ClientUpdate
 from fedsim.storage.wire import pack, unpack
 
 
-def folded_update(update: ClientUpdate, factor: str | None, scale: float, power: int = 1) -> ClientUpdate:
+def scaled_update(update: ClientUpdate, factor: str | None, scale: float, power: int = 1) -> ClientUpdate:
     """Return the update in units of what adapters do: one factor times the scale α/R, its gradient divided by it.
 
     `power` is 2 where squares of gradients were measured.

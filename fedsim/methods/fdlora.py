@@ -58,7 +58,7 @@ class FDLoRA:
     penalty: float = 0.05
     """λ: weight of |w_p| + |w_s| in the loss of the fusion."""
 
-    tiers = (GLOBAL, PERSONAL, VELOCITY)
+    tiers, scaled_factor = (GLOBAL, PERSONAL, VELOCITY), None
 
     def __post_init__(self) -> None:
         if min(self.personal_share, self.fusion_share) < 0 or self.personal_share + self.fusion_share >= 1:
@@ -79,7 +79,7 @@ class FDLoRA:
         """Train the adapter of the stage alone; hold both."""
         stage = self._stage(state.round_index, state.rounds)
         tuned = (PERSONAL, HEAD_TIER, MIX_TIER) if state.round_index >= state.rounds else (MIX_TIER,)  # newcomers
-        base = Plan(population=population, stage=stage, sharing=self._sharing, scaled_factor=None)
+        base = Plan(population=population, stage=stage, sharing=self._sharing)
         both = replace(
             base,
             tiers=(GLOBAL, PERSONAL),

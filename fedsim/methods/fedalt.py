@@ -44,6 +44,7 @@ class FedALT:
     """G starts uniform in ± this over √I; with 0 all tokens have w = 1/2."""
 
     tiers = (INDIVIDUAL, WORLD)
+    scaled_factor = None
 
     def __post_init__(self) -> None:
         if min(self.warmup_rounds, self.spread) < 0:
@@ -66,7 +67,6 @@ class FedALT:
             trains=partial(train_tier, INDIVIDUAL),
             sharing=self._sharing,
             uploads=lambda slot: slot.tier == INDIVIDUAL and slot.factor in RANK_AXIS,
-            scaled_factor=None,
             server_update=self._server_update,
         )
 

@@ -57,6 +57,8 @@ class FedHeLLo(UnequalDepths):
     average: Literal["uniform", "samples"] = "uniform"
     """Whether those who trained a layer count alike, or by their training samples."""
 
+    scaled_factor = None
+
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Every client at its own depths; raises ValueError when scores are due and there is no proxy set."""
         if self.strategy == "fim" and population.proxy is None and max(self.fim.warmup_rounds, 1) < state.rounds:
@@ -72,7 +74,6 @@ class FedHeLLo(UnequalDepths):
             sharing=self.sharing,
             allocations=at_depths(allocations, depths),
             weights=equally if self.average == "uniform" else by_samples,
-            scaled_factor=None,
             measure=Measure(self.fim.measures, "proxy") if is_scoring else None,
             server_update=self._server_update,
         )

@@ -49,6 +49,7 @@ class FedLEASE:
     """M_max: the most experts."""
     n_experts: int | None = None
     """M, where it is not to be found out; 1 is FedIT with uniform weights."""
+    scaled_factor = None
 
     def __post_init__(self) -> None:
         if self.warmup_rounds < 0 or not 1 <= (self.n_experts or 1) <= self.max_experts:
@@ -83,7 +84,6 @@ class FedLEASE:
             sharing=partial(self._sharing, labels),
             uploads=lambda slot: slot.tier == LOCAL,
             weights=equally,
-            scaled_factor=None,
             server_update=self._server_update,
         )
 

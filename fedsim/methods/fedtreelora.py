@@ -57,6 +57,7 @@ class FedTreeLoRA:
     """Learning rate of θ; at that of the adapters λ stays about where it starts."""
 
     tiers = (CLUSTER, EXTERNAL, LOCAL)
+    scaled_factor = None
 
     def __post_init__(self) -> None:
         if self.warmup_rounds < 0 or self.lambda_rate <= 0:
@@ -83,7 +84,6 @@ class FedTreeLoRA:
             rate=lambda slot, rate: self.lambda_rate if slot.factor == "gate" else rate,
             uploads=lambda slot: slot.tier == LOCAL,
             weights=equally,
-            scaled_factor=None,
             server_update=self._server_update,
         )
 

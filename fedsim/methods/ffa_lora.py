@@ -21,9 +21,11 @@ class FFALoRA(UnequalRanks):
     ranks: LoraRanks = field(default_factory=lambda: LoraRanks(values=(8,)))
     """Who has which LoRA rank."""
 
+    scaled_factor = "B"
+
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of what is not an A."""
-        return Plan(**self.own_ranks(population), trains=_is_not_a, scaled_factor="B")
+        return Plan(**self.own_ranks(population), trains=_is_not_a)
 
 
 def _is_not_a(slot: Slot) -> bool:

@@ -32,6 +32,7 @@ class FLoRA(UnequalRanks):
     """Whether A starts a round at random or from the mean of the clients' A."""
 
     tiers = ("adapter", "merged")
+    scaled_factor = "B"
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Train the adapter on top of what is merged."""
@@ -39,7 +40,6 @@ class FLoRA(UnequalRanks):
             **self.own_ranks(population),
             trains=partial(train_tier, "adapter"),
             whole_tiers=frozenset({"merged"}),
-            scaled_factor="B",
             server_update=self._server_update,
         )
 

@@ -64,6 +64,11 @@ class ILoRA(UnequalRanks):
         if self.init == "qr" and self.init_scale is None and self.lora_alpha is not None:
             raise ValueError("init_scale is None, the unscaled start, which needs lora_alpha None (--method.*).")
 
+    @property
+    def scaled_factor(self) -> Literal["A"] | None:
+        """A travels times α/R, or both factors bare."""
+        return "A" if self.fold_scaling else None
+
     def initial(self, layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor]) -> dict[Slot, Tensor]:
         """QR factors of the pretrained weights in adapter and offset alike, so that the function is unchanged."""
         initial = lora_initial(layout, generator)
@@ -80,7 +85,6 @@ class ILoRA(UnequalRanks):
             **self.own_ranks(population),
             trains=partial(train_tier, ADAPTER),
             tier_scales={OFFSET: -1.0},
-            scaled_factor="A" if self.fold_scaling else None,
             combine=exact if self.aggregation == "concatenated" else mean_factors,
             measure=Measure("gradient") if self.control else None,
             correction=self._correction if self.control else None,

@@ -45,7 +45,8 @@ def record_model(folder: Path, spec: RunSpec, initial: Mapping[Slot, Tensor]) ->
     method = spec.method
     about = {
         "method": {name: getattr(method, name) for name in ("lora_rank", "lora_alpha", "head_policy", "tiers")}
-        | {"name": type(method).__name__, "mixing": _mixing(layout.mixing)},
+        | {"name": type(method).__name__, "mixing": _mixing(layout.mixing)}
+        | {"scaled_factor": getattr(method, "scaled_factor", "A")},
         "sites": [asdict(site) for site in layout.sites],
         "outputs": {site.module: linear_at(backbone, site.module).out_features for site in layout.sites},
         "transposed": transposed(backbone),
@@ -120,7 +121,6 @@ def holders(method: Method, state: ServerState, population: Population, slots: l
         "slots": of_slot,
         "tiers": plan.tiers,
         "tier_scales": dict(plan.tier_scales),
-        "scaled_factor": plan.scaled_factor,
         "whole_tiers": sorted(plan.whole_tiers),
         "evaluate_largest": plan.evaluate_largest,
         "is_probed": training.unseen is not None,

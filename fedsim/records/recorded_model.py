@@ -39,6 +39,7 @@ class RecordedMethod:
     head_policy: Any
     tiers: tuple[str, ...]
     mixing: Mixing | None
+    scaled_factor: str | None
     held: Plan
 
     def plan(self, state: ServerState, population: Population) -> Plan:
@@ -113,7 +114,7 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Tensor], checkpoint:
     return RecordedModel(
         RecordedMethod(
             numbers["name"], layout.lora_rank, numbers["lora_alpha"], layout.head_policy, layout.tiers, mixing,
-            _read_plan(said, who, checkpoint),
+            numbers["scaled_factor"], _read_plan(said, who, checkpoint),
         ),
         layout, who, initial, heads,
         {module: LowRankChange(start[f"{module}|A"], start[f"{module}|B"]) for module in modules},
@@ -134,7 +135,6 @@ def _read_plan(said: Mapping[str, Any], population: Population, checkpoint: Mapp
         sharing=lambda slot, population: rows[slot],
         lora_ranks=None if ranks is None else ranks.tolist(),
         tier_scales=said["tier_scales"],
-        scaled_factor=said["scaled_factor"],
         whole_tiers=frozenset(said["whole_tiers"]),
         evaluate_largest=said["evaluate_largest"],
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Slot, fit_rank, pad_rank
 from fedsim.distributed.blocks import Load, deal, form_blocks
-from fedsim.distributed.messages import folded_update, pack_updates, unpack_updates
+from fedsim.distributed.messages import pack_updates, scaled_update, unpack_updates
 from fedsim.distributed.workers import Workers
 from fedsim.plan import Part, Plan, corrected_clients
 from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
@@ -73,11 +73,12 @@ class Aggregator:
     def collect(self, plan: Plan, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
         """Return everyone's updates in client order on worker 0, and nothing elsewhere.
 
-        Where the plan folds the scale α/R into a factor, that arrives times it and its gradient divided by it.
+        The method's `scaled_factor` arrives times α/R, as the bank holds it, and its gradient divided by that.
         """
         power = 1 if plan.measure and plan.measure.what == "gradient" else 2
         collected = [
-            folded_update(update, plan.scaled_factor, self._fold(plan, update.client), power) for update in updates
+            scaled_update(update, self.workload.scaled_factor, self.workload.scale(plan, update.client), power)
+            for update in updates
         ]
         if self.workers.count > 1:
             collected = [u for part in self.workers.gather(pack_updates(collected)) for u in unpack_updates(part)]
@@ -110,11 +111,6 @@ class Aggregator:
                 copies = {group: pad_rank(value, slot.factor, self.method.lora_rank) for group, value in copies.items()}
             bank.write(slot, copies, n_groups, state.round_index)
         return state if outcome.learnt is None else replace(state, learnt=outcome.learnt)
-
-    def _fold(self, plan: Plan, client: int) -> float:
-        """The scale α/R of a client that the bank's copies hold; 1 where it is not folded."""
-        alpha = self.method.lora_alpha
-        return alpha / self.workload.lora_rank(plan, client) if plan.scaled_factor and alpha is not None else 1.0
 
     def _deal(
         self,
@@ -175,17 +171,18 @@ class Aggregator:
         arrived: Mapping[str, Tensor],
         epochs: int | None,
     ) -> Assignment:
-        rank, alpha, fold = self.workload.lora_rank(plan, client), self.method.lora_alpha, self._fold(plan, client)
+        work, alpha = self.workload, self.method.lora_alpha
+        rank, scale = work.lora_rank(plan, client), work.scale(plan, client)
         tensors, corrections = {}, {}
         for slot, holders in groups.items():
             copy = arrived.get(f"{slot}|{holders[client]}")
             value = self.initial[slot] if copy is None else copy
             value = value if slot.tier in plan.whole_tiers else fit_rank(value, slot.factor, rank)
-            is_folded = slot.factor == plan.scaled_factor and fold != 1
-            tensors[slot] = value / fold if is_folded and copy is not None else value
+            is_scaled = slot.factor == work.scaled_factor and scale != 1
+            tensors[slot] = value / scale if is_scaled else value
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
-                corrections[slot] = correction * fold if is_folded else correction
-        trains = [slot for slot in tensors if self.workload.trains(plan, slot, client)]
+                corrections[slot] = correction * scale if is_scaled else correction
+        trains = [slot for slot in tensors if work.trains(plan, slot, client)]
         rates = {slot: plan.rate(slot, self.local.learning_rate) for slot in trains}
         return Assignment(
             client=client,
@@ -193,7 +190,7 @@ class Aggregator:
             tensors=tensors,
             trains=frozenset(trains),
             scales={tier: (alpha or rank) / rank * plan.tier_scales.get(tier, 1.0) for tier in self.method.tiers},
-            steps=self.workload.steps(plan, client, epochs),
+            steps=work.steps(plan, client, epochs),
             local=self.local,
             corrections=corrections,
             rates={slot: rate for slot, rate in rates.items() if rate != self.local.learning_rate},

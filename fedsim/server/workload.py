@@ -17,7 +17,7 @@ from fedsim.round import Population
 
 
 class Workload:
-    """A method's clients and slots, from which any plan's work follows; `initial` are the slots' starting values."""
+    """A method's clients and slots, from which any plan's work follows; `initial` are the bank's starting values."""
 
     def __init__(
         self,
@@ -28,6 +28,7 @@ class Workload:
         local: LocalTraining,
     ):
         self.method, self.population, self.initial, self.local = method, population, dict(initial), local
+        self.scaled_factor: str | None = getattr(method, "scaled_factor", "A")
         self.depths = layout.depths
         self.heads = {site.name for site in layout.sites if site.is_head}
 
@@ -39,6 +40,11 @@ class Workload:
         """Return a client's LoRA rank; the proxy has the largest."""
         is_largest = plan.lora_ranks is None or client == self.population.proxy
         return self.method.lora_rank if is_largest else plan.lora_ranks[client]
+
+    def scale(self, plan: Plan, client: int) -> float:
+        """Return what the server's `scaled_factor` is divided by when it is handed to a client: its α/R."""
+        alpha = self.method.lora_alpha
+        return alpha / self.lora_rank(plan, client) if self.scaled_factor and alpha is not None else 1.0
 
     def trains(self, plan: Plan, slot: Slot, client: int) -> bool:
         """Whether a client trains a slot, by the plan and by its allocation of depths."""

@@ -136,7 +136,6 @@ class Scored:
             lora_ranks=[1] * population.n_participants,
             allocations=[frozenset({0})] * population.n_participants,
             server_update=self._server_update,
-            scaled_factor=self.scaled_factor,
         )
 
     def _server_update(self, state, plan, updates):

@@ -18,6 +18,7 @@ from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites, site_weights
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.variates import CLIENT, SERVER, variate
+from fedsim.plan import starting_values
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.server.aggregator import Aggregator
@@ -38,8 +39,7 @@ class Server:
         self.population = Population(3, (0, 1, 2), (), SAMPLES)
         sites = find_sites(self.backbone)
         layout = Layout(sites, method.tiers, method.lora_rank, method.head_policy)
-        initialise = getattr(method, "initial", lora_initial)
-        self.initial = initialise(layout, generator(0, "initial"), site_weights(self.backbone, sites))
+        self.initial = starting_values(method, layout, generator(0, "initial"), site_weights(self.backbone, sites))
         never = torch.full((3,), NEVER)
         self.state = ServerState(0, Horizon(9), bank=Bank(self.initial), last_seen=never)
         workload = Workload(method, self.population, layout, self.initial, fedsim.LocalTraining())
@@ -246,6 +246,21 @@ def test_with_equal_ranks_and_an_svd_core_ilora_without_its_start_is_flexlora():
         assert close(servers[0].function(1), servers[1].function(1))
 
 
+EQUAL = fedsim.LoraRanks(values=(2,))
+
+
+@pytest.mark.parametrize("method", [fedsim.FedIT(lora_rank=2, lora_alpha=6), fedsim.FFALoRA(ranks=EQUAL, lora_alpha=6)])
+def test_what_the_server_holds_has_one_unit_from_the_start(method):
+    """Its starting values are what clients send back that trained nothing, α/R included; clients get LoRA's own."""
+    server = Server(method, EQUAL)
+    start = lora_initial(Layout(server.sites, method.tiers, 2, method.head_policy), generator(0, "initial"))
+    for slot, value in server.assignments()[0].tensors.items():
+        torch.testing.assert_close(value, start[slot])
+    server.round(lambda client, slot, tensor: tensor)
+    for slot, value in server.initial.items():
+        torch.testing.assert_close(server.state.bank.read(slot, torch.zeros(1, dtype=torch.long))[0], value)
+
+
 # ILoRA's start
 
 
@@ -274,9 +289,10 @@ def test_ilora_starts_from_leading_columns_of_q_and_rows_of_r_nested_and_of_the_
     np.testing.assert_allclose(B / length, (Q * signs)[:, :4], atol=1e-5)
     np.testing.assert_allclose(A / np.linalg.norm(A), (signs[:, None] * R)[:4] / np.linalg.norm(R[:4]), atol=1e-5)
     for client, rank in enumerate(server.ranks):
-        for factor in "BA":
+        for factor, scale in (("B", 1), ("A", rank / 4)):
             slot = Slot("adapter", SITE, factor)
-            assert torch.equal(given[client][slot], fit_rank(given[2][slot], factor, rank))
+            expected = scale * fit_rank(given[2][slot], factor, rank)
+            assert torch.equal(given[client][slot], expected), "α/r B A is the leading part of what the server holds"
 
 
 def test_an_unscaled_start_survives_a_round_without_training_and_needs_alpha_to_follow_the_rank():
