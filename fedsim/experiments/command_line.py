@@ -100,6 +100,8 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
     """
     try:
         recipe = parse(recipe_type)
+        if _is_first():
+            print(f"{Path(sys.argv[0]).stem}: loading data and model", file=sys.stderr, flush=True)
         main(recipe)
     except Stopped:
         if _is_first():

@@ -61,6 +61,15 @@ def test_the_run_folder_defaults_to_recipe_and_time(parse):
     assert parse().out.name.startswith("recipe-20")
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_first_worker_says_at_once_that_it_has_begun(monkeypatch, capsys, tmp_path, rank):
+    monkeypatch.setattr(sys, "argv", ["recipe.py", "--out", str(tmp_path / "run")])
+    monkeypatch.setenv("RANK", str(rank))
+    said = []
+    command_line.cli(Recipe, lambda recipe: said.append(capsys.readouterr().err))
+    assert said == ["recipe: loading data and model\n" * (rank == 0)]
+
+
 def test_help_shows_what_most_runs_set_before_all_other_options(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["recipe.py", "--help"])
     with pytest.raises(SystemExit) as stop:
@@ -195,6 +204,8 @@ def test_plain_python_is_one_worker_and_its_mistakes_have_exit_code_2(tmp_path):
     out = tmp_path / "run"
     done = run(python(QUICKSTART, *SMALL, "--method", "hilora", "--cohort-size", 99, "--out", out))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: cohort_size is 99; it must lie in 1 … 10")
+    started, message = done.stderr.splitlines()[:2]
+    assert started == "quickstart: loading data and model"
+    assert message.startswith("error: cohort_size is 99; it must lie in 1 … 10")
     assert "Traceback" not in done.stderr
     assert not out.exists()
