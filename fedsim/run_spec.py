@@ -33,6 +33,7 @@ PLAIN = (
     "evaluate_every",
     "engine",
     "block_size",
+    "static_shapes",
     "compile",
     "on_nan",
 )
@@ -46,10 +47,11 @@ class RunSpec:
     `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
     match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
     of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
-    `block_size` the number of clients that the batched engine trains together (None: automatic), `compile` whether
-    the backbone goes through torch.compile, `on_nan` what becomes of a client whose numbers are no longer finite: the
-    run stops, or it skips the client's update. `devices_profile` are the clients' simulated devices, and `wandb` says
-    whether Weights & Biases gets the curves too.
+    `block_size` the number of clients that the batched engine trains together (None: automatic), `static_shapes`
+    whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
+    `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
+    update. `devices_profile` are the clients' simulated devices, and `wandb` says whether Weights & Biases gets the
+    curves too.
     """
 
     method: Method
@@ -64,6 +66,7 @@ class RunSpec:
     evaluate_every: int = 1
     engine: Literal["batched", "sequential"] = "batched"
     block_size: int | None = None
+    static_shapes: bool | None = None
     compile: bool = False
     on_nan: OnNan = "stop"
     devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)

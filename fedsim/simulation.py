@@ -116,9 +116,11 @@ def prepare_engine(
     module = fabric.to_device(ClientModule(backbone, layout.sites, spec.compile, layout.mixing))
     if spec.engine == "sequential":
         return SequentialEngine(fabric, module, data, spec.seed, on_client)
-    block_size = spec.block_size or kept_block_size
-    engine = BatchedEngine(fabric, module, data, spec.seed, block_size or cpu_block_size(spec.local, spec.n_cohort))
-    if block_size is None and fabric.device.type == "cuda":
+    block_size, is_gpu = spec.block_size or kept_block_size, fabric.device.type == "cuda"
+    default_size, is_static = cpu_block_size(spec.local, spec.n_cohort), spec.static_shapes
+    is_static = is_gpu if is_static is None else is_static
+    engine = BatchedEngine(fabric, module, data, spec.seed, block_size or default_size, is_static=is_static)
+    if block_size is None and is_gpu:
         plan = spec.method.plan(spec.state(0), spec.population)
         client = max(spec.population.seen, key=spec.data.train_size)
         tensors = {slot: initial[slot] for slot in slots_in_use(plan, spec.method, initial)}

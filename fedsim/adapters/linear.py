@@ -28,17 +28,25 @@ Dropout = Callable[[Tensor], Tensor]
 
 
 class ClientBatch:
-    """Whose sample is whose in a batch that holds `sizes[k]` samples of client k, one client after another."""
+    """Whose sample is whose in a batch that holds `sizes[k]` samples of client k, one client after another.
 
-    def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu"):
-        self.sizes, self.device = tuple(sizes), device
-        self.widest = max(sizes)
+    With a `width` the batch itself has so many rows for every client: those behind its samples are padding.
+    """
+
+    def __init__(self, sizes: Sequence[int], device: torch.device | str = "cpu", width: int | None = None):
+        self.sizes, self.device, self.n_clients = tuple(sizes), device, len(sizes)
+        self.widest = max(sizes) if width is None else width
         self.is_even = min(sizes) == self.widest
-        self.places = None if self.is_even else _places(self.sizes, torch.device(device))
+        is_grid = self.is_even or width is not None
+        self.n_rows = self.n_clients * self.widest if is_grid else sum(sizes)
+        self.places = None if is_grid else places(self.sizes, self.widest, torch.device(device))
 
     def stack(self, x: Tensor, fill: float = 0) -> Tensor:
-        """Return samples (samples, ...) by client as (K, widest, ...); places without a sample hold `fill`."""
-        K, shape = len(self.sizes), x.shape[1:]
+        """Return samples (samples, ...) by client as (K, widest, ...); places without a sample hold `fill`.
+
+        Rows of a batch that are padding stay what they are.
+        """
+        K, shape = self.n_clients, x.shape[1:]
         if self.places is None:
             return x.reshape(K, self.widest, *shape)
         empty = x.new_full((K * self.widest, *shape), fill)
@@ -51,11 +59,10 @@ class ClientBatch:
 
 
 @lru_cache
-def _places(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Where each sample goes among K · widest places; copied to a device once: the host would wait in every step."""
-    widest = max(sizes)
-    places = torch.cat([torch.arange(n) + k * widest for k, n in enumerate(sizes)])
-    return places.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else places.to(device)
+def places(sizes: tuple[int, ...], width: int, device: torch.device) -> Tensor:
+    """Return where each sample goes among K · width places, copied to a device once, lest the host waits every time."""
+    found = torch.cat([torch.arange(n) + k * width for k, n in enumerate(sizes)])
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 class Share(NamedTuple):
@@ -124,7 +131,7 @@ class TieredLinear(nn.Module):
     def _block_changes(self, x: Tensor, rows: ClientBatch) -> dict[tuple[int, int] | None, Tensor]:
         """What each site adds for a block of clients, at its rows."""
         samples = x.shape[:-1]
-        stacked = rows.stack(x.reshape(sum(rows.sizes), -1, x.shape[-1]))
+        stacked = rows.stack(x.reshape(rows.n_rows, -1, x.shape[-1]))
         whole = stacked.flatten(1, 2)
         seen = whole if self.dropout is None or self.sites[0].is_head else self.dropout(stacked)
         changes = {}

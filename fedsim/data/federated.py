@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fedsim.data.task import Classification, Task
+from fedsim.options import IGNORED
 
 Samples = Tensor | np.ndarray | Sequence[Any]
 """Something for every sample."""
@@ -34,12 +35,19 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device)
 
 
-def pick(table: Tensor, rows: Tensor, device: torch.device) -> Tensor:
-    """Return rows of a table on a device; of a table in CPU memory they are gathered in pinned memory for a GPU."""
+def pick(table: Tensor, rows: Tensor, device: torch.device, is_padding: Tensor | None = None) -> Tensor:
+    """Return rows of a table on a device; of a table in CPU memory they are gathered in pinned memory for a GPU.
+
+    Those that are padding, (B,), become `IGNORED`.
+    """
     if table.device.type == "cpu" and device.type == "cuda":
         picked = torch.empty(len(rows), *table.shape[1:], dtype=table.dtype, pin_memory=True)
-        return torch.index_select(table, 0, rows, out=picked).to(device, non_blocking=True)
-    return table[rows].to(device)
+        torch.index_select(table, 0, rows, out=picked)
+    else:
+        picked = table[rows]
+    if is_padding is not None:
+        picked.masked_fill_(is_padding.view(-1, *(1 for _ in table.shape[1:])), IGNORED)
+    return picked.to(device, non_blocking=device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -139,24 +147,36 @@ class FederatedData:
         return self.test[client].split(batch_size) if len(self.test[client]) else ()
 
     def batch(
-        self, rows: Tensor, draws: Tensor | None = None, device: torch.device | str | None = None
+        self,
+        rows: Tensor,
+        draws: Tensor | None = None,
+        device: torch.device | str | None = None,
+        length_step: int = 1,
     ) -> tuple[Tensor, Tensor]:
         """Return inputs as the backbone takes them, and targets, of these rows (B,), on `device`.
 
-        With `draws` they are augmented. Tokens are cut to the longest sequence among them. Raw inputs move to the
-        device, and what is done to them is done there.
+        A row −1 − r is padding: it has the inputs of row r, and targets `IGNORED`. With `draws` inputs are augmented.
+        Tokens are cut to the longest sequence among them, up to the next multiple of `length_step`. Raw inputs move to
+        the device, and what is done to them is done there.
         """
         device = torch.device(device or self.inputs.device)
         inputs, targets = self.inputs, self.targets
         if self.pad_token is not None:
-            longest = int(self.lengths[rows].max())
+            longest = length_step * -(-int(self.lengths[_real(rows)].max()) // length_step)
             inputs, targets = inputs[:, :longest], targets[:, :longest] if targets.ndim > 1 else targets
-        at_home = send(rows, inputs.device)
-        raw, targets = pick(inputs, at_home, device), pick(targets, at_home, device)
+        at_home, is_padding = send(rows, inputs.device), None
+        if bool((rows < 0).any()):
+            is_padding, at_home = at_home < 0, _real(at_home)
+        raw, targets = pick(inputs, at_home, device), pick(targets, at_home, device, is_padding)
         targets = targets.long() if self.pad_token is not None and targets.ndim > 1 else targets
         if draws is not None and self.augment:
             return self.augment(raw, send(draws, device)), targets
         return self.transform(raw), targets
+
+
+def _real(rows: Tensor) -> Tensor:
+    """The rows whose inputs padding has: −1 − r becomes r."""
+    return rows ^ (rows >> 63)
 
 
 def from_tensors(

@@ -18,6 +18,7 @@ from fedsim.adapters.layout import Slot
 from fedsim.adapters.linear import ClientBatch
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import block_dropout
+from fedsim.engines.padding import Pick, Samples, length_step, padded_samples, padded_size, samples_of
 from fedsim.engines.stack import Stack, StackedOptimizer
 from fedsim.models.client_module import ClientModule, is_out_of_memory
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
@@ -27,8 +28,16 @@ from fedsim.round import Assignment, Block, ClientError, ClientUpdate
 Answer = TypeVar("Answer")
 
 
+def batch_size_of(block: Block) -> int:
+    """Return the largest batch of a block's clients."""
+    return max(assignment.local.batch_size for assignment in block)
+
+
 class BatchedEngine:
-    """Trains blocks of up to `block_size` clients together; `on_client` is told of every finished one."""
+    """Trains blocks of up to `block_size` clients together; `on_client` is told of every finished one.
+
+    Where it is static, passes of training and measuring are padded to few shapes.
+    """
 
     def __init__(
         self,
@@ -38,8 +47,10 @@ class BatchedEngine:
         seed: int,
         block_size: int,
         on_client: Callable[[ClientUpdate], None] = lambda update: None,
+        is_static: bool = False,
     ):
         self.fabric, self.module, self.data, self.seed, self.on_client = fabric, module, data, seed, on_client
+        self.is_static, self.length_step = is_static, length_step(data) if is_static else 1
         self.resize(block_size)
 
     def resize(self, block_size: int) -> None:
@@ -64,10 +75,10 @@ class BatchedEngine:
         losses, measured = torch.zeros(len(block), device=self.module.device), self._measured(plan, stack)
         if stack.trained:
             optimizer = StackedOptimizer(stack)
-            streams = [self._stream(assignment) for assignment in block]
+            streams, width = [self._stream(assignment) for assignment in block], batch_size_of(block)
             for step in range(block[0].steps):
                 picks = [next(stream) for stream, a in zip(streams, block, strict=True) if step < a.steps]
-                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, step)
+                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, width, step)
                 optimizer.step(len(picks))
         tests = self._test(plan, stack)
         updates = []
@@ -119,7 +130,7 @@ class BatchedEngine:
         for rows in table.split(one.local.batch_size) if total.trained else ():
             samples = total.repeated(len(rows))
             gradients = torch.zeros_like(samples.values)
-            self._differentiate(plan, samples, [(row, None) for row in rows.split(1)], gradients)
+            self._differentiate(plan, samples, [(row, None) for row in rows.split(1)], gradients, 1)
             sums += gradients.square().sum(0) / len(table)
         return total.by_client(sums)[0]
 
@@ -127,11 +138,11 @@ class BatchedEngine:
         """The mean gradient (K, P) of every client over all of its data, as they are, at the installed values."""
         total, part = torch.zeros_like(stack.values), torch.zeros_like(stack.values)
         tables = [self.data.train[assignment.client] for assignment in stack.block]
-        batch_size = max(assignment.local.batch_size for assignment in stack.block)
+        batch_size = batch_size_of(stack.block)
         for begin in range(0, max(map(len, tables)), batch_size):
             picks = [(table[begin : begin + batch_size], None) for table in tables]
             shares = [len(rows) / max(len(table), 1) for (rows, _), table in zip(picks, tables, strict=True)]
-            self._differentiate(plan, stack, picks, part)
+            self._differentiate(plan, stack, picks, part, batch_size)
             total.addcmul_(part, torch.tensor(shares, device=stack.device).unsqueeze(1))
         return total
 
@@ -139,36 +150,49 @@ class BatchedEngine:
         self,
         plan: Plan,
         stack: Stack,
-        picks: Sequence[tuple[Tensor, Tensor | None]],
+        picks: Sequence[Pick],
         gradients: Tensor,
+        width: int,
         step: int | None = None,
     ) -> Tensor:
         """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses.
 
-        With a step it is a step of training, with dropout and augmentation.
+        No pick has more than `width` rows. With a step it is a step of training, with dropout and augmentation.
         """
 
         def differentiate(start: int, stop: int) -> Tensor:
-            chosen, draws = zip(*picks[start:stop], strict=True)
-            rows = ClientBatch([len(each) for each in chosen], stack.device)
-            values = stack.values[start:stop].detach().requires_grad_()
-            dropout = None if step is None else block_dropout(self.seed, stack.block[start:stop], step, rows)
-            self._install(plan, stack, values, start, rows, dropout)
-            drawn = None if step is None else torch.cat(draws)
+            members, samples = self._samples(stack, start, picks[start:stop], width)
+            values = stack.values[start : start + len(members)].detach().requires_grad_()
+            dropout = None if step is None else block_dropout(self.seed, members, step, samples.clients)
+            self._install(plan, stack, values, start, samples.clients, dropout)
+            batch = self.data.batch(samples.rows, samples.draws, stack.device, self.length_step)
             with self.fabric.autocast():
-                losses = self.module.training_step(self.data.batch(torch.cat(chosen), drawn, stack.device))
+                losses = self.module.training_step(batch)
             # Not fabric.setup_module: DDP would average the gradients of *different* clients.
             self.fabric.backward(losses.sum())
-            gradients[start:stop] = values.grad
-            return losses.detach()
+            gradients[start:stop] = values.grad[: stop - start]
+            return losses.detach()[: stop - start]
 
         return torch.cat(self._in_passes(len(picks), differentiate))
+
+    def _samples(self, stack: Stack, start: int, picks: Sequence[Pick], width: int) -> tuple[Block, Samples]:
+        """The clients of a pass that begins with client `start`, and what they see: those with a pick are the first.
+
+        In a static engine others join that have finished, to whose number there are few choices.
+        """
+        if not self.is_static:
+            return stack.block[start : start + len(picks)], samples_of(picks, stack.device)
+        n = padded_size(len(picks), min(self.pass_size, len(stack.block) - start))
+        members = stack.block[start : start + n]
+        tables = [self.data.train[assignment.client] for assignment in members]
+        spare = [int(table[0]) if len(table) else 0 for table in tables]
+        return members, padded_samples(picks, spare, width, stack.device)
 
     @torch.no_grad()
     def _test(self, plan: Plan, stack: Stack) -> list[dict[str, float]]:
         """The task's metrics of each client on its own test split; empty without test samples."""
         task = self.data.task
-        batch_size = 2 * max(assignment.local.batch_size for assignment in stack.block)  # nothing is kept for backward
+        batch_size = 2 * batch_size_of(stack.block)  # nothing is kept for backward
 
         def test(start: int, stop: int) -> Tensor:
             tables = [self.data.test[assignment.client] for assignment in stack.block[start:stop]]

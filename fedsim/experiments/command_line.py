@@ -54,6 +54,9 @@ class RunOptions:
     """How a worker trains its clients: in blocks, all of a block at once, or one after another (the reference)."""
     block_size: int | None = None
     """Clients that the batched engine trains together; default: what fits (GPU), about 128 samples (CPU)."""
+    static_shapes: bool | None = None
+    """Pad batches and texts to few shapes: steps of uneven clients compute more, in fewer kernels; same results to
+    rounding. Default: on a GPU."""
     compile: bool = False
     """Put the backbone through torch.compile: a minute at the start, some per cent afterwards."""
     on_nan: OnNan = "stop"
@@ -76,8 +79,9 @@ class RunOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
-        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "compile", "on_nan")
-        same = {name: getattr(self, name) for name in (*names, "threads", "timeout", "devices_profile", "wandb")}
+        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "static_shapes", "compile")
+        also = ("on_nan", "threads", "timeout", "devices_profile", "wandb")
+        same = {name: getattr(self, name) for name in (*names, *also)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

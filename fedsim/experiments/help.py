@@ -10,7 +10,8 @@ from tyro.extras import get_parser
 COMMON = {"path", "dataset", "task", "partition", "n-clients", "alpha", "unseen-fraction", "tasks", "clients-per-task"}
 COMMON |= {"clients-per-domain", "clients-per-style", "name", "weights", "epochs", "batch-size", "learning-rate"}
 """Of `data`, `model` and `local`; of a method all options but those of its parts."""
-ADVANCED = {"engine", "block-size", "compile", "on-nan", "threads", "timeout", "wandb", "evaluate-every"}
+ADVANCED = {"engine", "block-size", "static-shapes", "compile", "on-nan", "threads"}
+ADVANCED |= {"timeout", "wandb", "evaluate-every"}
 """Of those that stand by themselves."""
 
 

@@ -49,11 +49,12 @@ def by_client(updates):
 # numbers that are not finite
 
 
+@pytest.mark.parametrize("is_static", [False, True])
 @pytest.mark.parametrize("name", [name for name in CASES if name != "nothing trained"])
-def test_a_client_that_is_not_finite_leaves_the_others_of_its_block_alone(name):
+def test_a_client_that_is_not_finite_leaves_the_others_of_its_block_alone(name, is_static):
     """Whatever makes it so, in whatever clients may differ: masks, padding, clipping, mixing, corrections."""
     case = dict(CASES[name])
-    batched = engine(mixing=case.pop("mixing", None))
+    batched = engine(mixing=case.pop("mixing", None), is_static=is_static)
     plan, sick, block = replace(PLAN, objective=overlap_too), 2, assignments(**case)
     expected = by_client(batched.local_update(plan, [block]))
     nan = {slot: torch.full_like(tensor, torch.nan) for slot, tensor in block[sick].tensors.items()}

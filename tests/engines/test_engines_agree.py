@@ -166,7 +166,7 @@ def overlap_too(logits, targets, tensors):
     return cross_entropy(logits, targets, tensors) + 0.1 * tier_overlap(tensors, "root", "leaf")
 
 
-def both_engines(case: dict, block_size: int):
+def both_engines(case: dict, block_size: int, is_static: bool = False):
     """The updates of the sequential and the batched engine, by client."""
     data, net, case = federation(), backbone(), dict(case)
     module = ClientModule(net, LAYOUT.sites, mixing=case.pop("mixing", None))
@@ -177,7 +177,8 @@ def both_engines(case: dict, block_size: int):
     )
     made = assignments(**case)
     blocks = [made[start : start + block_size] for start in range(0, CLIENTS, block_size)]
-    engines = SequentialEngine(fabric, module, data, 7), BatchedEngine(fabric, module, data, 7, block_size)
+    batched = BatchedEngine(fabric, module, data, 7, block_size, is_static=is_static)
+    engines = SequentialEngine(fabric, module, data, 7), batched
     return [
         [{u.client: u for u in work(plan, blocks)} for work in (engine.local_update, engine.evaluate)]
         for engine in engines
@@ -208,6 +209,13 @@ def test_a_block_trains_and_evaluates_as_its_clients_do_one_by_one(name, block_s
     assert_same(evaluated_together, evaluated)
     moved = any(update.tensors for update in trained.values())
     assert moved == (name != "nothing trained")
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name != "nothing trained"])
+def test_padding_to_few_shapes_changes_nothing_but_the_last_bits(name):
+    (trained, evaluated), (trained_together, evaluated_together) = both_engines(CASES[name], 6, is_static=True)
+    assert_same(trained_together, trained)
+    assert_same(evaluated_together, evaluated)
 
 
 def mask_the_gradient(self, active):
@@ -287,6 +295,10 @@ METHODS = {
 }
 
 
+ALSO_STATIC = ("hilora", "fedtreelora", "ilora", "fedhello")
+"""Methods whose shapes are padded to few ones too."""
+
+
 def test_every_method_is_among_those_that_are_compared():
     assert {type(method).__name__ for method in METHODS.values()} - {"Mixed"} == set(methods.__all__)
 
@@ -304,11 +316,11 @@ def products(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def test_a_whole_run_ends_alike_whichever_engine_runs_it(tiny_run, name, cohort_size):
     states, results = [], []
     data = fedsim.with_proxy(tiny_data(9, 13, unseen=(4,)), torch.arange(0, 117, 6))
-    for engine, block_size in (("sequential", None), ("batched", 3)):
-        changes = {"data": data, "backbone": TinyAttention(), "rounds": 4, "engine": engine}
-        result = tiny_run(
-            f"{engine}{block_size}", method=METHODS[name], cohort_size=cohort_size, block_size=block_size, **changes
-        )
+    runs = [{"engine": "sequential"}, {"block_size": 3}]
+    runs += [{"block_size": 3, "static_shapes": True}] if name in ALSO_STATIC else []
+    for k, options in enumerate(runs):
+        changes = {"data": data, "backbone": TinyAttention(), "rounds": 4, **options}
+        result = tiny_run(f"{k}", method=METHODS[name], cohort_size=cohort_size, **changes)
         states.append(load_checkpoint(result.folder)[1])
         results.append(result)
     for state, result in zip(states[1:], results[1:], strict=True):

@@ -56,11 +56,12 @@ def assignments(layout: Layout, **changes) -> list[Assignment]:
     return made
 
 
-def engines(backbone, data):
+def engines(backbone, data, **options):
     layout = Layout(find_sites(backbone), ("adapter",), 3, "global")
     module, fabric = ClientModule(backbone, layout.sites), Fabric(accelerator="cpu", devices=1)
     plan = Plan(population=Population(CLIENTS, tuple(range(CLIENTS)), (), SIZES))
-    return layout, plan, SequentialEngine(fabric, module, data, 7), BatchedEngine(fabric, module, data, 7, CLIENTS)
+    batched = BatchedEngine(fabric, module, data, 7, CLIENTS, **options)
+    return layout, plan, SequentialEngine(fabric, module, data, 7), batched
 
 
 BACKBONES = {"LLaMA": lambda: tiny_llama(258), "GPT-2": lambda: without_convolutions(tiny_gpt2(258))}
@@ -71,10 +72,11 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("is_static", [False, True])
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", BACKBONES)
-def test_a_block_learns_and_writes_what_its_clients_do_one_by_one(kind, case):
-    layout, plan, sequential, batched = engines(BACKBONES[kind](), federation(ByteTokenizer()))
+def test_a_block_learns_and_writes_what_its_clients_do_one_by_one(kind, case, is_static):
+    layout, plan, sequential, batched = engines(BACKBONES[kind](), federation(ByteTokenizer()), is_static=is_static)
     assert not any(slot.factor in "Wb" for slot in layout.shapes)
     block = assignments(layout, **CASES[case])
     for work in ("local_update", "evaluate"):
