@@ -13,7 +13,7 @@ from fedsim.adapters.layout import HEAD_TIER, MIX_TIER, RANK_AXIS, HeadPolicy, L
 from fedsim.parts.aggregation import Merged, discarded_energy, mean_factors, normalised_weights, weighted_mean
 from fedsim.parts.allocation import movement_log
 from fedsim.parts.initialisation import lora_initial
-from fedsim.parts.objectives import cross_entropy, label_logit
+from fedsim.parts.objectives import Objective, cross_entropy, label_logit
 from fedsim.parts.sharing import is_private, share_all
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
@@ -108,7 +108,8 @@ class Plan:
     """The slots of those tiers, of the head and of the mixing that take part; others are not sent."""
     trains: Callable[[Slot], bool] = every_slot
     sharing: Callable[[Slot, Population], Tensor] = share_all
-    objective: Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor] = cross_entropy
+    objective: Objective = cross_entropy
+    """(logits, targets, the client's tensors, those that it received at the start of the round) to its loss."""
     combine: Combine = mean_factors
     server_update: Callable[[ServerState, "Plan", Sequence[ClientUpdate]], Outcome] = fedavg_update
     lora_ranks: Sequence[int] | None = None

@@ -8,6 +8,7 @@ this folder's `stack` and `dropout` and to adapters/linear.
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -213,8 +214,10 @@ class BatchedEngine:
 
     def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientBatch, dropout=None) -> None:
         """Make the module the clients from `start` on, whose trained tensors are `values`."""
-        tensors, scales = stack.tensors(values, start), stack.scales(start, start + len(values))
-        self.module.install(tensors, scales, plan.objective, rows=rows, dropout=dropout, grouped=stack.grouped)
+        stop = start + len(values)
+        objective = partial(plan.objective, received=stack.received(start, stop))
+        tensors, scales = stack.tensors(values, start), stack.scales(start, stop)
+        self.module.install(tensors, scales, objective, rows=rows, dropout=dropout, grouped=stack.grouped)
 
     def _in_passes(self, n_clients: int, run: Callable[[int, int], Answer]) -> list[Answer]:
         """Return `run(start, stop)` over all clients, `pass_size` at a time.

@@ -1,6 +1,7 @@
 """The reference engine: one client after another, plain torch. Slow and obviously right."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from lightning.fabric import Fabric
@@ -8,6 +9,7 @@ from lightning.fabric import Fabric
 from fedsim.adapters.linear import Dropout
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import ClientDropout
+from fedsim.engines.stack import Received
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
 from fedsim.randomness import generator
@@ -115,8 +117,10 @@ class SequentialEngine:
 
     def _install(self, plan: Plan, assignment: Assignment, tensors: dict, dropout: Dropout | None = None) -> None:
         """Make the module this client."""
+        received = Received(lambda: {slot: t.to(self.module.device) for slot, t in assignment.tensors.items()})
+        objective = partial(plan.objective, received=received)
         self.module.install(
-            tensors, assignment.scales, plan.objective, assignment.local, dropout=dropout, rates=assignment.rates
+            tensors, assignment.scales, objective, assignment.local, dropout=dropout, rates=assignment.rates
         )
 
     @torch.no_grad()

@@ -1,7 +1,8 @@
 """The tensors of a block of K clients, stacked, and the optimiser that steps all of them at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -24,8 +25,7 @@ class Stack:
         self.grouped = group_slots(self.shapes)
         self.trained = [slot for slot in self.shapes if any(slot in a.trains for a in block)]
         self.sizes = [self.shapes[slot].numel() for slot in self.trained]
-        rows = [torch.cat([self._padded(a, slot).flatten() for slot in self.trained]) for a in block if self.trained]
-        self.values = torch.stack(rows).to(device) if rows else torch.zeros(len(block), 0, device=device)
+        self.values = self._start()
         self.corrections = self._corrections()
         unequal = {tier: [a.scales[tier] for a in block] for tier in block[0].scales}
         self.unequal_scales = {t: torch.tensor(own, device=device) for t, own in unequal.items() if len(set(own)) > 1}
@@ -50,6 +50,10 @@ class Stack:
             slot: columns[slot].view(len(values), *shape) if slot in columns else self.frozen[slot][start:stop]
             for slot, shape in self.shapes.items()
         }
+
+    def received(self, start: int, stop: int) -> "Received":
+        """Return every slot of these clients as `tensors` does, but as it was handed out."""
+        return Received(lambda: self.tensors(self._handed_out[start:stop], start))
 
     def scales(self, start: int, stop: int) -> dict[str, Scale]:
         """Return each tier's scale: one number where these clients agree, else (k,)."""
@@ -92,6 +96,14 @@ class Stack:
                 columns[slot][k].view(self.shapes[slot])[tuple(map(slice, value.shape))] = value.to(self.device)
         return corrections
 
+    def _start(self) -> Tensor:
+        rows = [torch.cat([self._padded(a, s).flatten() for s in self.trained]) for a in self.block if self.trained]
+        return torch.stack(rows).to(self.device) if rows else torch.zeros(len(self.block), 0, device=self.device)
+
+    @cached_property
+    def _handed_out(self) -> Tensor:
+        return self._start()
+
     def _each_trained(self) -> list[tuple[Slot, torch.Size]]:
         return [(slot, self.shapes[slot]) for slot in self.trained]
 
@@ -123,6 +135,26 @@ def _cut(slot: Slot, tensor: Tensor, shape: torch.Size) -> Tensor:
 
 def _widest(tensors: Sequence[Tensor]) -> torch.Size:
     return max((tensor.shape for tensor in tensors), key=lambda shape: shape.numel())
+
+
+class Received(Mapping[Slot, Tensor]):
+    """What clients received, put on the device when an objective looks at it first: most never do."""
+
+    def __init__(self, make: Callable[[], Mapping[Slot, Tensor]]):
+        self._make = make
+
+    @cached_property
+    def _tensors(self) -> Mapping[Slot, Tensor]:
+        return self._make()
+
+    def __getitem__(self, slot: Slot) -> Tensor:
+        return self._tensors[slot]
+
+    def __iter__(self) -> Iterator[Slot]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 class StackedOptimizer:

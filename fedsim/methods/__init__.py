@@ -10,6 +10,7 @@ from fedsim.methods.fedex_lora import FedExLoRA
 from fedsim.methods.fedhello import FedHeLLo
 from fedsim.methods.fedit import FedIT
 from fedsim.methods.fedlease import FedLEASE
+from fedsim.methods.fedprox import FedProx
 from fedsim.methods.fedra import FedRA
 from fedsim.methods.fedsa_lora import FedSALoRA
 from fedsim.methods.fedtreelora import FedTreeLoRA
@@ -37,6 +38,7 @@ __all__ = [
     "FedHeLLo",
     "FedIT",
     "FedLEASE",
+    "FedProx",
     "FedRA",
     "FedSALoRA",
     "FedTreeLoRA",

@@ -7,7 +7,7 @@ Deliberate differences: one rank for all sites of a client, so tails are summed 
 classifier is averaged by training samples.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import Slot, fit_rank
 from fedsim.parts.aggregation import product_norm
-from fedsim.parts.objectives import cross_entropy
+from fedsim.parts.objectives import Held, cross_entropy
 from fedsim.parts.ranks import LoraRanks, UnequalRanks
 from fedsim.plan import Plan, by_samples, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -50,10 +50,10 @@ class HetLoRA(UnequalRanks):
         )
         return plan if ranks is None else replace(plan, lora_ranks=ranks.tolist())
 
-    def _objective(self, logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
-        return cross_entropy(logits, targets, tensors) + self.penalty * self._tail(tensors)
+    def _objective(self, logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
+        return cross_entropy(logits, targets, tensors, received) + self.penalty * self._tail(tensors)
 
-    def _tail(self, tensors: Mapping[Slot, Tensor]) -> Tensor | float:
+    def _tail(self, tensors: Held) -> Tensor | float:
         """Σ over sites of ‖B_tail‖ ‖A_tail‖. In a block padding is zero: a client's rank is the rows of A it has."""
         total: Tensor | float = 0.0
         for slot in [slot for slot in tensors if slot.factor == "B"]:

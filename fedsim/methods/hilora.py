@@ -11,7 +11,7 @@ of root and cluster stage are shares of the budget, so that any number of rounds
 does not state caps, τ, γ, λ, the range of K or the probe, hence they are parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsim.adapters.layout import HeadPolicy, Slot
 from fedsim.parts.aggregation import product_svd, relative_change
 from fedsim.parts.directions import TIER, SubspaceClustering, admit_by_route, tier_overlaps, with_routed
-from fedsim.parts.objectives import cross_entropy, tier_overlap
+from fedsim.parts.objectives import Held, cross_entropy, tier_overlap
 from fedsim.parts.sharing import alone, everyone, ungrouped, with_head
 from fedsim.plan import Plan, Probe, is_adapter, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
@@ -83,8 +83,8 @@ class HiLoRA:
         holders = {"root": everyone(population), "cluster": labels}
         return with_head(self.head_policy, slot, holders.get(slot.tier, alone(population)), population)
 
-    def _objective(self, stage: str, logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
-        loss = cross_entropy(logits, targets, tensors)
+    def _objective(self, stage: str, logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
+        loss = cross_entropy(logits, targets, tensors, received)
         if stage != "root":
             loss = loss + self.gamma_c * tier_overlap(tensors, "root", stage)
         if stage == "leaf":

@@ -1,15 +1,20 @@
 """What a client minimises. Every function returns one loss per client: no leading axis, or the leading axis K."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.adapters.layout import MIX_TIER, Slot
 from fedsim.options import IGNORED
 
+Held = Mapping[Slot, Tensor]
+"""A client's tensors, or of a block's clients (K, *shape)."""
+Objective = Callable[[Tensor, Tensor, Held, Held], Tensor]
 
-def cross_entropy(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
+
+def cross_entropy(logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
     """Mean cross-entropy of logits (..., B, N) against class indices (..., B), shape (...).
 
     A target that is `IGNORED` stands for no sample: clients of one block may have unequal batches.
@@ -18,17 +23,24 @@ def cross_entropy(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor
     return losses.view(targets.shape).sum(-1) / (targets != IGNORED).sum(-1).clamp(min=1)
 
 
-def label_logit(logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
+def label_logit(logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
     """Mean raw logit of the label, of logits (..., B, N) and class indices (..., B), shape (...)."""
     is_there = targets != IGNORED
     chosen = logits.gather(-1, targets.clamp(min=0).unsqueeze(-1)).squeeze(-1) * is_there
     return chosen.sum(-1) / is_there.sum(-1).clamp(min=1)
 
 
-def with_small_weights(penalty: float, logits: Tensor, targets: Tensor, tensors: Mapping[Slot, Tensor]) -> Tensor:
+def with_small_weights(penalty: float, logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
     """Cross-entropy plus `penalty` times the sum of the magnitudes of what weighs the tiers, shape (...)."""
     (weights,) = [tensor for slot, tensor in tensors.items() if slot.tier == MIX_TIER]
-    return cross_entropy(logits, targets, tensors) + penalty * weights.abs().sum(-1)
+    return cross_entropy(logits, targets, tensors, received) + penalty * weights.abs().sum(-1)
+
+
+def proximal(mu: float, logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
+    """Cross-entropy plus μ/2 ‖w − w_received‖², shape (...) (FedProx, arXiv 1812.06127, equation 2)."""
+    clients = targets.shape[:-1]
+    moved = [(tensor - received[slot]).square().view(*clients, -1) for slot, tensor in tensors.items()]
+    return cross_entropy(logits, targets, tensors, received) + mu / 2 * torch.cat(moved, dim=-1).sum(-1)
 
 
 def column_overlap(frozen: Tensor, trained: Tensor) -> Tensor:
@@ -36,7 +48,7 @@ def column_overlap(frozen: Tensor, trained: Tensor) -> Tensor:
     return (frozen.mT @ trained).square().sum((-2, -1))
 
 
-def tier_overlap(tensors: Mapping[Slot, Tensor], frozen: str, trained: str) -> Tensor:
+def tier_overlap(tensors: Held, frozen: str, trained: str) -> Tensor:
     """The sum over sites of `column_overlap` between two tiers' B; shape (...).
 
     Raises ValueError when no site carries both tiers.

@@ -3,6 +3,7 @@
 import json
 import weakref
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -53,7 +54,8 @@ def measured(
         tensors = {slot: tensor.expand(n, *tensor.shape).clone() for slot, tensor in tensors.items()}
     for slot in learns:
         tensors[slot].requires_grad_()
-    MODULE.install(tensors, {}, cross_entropy, rows=ClientBatch([BATCH] * n) if n_clients else None)
+    rows = ClientBatch([BATCH] * n) if n_clients else None
+    MODULE.install(tensors, {}, partial(cross_entropy, received={}), rows=rows)
     images, targets = IMAGES.repeat(n, 1, 1, 1), torch.zeros(n * BATCH, dtype=torch.long)
     known = {t.untyped_storage().data_ptr() for t in [*NET.parameters(), *NET.buffers(), *tensors.values(), images]}
     kept = {}

@@ -18,7 +18,7 @@ from fedsim.engines.stack import StackedOptimizer
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
 from fedsim.parts.fisher import FisherAllocation
-from fedsim.parts.objectives import cross_entropy, tier_overlap
+from fedsim.parts.objectives import proximal, tier_overlap
 from fedsim.parts.tree import TreeCuts
 from fedsim.plan import Measure, Plan
 from fedsim.round import Assignment, Population
@@ -162,8 +162,8 @@ CASES = {
 }
 
 
-def overlap_too(logits, targets, tensors):
-    return cross_entropy(logits, targets, tensors) + 0.1 * tier_overlap(tensors, "root", "leaf")
+def overlap_too(logits, targets, tensors, received):
+    return proximal(0.5, logits, targets, tensors, received) + 0.1 * tier_overlap(tensors, "root", "leaf")
 
 
 def both_engines(case: dict, block_size: int, is_static: bool = False):
@@ -288,6 +288,7 @@ METHODS = {
     "lora_fair": fedsim.LoRAFAIR(ranks=RANKS),
     "fedhello_gd": fedsim.FedHeLLo(**SOME, strategy="gd", head_policy="local", forget_heads=True),
     "fedhello": fedsim.FedHeLLo(**SOME, average="samples", fim=FisherAllocation(warmup_rounds=1, period=1)),
+    "fedprox": fedsim.FedProx(lora_rank=2, lora_alpha=4, mu=0.5),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

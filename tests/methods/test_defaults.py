@@ -18,6 +18,7 @@ NUMBERS = {
     "FedHeLLo": (0, 1, 2, 3, 6, 9, 12, 16, 50, 50),
     "FedIT": (8,),
     "FedLEASE": (4, 5, 8),
+    "FedProx": (0.01, 8),
     "FedRA": (0, 6, 9, 12, 16),
     "FedSALoRA": (8,),
     "FedTreeLoRA": (0.05, 0.05, 0.5, 3, 5, 8),

@@ -56,7 +56,7 @@ def test_the_objective_adds_the_printed_penalties():
         for site in ("q", "v")
     }
     logits, targets = torch.randn(4, 3, generator=random, dtype=torch.float64), torch.tensor([0, 1, 2, 0])
-    plain = cross_entropy(logits, targets, {})
+    plain = cross_entropy(logits, targets, {}, {})
 
     def penalty(one, other):
         products = (tensors[Slot(one, site, "B")].T @ tensors[Slot(other, site, "B")] for site in ("q", "v"))
@@ -68,7 +68,7 @@ def test_the_objective_adds_the_printed_penalties():
         (2, "leaf", 0.3 * penalty("root", "leaf") + 0.7 * penalty("cluster", "leaf")),
     ):
         held = {slot: value for slot, value in tensors.items() if slot.tier in plan_in(stage).tiers}
-        loss = plan_in(stage, gamma_c=0.3, gamma_l=0.7).objective(logits, targets, held)
+        loss = plan_in(stage, gamma_c=0.3, gamma_l=0.7).objective(logits, targets, held, held)
         assert float(loss - plain) == pytest.approx(extra), tier
 
 

@@ -100,6 +100,23 @@ def test_agglomeration_is_scipys_on_the_same_cosines():
         assert agglomerated(torch.from_numpy(distances), n_groups).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_fedprox_without_its_term_is_fedit_and_with_it_stays_nearer_at_no_more_bytes(tiny_run, engine):
+    runs = {
+        mu: tiny_run(f"{mu}", method=fedsim.FedProx(lora_rank=2, mu=mu), rounds=1, engine=engine) for mu in (0, 1, 1e3)
+    }
+    plain = tiny_run("fedit", method=fedsim.FedIT(lora_rank=2), rounds=1, engine=engine)
+    assert runs[0].digest == plain.digest
+    moved = [sum(float(v.norm()) for k, v in adapters(runs[mu]).items() if "/B|rows" in k) for mu in (0, 1, 1e3)]
+    assert moved == sorted(moved, reverse=True)
+    assert moved[2] < moved[0] / 2
+    for run in runs.values():
+        assert (run.summary["bytes.up"], run.summary["bytes.down"]) == (
+            plain.summary["bytes.up"],
+            plain.summary["bytes.down"],
+        )
+
+
 @pytest.mark.parametrize("head_policy", ["tier", "global", "local"])
 def test_clustered_fedavg_with_one_cluster_is_fedit(tiny_run, head_policy):
     found = tiny_run("one", method=fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=1, head_policy=head_policy))

@@ -5,19 +5,32 @@ import torch
 import torch.nn.functional as F
 
 from fedsim.adapters.layout import Slot
-from fedsim.parts.objectives import column_overlap, cross_entropy, tier_overlap
+from fedsim.parts.objectives import column_overlap, cross_entropy, proximal, tier_overlap
 
 
 def test_cross_entropy_is_torchs_mean_for_one_client():
     logits, targets = torch.randn(6, 4), torch.tensor([0, 3, 1, 1, 2, 0])
-    torch.testing.assert_close(cross_entropy(logits, targets, {}), F.cross_entropy(logits, targets))
+    torch.testing.assert_close(cross_entropy(logits, targets, {}, {}), F.cross_entropy(logits, targets))
 
 
 def test_cross_entropy_of_stacked_clients_is_one_loss_each():
     logits, targets = torch.randn(3, 6, 4), torch.randint(4, (3, 6))
-    losses = cross_entropy(logits, targets, {})
+    losses = cross_entropy(logits, targets, {}, {})
     expected = torch.stack([F.cross_entropy(one, target) for one, target in zip(logits, targets, strict=True)])
     torch.testing.assert_close(losses, expected)
+
+
+def test_the_proximal_term_is_half_mu_times_the_squared_distance_of_each_client():
+    logits, targets = torch.randn(3, 6, 4), torch.randint(4, (3, 6))
+    received = {Slot("adapter", "q", "A"): torch.randn(3, 2, 5), Slot("head", "head", "b"): torch.randn(3, 4)}
+    tensors = {
+        slot: value + torch.tensor([0.0, 1.0, 2.0]).view(3, *[1] * (value.ndim - 1)) for slot, value in received.items()
+    }
+    found = proximal(0.5, logits, targets, tensors, received)
+    expected = cross_entropy(logits, targets, {}, {}) + 0.25 * torch.tensor([0.0, 14.0, 4 * 14.0])
+    torch.testing.assert_close(found, expected)
+    one = [{slot: value[1] for slot, value in held.items()} for held in (tensors, received)]
+    torch.testing.assert_close(proximal(0.5, logits[1], targets[1], *one), expected[1])
 
 
 def test_overlap_of_columns_is_zero_when_orthogonal_and_the_number_of_columns_when_equal_and_orthonormal():
