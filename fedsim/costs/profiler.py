@@ -65,7 +65,7 @@ def _run(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor, weights: Ma
             hooks.append(backbone.get_submodule(path).register_forward_hook(_begin_backward))
     try:
         with torch.enable_grad(), FlopCounterMode(display=False) as pass_.counter:
-            with torch.autograd.graph.saved_tensors_hooks(pass_.keep, lambda tensor: tensor):
+            with torch.autograd.graph.saved_tensors_hooks(pass_.keep, lambda nothing: nothing):  # there is no backward
                 functional_call(backbone, dict(weights), (inputs,))
             pass_.leave()
     finally:
@@ -82,8 +82,9 @@ def _run(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor, weights: Ma
 class _Pass:
     """Counts during one forward pass, piece by piece: [FLOPs forward, FLOPs backward, bytes kept].
 
-    The graph of the pass holds `keep`, and so this object, which therefore must hold no tensor of the graph: a circle
-    through autograd is never collected. It holds storages, which know no graph.
+    The graph of the pass holds `keep`, and so this object, which therefore must hold no tensor of the graph, nor may
+    `keep` return one: a node that keeps its own output, as attention on a GPU does, is a circle through autograd, which
+    is never collected. It holds storages, which know no graph.
     """
 
     def __init__(self, weights: Mapping[str, Tensor]):
@@ -117,13 +118,12 @@ class _Pass:
             sums[1] += int(flops * (factors[0] if factors else 1))
         self.counted = counts
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """Count a tensor that backward needs, once, unless it is part of the backbone."""
+    def keep(self, tensor: Tensor) -> None:
+        """Count a tensor that backward needs, once, unless it is part of the backbone; let the graph keep nothing."""
         storage = tensor.untyped_storage()
         if storage._cdata not in self.kept:  # where there is no memory there are no addresses
             self.kept[storage._cdata] = storage  # alive, so that its address is not given away again
             self.sums.setdefault(self.depth, [0, 0, 0])[2] += storage.nbytes()
-        return tensor
 
 
 def _begin_backward(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:

@@ -139,9 +139,11 @@ def test_a_backbone_is_measured_once_for_the_same_sites_and_inputs():
         hook.remove()
 
 
-def test_nothing_of_the_pass_that_measures_stays_in_memory():
+@pytest.mark.parametrize("through", [torch.nn.Identity(), torch.exp], ids=["plain", "backward needs an output"])
+def test_nothing_of_the_pass_that_measures_stays_in_memory(through):
     net = TinyAttention()
     seen = []
+    net.blocks[1]["q_proj"].register_forward_hook(lambda module, arguments, output: through(output))
     for module in net.modules():
         module.register_forward_hook(lambda module, arguments, output: seen.append(weakref.ref(output)))
     profile(net, find_sites(net), torch.zeros(1, 12))
