@@ -53,7 +53,7 @@ class FLoRA(UnequalRanks):
             sent += (B.numel() + A.numel()) * B.element_size()
             start = state.bank.initial[pair]
             if self.restart == "fresh":
-                random = generator(0, f"flora/{pair}", state.round_index)
+                random = generator(state.seed, f"flora/{pair}", state.round_index)
                 A = (2 * torch.rand(start.shape, generator=random) - 1) / start.shape[1] ** 0.5
             else:
                 A = weighted_mean(stack_padded(updates, pair), by_samples(updates, pair))

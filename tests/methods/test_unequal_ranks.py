@@ -170,6 +170,15 @@ def test_flora_starts_every_round_from_new_random_a_or_from_the_mean_of_the_clie
         assert both.std() == pytest.approx(bound / 3**0.5, rel=0.1)
 
 
+@pytest.mark.parametrize("seed", [0, 5])
+def test_floras_new_random_a_follows_the_seed_of_the_run(seed):
+    server, pair = Server(fedsim.FLoRA(ranks=RANKS, lora_alpha=ALPHA)), Slot("adapter", SITE, "A")
+    server.state = replace(server.state, seed=seed)
+    server.round(noise)
+    drawn = torch.rand(4, WIDTH, generator=generator(seed, f"flora/{pair}", 0))
+    torch.testing.assert_close(server.state.bank.read(pair, torch.tensor([0]))[0], (2 * drawn - 1) / WIDTH**0.5)
+
+
 def test_fedex_lora_merges_a_round_of_a_single_client(tiny_run):
     """Nothing is left over then; with unequal clients the mean of the factors would leave a residual."""
     result = tiny_run(method=fedsim.FedExLoRA(ranks=fedsim.LoraRanks(values=(2,))), cohort_size=1, rounds=1)
