@@ -17,7 +17,7 @@ OLDEST := $(or $(TMPDIR),/tmp)/fedsim-oldest-venv
 OLDEST_TESTS = $(addprefix tests/,adapters parts methods engines models data)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-oldest check run slurm bench mutants reproduce clean
+.PHONY: help setup demo docs test test-slow test-oldest check run slurm bench mutants reproduce clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ setup: $(BIN)/.installed ## Create .venv and install fedsim with its development
 $(BIN)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(BIN)/.docs-installed: $(BIN)/.installed
+	$(INSTALL) -e '.[dev,docs]'
 	touch $@
 
 $(BIN)/.bench-installed: $(BIN)/.installed
@@ -39,6 +43,10 @@ $(BIN)/.mutants-installed: $(BIN)/.installed
 
 demo: setup ## Train HiLoRA, FedIT and Local on the embedded digits with two workers and compare them
 	$(FABRIC) recipes/quickstart.py --accelerator cpu --devices $(WORKERS) $(ARGS)
+
+docs: $(BIN)/.docs-installed ## Build the documentation into site/, whose links and anchors must be right
+	OMP_NUM_THREADS=1 $(BIN)/python docs/generate.py build/docs
+	$(BIN)/zensical build --strict
 
 run: setup ## Run a recipe: make run RECIPE=recipes/x.py WORKERS=8 ARGS="--seed 1"
 	$(FABRIC) $(RECIPE) --devices $(WORKERS) $(ARGS)
@@ -78,5 +86,5 @@ reproduce: setup ## Measure the papers' orderings on real data: make reproduce T
 	for table in ladder tree; do $(RUN) benchmarks/$$table.py $(TWO) --text-model $(TEXT_MODEL) || exit; done
 
 clean: ## Remove caches and build leftovers (not .venv, not runs)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf build site dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './.venv/*' -exec rm -rf {} +

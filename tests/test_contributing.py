@@ -12,49 +12,8 @@ import fedsim
 from fedsim.experiments.dry_run import estimate
 from fedsim.run_spec import RunSpec
 
-METHOD = '''"""Median: the median of factors instead of their mean; the last depth never leaves its client."""
-
-from dataclasses import dataclass
-from functools import partial
-
-import torch
-from torch import Tensor
-
-from fedsim.adapters.layout import HeadPolicy, Slot
-from fedsim.parts.aggregation import Merged
-from fedsim.parts.sharing import alone, one_copy
-from fedsim.plan import Plan
-from fedsim.round import Population, ServerState
-
-
-def median_factors(B: Tensor, A: Tensor, weights: Tensor) -> Merged:
-    """Return the median of B (n, O, R) and that of A (n, R, I)."""
-    return Merged(B.median(0).values, A.median(0).values, 0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Median:
-    """One robust adapter for all."""
-
-    lora_rank: int = 8
-    """Width R of the adapter."""
-    lora_alpha: float | None = None
-    """α of the scale α/R; None means α = R."""
-    head_policy: HeadPolicy = "tier"
-    """Who trains the classifier."""
-
-    tiers = ("adapter",)
-
-    def plan(self, state: ServerState, population: Population) -> Plan:
-        """FedAvg, but for who shares what and how it is merged."""
-        last = max(depth for site, depth in state.depths.items() if site != "head")
-        own = {site for site, depth in state.depths.items() if depth == last and site != "head"}
-        return Plan(population=population, sharing=partial(self._sharing, own), combine=median_factors)
-
-    def _sharing(self, own: set[str], slot: Slot, population: Population) -> Tensor:
-        return alone(population) if slot.site in own else one_copy(self.head_policy, slot, population)
-'''
-"""What a newcomer writes after reading CONTRIBUTING.md."""
+METHOD = (ROOT / "docs/tutorials/201_own_method.py").read_text().split("# %%\n")[1].split("# %% [")[0].strip()
+"""What a newcomer writes after reading CONTRIBUTING.md: the tutorial's own method."""
 
 
 @pytest.fixture(scope="module")

@@ -1,19 +1,40 @@
-"""The README tells the truth: its script runs, its options and files exist."""
+"""README, CONTRIBUTING and the pages of docs/ tell the truth: links, files, commands and scripts are right."""
 
+import importlib.metadata
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import tyro
 from conftest import ROOT
-from runs import environment
+from runs import environment, load
+
+import fedsim
+
+sys.path.insert(0, str(ROOT / "docs"))
+import generate
 
 README = (ROOT / "README.md").read_text()
+TUTORIALS = sorted((ROOT / "docs/tutorials").glob("[0-9]*.py"))
+PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *TUTORIALS]
+
+
+def text_of(path: Path) -> str:
+    """A page in Markdown; of a tutorial its cells, with their code in fences."""
+    if path.suffix == ".md":
+        return path.read_text()
+    return "\n\n".join(
+        body if is_text else f"```python\n{body}\n```" for is_text, body in generate.cells(path.read_text())
+    )
 
 
 def library_script() -> str:
-    """The README's one script in Python."""
-    (script,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    """The one script in Python of the page about the library."""
+    (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/guide/library.md").read_text(), flags=re.DOTALL)
     return script
 
 
@@ -29,23 +50,36 @@ def test_the_library_script_runs_as_printed(tmp_path):
     assert (tmp_path / "runs" / "mine" / "result.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("path", TUTORIALS, ids=lambda path: path.stem)
+def test_a_tutorial_runs(path: Path, tmp_path: Path):
+    done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+# what is said of the code
+
+
+def test_readme_is_short_and_shows_the_demo():
+    assert len(README.splitlines()) <= 150
+    assert (ROOT / "docs/images/report.png").stat().st_size < 300_000
+    for name in fedsim.methods.__all__:
+        assert (
+            f"fedsim/methods/{sys.modules[getattr(fedsim, name).__module__].__name__.rpartition('.')[2]}.py" in README
+        )
+
+
 def test_every_file_of_the_tree_exists_and_every_module_is_in_the_tree():
-    tree = README.split("```\nfedsim/\n")[1].split("```")[0]
+    tree = (ROOT / "CONTRIBUTING.md").read_text().split("```\nfedsim/\n")[1].split("```")[0]
     inside = [line.split()[0] for line in tree.splitlines() if line.startswith("  ")]
     assert all((ROOT / "fedsim" / name).exists() for name in inside)
     there = {path.name + ("/" if path.is_dir() else "") for path in (ROOT / "fedsim").iterdir()}
     assert there - {"__init__.py", "__pycache__/"} == set(inside)
 
 
-def test_every_make_target_of_the_readme_exists():
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"^make ([a-z-]+)", README, flags=re.MULTILINE):
-        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
-
-
 def test_every_installation_hint_installs_from_the_checkout_and_not_a_namesake_from_the_index():
     texts = [
-        *ROOT.glob("*.md"),
+        *PAGES,
         *(
             path
             for top in ("fedsim", "recipes", "benchmarks", "slurm")
@@ -57,3 +91,164 @@ def test_every_installation_hint_installs_from_the_checkout_and_not_a_namesake_f
     assert ("loggers.py", "-e '.[wandb]'") in hints
     assert [hint for hint in hints if re.search(r"\bfedsim\b", hint[1])] == []
     assert 'name = "fedsim-lora"' in (ROOT / "pyproject.toml").read_text()
+
+
+# links
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub and zensical make them."""
+    headings = re.findall(r"(?m)^#+ (.+?)\s*$", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    plain = (re.sub(r"[`*]|\]\([^)]*\)|\[", "", heading).lower() for heading in headings)
+    return {re.sub(r"[\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip()) for heading in plain}
+
+
+def links(text: str) -> list[str]:
+    return re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def built_from(target: Path) -> Path:
+    """What a page that docs/generate.py makes is made of; another file is itself."""
+    inside = target.relative_to(ROOT / "docs").as_posix() if target.is_relative_to(ROOT / "docs") else ""
+    if inside in generate.REPOSITORY_PAGES:
+        return ROOT / generate.REPOSITORY_PAGES[inside]
+    is_notebook = target.suffix == ".ipynb" and target.stem in generate.NOTEBOOKS
+    is_page = target.parent.name == "tutorials" and target.suffix == ".md" and not target.exists()
+    return target.with_suffix(".py") if is_notebook or is_page else target
+
+
+def test_every_internal_link_and_anchor_resolves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    lost, count = [], 0
+    for page in PAGES:
+        text = generate.linked(text_of(page), "glossary.md") if page.suffix == ".py" else text_of(page)
+        for link in links(text):
+            where, _, anchor = link.partition("#")
+            if re.match(r"\w+:", link):
+                continue
+            base = ROOT / "docs" if link.startswith("glossary.md#") else page.parent
+            target = built_from((base / where).resolve() if where else page)
+            count += 1
+            known = anchors(generate.filled(text_of(target))) if anchor and target.exists() else set()
+            if not target.exists() or (anchor and anchor not in known):
+                lost.append((page.name, link))
+    assert lost == []
+    assert count > 100
+
+
+def test_the_first_use_of_a_term_is_linked_and_nothing_else_is_touched():
+    text = "# A client\n\nA client has `client` and [client](x.md), a [site](y.md).\n\n```\nclient\n```\n\nClients.\n"
+    found = generate.linked(text, "glossary.md")
+    assert found == text.replace("A client has", "A [client](glossary.md#client) has", 1)
+    assert re.sub(r"\[([^\]]*)\]\(glossary.md#[^)]*\)", r"\1", found) == text
+
+
+# what the code knows
+
+
+def test_every_option_of_every_part_and_every_method_is_listed_with_what_it_is():
+    lines = [*generate.options().splitlines(), *generate.methods().splitlines()]
+    rows = [line for line in lines if line.startswith("| `--")]
+    assert len(rows) > 150
+    assert [row for row in rows if row.endswith("|  |")] == []
+    assert any(row.startswith("| `--data.top-classes` | `none` | Keep at most") for row in rows)
+    assert any(row.startswith("| `--method.gamma-c` | `0.1` | γ_c") for row in rows)
+
+
+def test_every_column_that_a_run_writes_has_a_meaning(capsys):
+    text = generate.columns()
+    for name in ("global.weighted_mean", "simulated_seconds", "clusters.ari", "stage.leaf.p10", "bytes_down"):
+        assert f"| `{name}` | " in text
+    with pytest.raises(ValueError, match="empty"):
+        generate.meaning("nobody.knows")
+
+
+# commands
+
+
+def commands() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of every shell command, without variables that are set before it and comments behind it."""
+    for page in PAGES:
+        for block in re.findall(r"```(?:bash|sh)\n(.*?)```", text_of(page), flags=re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                for part in " ".join(shlex.split(line, comments=True) and [line.split("  #")[0]]).split("&&"):
+                    words = shlex.split(part, comments=True)
+                    while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):
+                        words = words[1:]
+                    if words:
+                        yield page.name, words
+
+
+def check(words: list[str]) -> None:
+    """Parse a command as the program would that it names; raises SystemExit, ValueError or AssertionError."""
+    program, arguments = Path(words[0]).name, words[1:]
+    if program == "make":
+        makefile = (ROOT / "Makefile").read_text()
+        variables = dict(word.split("=", 1) for word in arguments if "=" in word)
+        for target in (word for word in arguments if "=" not in word):
+            assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
+        if "RECIPE" in variables:
+            check(["python", variables["RECIPE"], *shlex.split(variables.get("ARGS", ""))])
+    elif program == "fabric":
+        (entry,) = importlib.metadata.entry_points(group="console_scripts", name="fabric")
+        context = entry.load().commands["run"].make_context("run", arguments[1:])
+        check(["python", context.params["script"], *context.params["script_args"]])
+    elif program == "sbatch":
+        script = next(index for index, word in enumerate(arguments) if word.endswith(".sbatch"))
+        assert (ROOT / arguments[script]).exists()
+        check(["fabric", "run", *arguments[script + 1 :]])
+    elif program == "python" and arguments[0] == "-m":
+        if arguments[1].startswith("fedsim."):
+            kind = {"fedsim.report": "fedsim.report.__main__.ReportOptions", "fedsim.export": "fedsim.export.Options"}
+            tyro.cli(generate.read(kind[arguments[1]]), args=arguments[2:])
+        else:
+            assert arguments[1] in ("venv", "pytest"), arguments
+    elif program == "python":
+        assert (ROOT / arguments[0]).exists(), arguments[0]
+        if arguments[0].startswith("recipes/") and "--help" not in arguments:
+            kinds = [k for k in vars(load(Path(arguments[0]).name)).values() if isinstance(k, type)]
+            (kind,) = [k for k in kinds if issubclass(k, fedsim.RunOptions) and k.__module__.startswith("recipe_")]
+            tyro.cli(kind, default=kind(), args=arguments[1:])
+    else:
+        assert program in ("pip", "hf", "docker", "scancel"), program
+
+
+def test_every_shell_command_of_the_pages_is_one_that_its_program_takes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    wrong, count = [], 0
+    for page, words in commands():
+        count += 1
+        try:
+            check(words)
+        except BaseException as error:
+            wrong.append((page, " ".join(words), repr(error)))
+    assert wrong == []
+    assert count > 50
+    with pytest.raises(SystemExit):
+        check(["python", "recipes/quickstart.py", "--no-such-option", "1"])
+    with pytest.raises(AssertionError, match="nothing"):
+        check(["make", "nothing"])
+
+
+# the site
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning_and_its_notebooks_are_made(tmp_path: Path):
+    for name in ("zensical", "mkdocstrings", "jupytext"):
+        pytest.importorskip(name, reason=f"{name} is not installed (pip install -e '.[docs]')")
+    config = (ROOT / "zensical.toml").read_text().replace('"build/docs"', '"docs"').replace('["."]', f'["{ROOT}"]')
+    (tmp_path / "zensical.toml").write_text(config)
+    for command in ([ROOT / "docs/generate.py", tmp_path / "docs"], ["-m", "zensical", "build", "--strict"]):
+        done = subprocess.run(
+            [sys.executable, *command], cwd=tmp_path, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    site = tmp_path / "site"
+    assert {path.stem for path in (site / "tutorials").glob("*.ipynb")} == set(generate.NOTEBOOKS)
+    pages = [path for path in site.rglob("*.html") if path.name != "404.html"]
+    assert len(pages) >= 35
+    for page in pages:
+        loaded = re.findall(r"<(?:script|link|img)[^>]* (?:src|href)=\"?(https?://[^\" >]+)", page.read_text())
+        assert loaded == [], "nothing is loaded from elsewhere"
+        assert "<!-- generated" not in page.read_text()

@@ -1,4 +1,4 @@
-"""Known data sets fill in what is left out, are read in their own layout, and are listed in the README."""
+"""Known data sets fill in what is left out, are read in their own layout, and are listed in the documentation."""
 
 import os
 from collections import Counter
@@ -30,8 +30,12 @@ def test_the_options_offer_exactly_the_known_sets():
 
 
 @pytest.mark.parametrize("name", [*IMAGE_SETS, *TEXT_SETS, *INSTRUCTION_SETS])
-def test_the_readme_lists_every_known_set_with_its_source_and_licence(name: str):
-    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}`"))
+def test_the_pages_list_every_known_set_with_its_source_and_licence(name: str):
+    row = next(
+        line
+        for line in (ROOT / "docs/reference/datasets.md").read_text().splitlines()
+        if line.startswith(f"| `{name}`")
+    )
     _, _, what, domains, source, licence, _ = (cell.strip() for cell in row.split("|"))
     assert what
     assert source

@@ -1,7 +1,7 @@
 """Data sets that fedsim knows by name: where they are and what their columns and splits are called.
 
 An entry stands in for what `--data.*` leaves out. `mean` and `std` are those of the training images. A set without
-`hub` is read from its folder. README says whose they are and what their licences allow.
+`hub` is read from its folder. docs/reference/datasets.md says whose they are and what their licences allow.
 """
 
 from collections.abc import Mapping
