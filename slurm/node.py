@@ -27,13 +27,27 @@ def options() -> list[str]:
     return [part for name, value in found.items() for part in (f"--{name}", str(value))]
 
 
+def too_few_cores(arguments: list[str], cores: int) -> str:
+    """Return a warning where the workers that `fabric run` is told to start here share fewer cores; else nothing."""
+    devices = arguments[len(arguments) - 1 - arguments[::-1].index("--devices") + 1]
+    if not devices.isdecimal() or int(devices) <= cores:
+        return ""
+    what = "one CPU core" if cores == 1 else f"{cores} CPU cores"
+    return (
+        f"{devices} workers share {what} on this node, which makes them slow: sbatch --cpus-per-task {devices} or more"
+    )
+
+
 def main(arguments: list[str]) -> int:
     """Run this node's workers; return the exit code. Of an option that is given twice the second counts."""
+    command = [*options(), *arguments]
+    if warning := too_few_cores(command, len(os.sched_getaffinity(0))):
+        print(warning, file=sys.stderr, flush=True)
     # srun signals the workers too, who know what to do; the launcher would be ended by it and leave them orphaned.
     signal.signal(signal.SIGUSR1, lambda number, frame: None)
     (fabric,) = importlib.metadata.entry_points(group="console_scripts", name="fabric")
     try:
-        fabric.load()(["run", *options(), *arguments], standalone_mode=False)
+        fabric.load()(["run", *command], standalone_mode=False)
     except ChildFailedError as error:
         worker, failure = error.get_first_failure()
         print(f"worker {worker} left with exit code {failure.exitcode}", file=sys.stderr)
