@@ -30,6 +30,7 @@ from fedsim.methods import (
     Local,
     LoRAFAIR,
     PF2LoRA,
+    RoLoRA,
     Straggler,
 )
 from fedsim.models.adapted import start_from_adapter
@@ -79,6 +80,7 @@ __all__ = [
     "Plan",
     "Population",
     "Result",
+    "RoLoRA",
     "RunOptions",
     "ServerState",
     "Straggler",

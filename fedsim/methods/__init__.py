@@ -23,6 +23,7 @@ from fedsim.methods.ilora import ILoRA
 from fedsim.methods.local import Local
 from fedsim.methods.lora_fair import LoRAFAIR
 from fedsim.methods.pf2lora import PF2LoRA
+from fedsim.methods.rolora import RoLoRA
 from fedsim.methods.straggler import Straggler
 
 __all__ = [
@@ -49,5 +50,6 @@ __all__ = [
     "LoRAFAIR",
     "Local",
     "PF2LoRA",
+    "RoLoRA",
     "Straggler",
 ]

@@ -29,6 +29,7 @@ NUMBERS = {
     "LoRAFAIR": (0, 0.01, 8, 16.0),
     "Local": (8,),
     "PF2LoRA": (1.0, 2, 8),
+    "RoLoRA": (8,),
     "Straggler": (0, 6, 9, 12, 16),
 }
 """In ascending order, so that fields may have other names or lie in other dataclasses."""

@@ -42,7 +42,8 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_rows(tiny_run, stop_after, m
     assert events == list(range(7))
 
 
-PERSONALISED = {
+LASTING = {
+    "rolora": fedsim.RoLoRA(lora_rank=2),
     "clustered_fedavg": fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=2),
     "feddpa": fedsim.FedDPA(lora_rank=2),
     "fedalt": fedsim.FedALT(lora_rank=2),
@@ -51,9 +52,9 @@ PERSONALISED = {
 }
 
 
-@pytest.mark.parametrize("name", PERSONALISED)
-def test_what_is_personal_resumes_to_the_same_bits(tiny_run, stop_after, monkeypatch, name):
-    common = {"method": PERSONALISED[name], "rounds": 5, "cohort_size": 3}
+@pytest.mark.parametrize("name", LASTING)
+def test_what_outlives_a_round_resumes_to_the_same_bits(tiny_run, stop_after, monkeypatch, name):
+    common = {"method": LASTING[name], "rounds": 5, "cohort_size": 3}
     whole = tiny_run("whole", **common)
     stop_after(3)
     with pytest.raises(Stopped):
