@@ -139,6 +139,8 @@ class Plan:
     """The model that is evaluated after aggregation, where it is not the one in training."""
     unseen: Probe | None = None
     """How unseen clients are placed; None where nothing has to be found out about them."""
+    server_step: Callable[[Slot, int, Tensor], Tensor] | None = None
+    """(slot, group, mean) to the group's next copy; set by the server where it has an optimiser, not by methods."""
 
     @property
     def passes(self) -> "list[Plan]":
@@ -209,6 +211,23 @@ def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot
     return [slot for slot in slots if slot.tier in tiers and plan.active(slot)]
 
 
+def check_takes_steps(plan: Plan, method: Method, slots: Iterable[Slot]) -> None:
+    """Raise ValueError where the server cannot step from what it holds towards the mean of each factor.
+
+    It can where factors are merged by themselves and a method's own server update, if it has one, adds to what
+    `merge_groups` returns and changes none of it, which it says by an attribute `keeps_means`.
+    """
+    used, why = slots_in_use(plan, method, slots), ""
+    if plan.combine is not mean_factors:
+        why = "merges products of factors, not factors"
+    elif plan.server_update not in (fedavg_update, allocated_update) and not getattr(method, "keeps_means", False):
+        why = "has a server update of its own"
+    elif all(is_private(plan.groups(slot)) for each in plan.passes for slot in used if each.trains(slot)):
+        why = "merges nothing"
+    if why:
+        raise ValueError(f"{type(method).__name__} {why}, so there is no mean to step to (--server.optimizer none).")
+
+
 def is_measured(plan: Plan, client: int) -> bool:
     """Whether a client measures: only who takes part in training (or is the proxy) and has data."""
     population = plan.population
@@ -242,6 +261,7 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
     slots = dict.fromkeys(slot for update in updates for slot in update.tensors)
     tensors: dict[Slot, dict[int, Tensor]] = {slot: {} for slot in slots}
     cuts: list[Merged] = []
+    step = plan.server_step or (lambda slot, group, mean: mean)
     for slot in slots:
         groups, pair = plan.groups(slot), slot._replace(factor={"A": "B", "B": "A"}.get(slot.factor, ""))
         is_paired = pair in slots and torch.equal(groups, plan.groups(pair))
@@ -253,10 +273,10 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
                 continue
             weights, stacked = plan.weights(members, slot), stack_padded(members, slot)
             if slot.factor != "B" or not is_paired:
-                tensors[slot][group] = weighted_mean(stacked, weights)
+                tensors[slot][group] = step(slot, group, weighted_mean(stacked, weights))
                 continue
             merged = plan.combine(stacked, stack_padded(members, pair), weights)
-            tensors[slot][group], tensors[pair][group] = merged.B, merged.A
+            tensors[slot][group], tensors[pair][group] = step(slot, group, merged.B), step(pair, group, merged.A)
             cuts.append(merged)
     return Outcome(tensors={slot: copies for slot, copies in tensors.items() if copies}, log=discarded_energy(cuts))
 

@@ -18,7 +18,8 @@ from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run
-from fedsim.plan import Method, Plan, starting_values
+from fedsim.parts.server_optimizer import ServerOptimizer
+from fedsim.plan import Method, Plan, check_takes_steps, starting_values
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.loggers import Wandb, check_wandb
@@ -50,8 +51,8 @@ class RunSpec:
     `block_size` the number of clients that the batched engine trains together (None: automatic), `static_shapes`
     whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
-    update. `devices_profile` are the clients' simulated devices, and `wandb` says whether Weights & Biases gets the
-    curves too.
+    update. `devices_profile` are the clients' simulated devices, `server` is the server's optimiser, and `wandb` says
+    whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -70,6 +71,7 @@ class RunSpec:
     compile: bool = False
     on_nan: OnNan = "stop"
     devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
+    server: ServerOptimizer = field(default_factory=ServerOptimizer)
     wandb: Wandb | None = None
     clock: Clock | None = field(init=False)
 
@@ -84,7 +86,10 @@ class RunSpec:
         if alpha is not None and not alpha > 0:
             raise ValueError(f"lora_alpha is {alpha}; it must be positive, or None for α = R (--method.lora-alpha).")
         check_cohort_size(self.cohort_size, self.population)
-        self._check_somebody_trains(self.method.plan(self.state(0), self.population))  # what does not fit says so
+        plan = self.method.plan(self.state(0), self.population)  # what does not fit says so
+        self._check_somebody_trains(plan)
+        if self.server.optimizer != "none":
+            check_takes_steps(plan, self.method, self.layout.shapes)
         check_classes(self.layout.sites, self.data.n_classes)
         object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed))
 
@@ -142,7 +147,8 @@ class RunSpec:
     def initial_slots(self) -> dict[Slot, Tensor]:
         """Return the value with which every slot starts, a function of the seed and the pretrained weights."""
         weights = site_weights(self.backbone, self.layout.sites)
-        return starting_values(self.method, self.layout, generator(self.seed, "initial"), weights)
+        start = starting_values(self.method, self.layout, generator(self.seed, "initial"), weights)
+        return self.server.with_moments(start)
 
     @property
     def n_cohort(self) -> int:
@@ -152,7 +158,7 @@ class RunSpec:
     def describe(self) -> dict[str, Any]:
         """Return what recipe.json records of a run without a recipe: what its results depend on, but for tensors."""
         method = {"name": type(self.method).__name__, **vars(self.method)}
-        parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile")}
+        parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile", "server")}
         plain = {name: getattr(self, name) for name in PLAIN}
         n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         backbone = f"{type(self.backbone).__name__}, {n_parameters} parameters"

@@ -77,7 +77,8 @@ def simulate(
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
     with handle_signals(), run_folder_lock(out, workers), progress:
         engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)
-        aggregator = Aggregator(workload, workers, engine.block_size, -(-spec.n_cohort // engine.block_size))
+        n_blocks = -(-spec.n_cohort // engine.block_size)
+        aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server)
         state, recorder = spec.state(start.round_index), None
         if workers.is_first:
             state = restore_state(spec.state(start.round_index, workload.initial), start.tensors)

@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "distributed",
         "models",
+        "parts",
         "plan",
     },
     "server": {
@@ -48,6 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "costs",
         "round",
         "distributed",
+        "parts",
         "plan",
     },
     "records": {

@@ -20,6 +20,7 @@ from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
+from fedsim.parts.server_optimizer import ServerOptimizer
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, read_recipe
 
@@ -69,6 +70,9 @@ class RunOptions:
     devices_profile: DeviceProfiles = dataclasses.field(default_factory=DeviceProfiles)
     """Simulated devices of the clients: how long a round would take them, and who misses its deadline."""
 
+    server: ServerOptimizer = dataclasses.field(default_factory=ServerOptimizer)
+    """The server's optimiser."""
+
     wandb: Literal["offline", "online"] | None = None
     """Give the curves to Weights & Biases too: kept in the run folder for `wandb sync`, or sent at once."""
 
@@ -80,7 +84,7 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "static_shapes", "compile")
-        also = ("on_nan", "threads", "timeout", "devices_profile", "wandb")
+        also = ("on_nan", "threads", "timeout", "devices_profile", "server", "wandb")
         same = {name: getattr(self, name) for name in (*names, *also)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 

@@ -33,6 +33,8 @@ class HetLoRA(UnequalRanks):
     penalty: float = 5e-3
     """λ: weight of the tail in a client's loss."""
 
+    keeps_means = True
+
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1:
             raise ValueError(f"keep is {self.keep}; it must lie in (0, 1] (--method.keep).")

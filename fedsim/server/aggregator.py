@@ -16,6 +16,7 @@ from fedsim.adapters.layout import Slot, fit_rank, pad_rank
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import pack_updates, scaled_update, unpack_updates
 from fedsim.distributed.workers import Workers
+from fedsim.parts.server_optimizer import ServerOptimizer, ServerStep
 from fedsim.plan import Part, Plan, corrected_clients
 from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
@@ -32,11 +33,19 @@ class Aggregator:
 
     `workload` says what a plan asks of each client, `block_size` how many clients the engine trains together, and
     `n_blocks` how many blocks there are at least where there are clients enough, so that no worker waits while few are
-    at work.
+    at work; `optimizer` steps to the mean of clients' results.
     """
 
-    def __init__(self, workload: Workload, workers: Workers, block_size: int = 1, n_blocks: int = 1):
+    def __init__(
+        self,
+        workload: Workload,
+        workers: Workers,
+        block_size: int = 1,
+        n_blocks: int = 1,
+        optimizer: ServerOptimizer | None = None,
+    ):
         self.workload, self.workers, self.block_size, self.n_blocks = workload, workers, block_size, n_blocks
+        self.optimizer = optimizer or ServerOptimizer()
         self.method, self.population = workload.method, workload.population
         self.initial, self.local = workload.initial, workload.local
 
@@ -97,7 +106,10 @@ class Aggregator:
             return after, Outcome()
         sound = [update for update in updates if update.client not in excluded]
         merged = [update.client for update in sound if update.client != self.population.proxy]
-        outcome = plan.server_update(state, plan, sound) if merged else Outcome()
+        step = ServerStep(self.optimizer, state.bank) if self.optimizer.optimizer != "none" else None
+        outcome = plan.server_update(state, replace(plan, server_step=step), sound) if merged else Outcome()
+        if step is not None:
+            outcome = replace(outcome, tensors={**outcome.tensors, **step.moments})
         last_seen = state.last_seen.clone()
         last_seen[merged] = state.round_index
         return replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen), outcome
