@@ -7,6 +7,7 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 def derive_seed(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> int:
@@ -20,6 +21,16 @@ def generator(
 ) -> torch.Generator:
     """Return a fresh generator for torch; what it draws differs between kinds of devices."""
     return torch.Generator(device).manual_seed(derive_seed(seed, purpose, round_index, client))
+
+
+def spread(numbers: Tensor) -> Tensor:
+    """Return other numbers (int64) for numbers, one for one, as if they were drawn (SplitMix64's last step).
+
+    Steele, Lea and Flood, OOPSLA 2014; close numbers become unrelated ones.
+    """
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9 - 2**64), (27, 0x94D049BB133111EB - 2**64), (31, 1)):
+        numbers = (numbers ^ (numbers >> shift & 2 ** (64 - shift) - 1)) * factor
+    return numbers
 
 
 def numpy_generator(seed: int, purpose: str, round_index: int = 0, client: int = 0) -> np.random.Generator:

@@ -24,7 +24,7 @@ Scale = float | Tensor
 Grouped = Mapping[str, Mapping[str, Mapping[str, Slot]]]
 """What `group_slots` returns."""
 Dropout = Callable[[Tensor], Tensor]
-"""Drops inputs x of the adapters, with the x (..., I) of one client or the (K, M, I) of a block."""
+"""Drops inputs x of the adapters, the x (B, ..., I) of one client or the (K, B, M, I) of a block."""
 
 
 class ClientBatch:
@@ -133,7 +133,7 @@ class TieredLinear(nn.Module):
         samples = x.shape[:-1]
         stacked = rows.stack(x.reshape(rows.n_rows, -1, x.shape[-1]))
         whole = stacked.flatten(1, 2)
-        seen = whole if self.dropout is None or self.sites[0].is_head else self.dropout(stacked)
+        seen = whole if self.dropout is None or self.sites[0].is_head else self.dropout(stacked).flatten(1, 2)
         changes = {}
         for share in self.active:
             change = _block_change(share, seen, whole).view(*stacked.shape[:3], -1)

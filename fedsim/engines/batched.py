@@ -16,9 +16,9 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
-from fedsim.adapters.linear import ClientBatch
+from fedsim.adapters.linear import ClientBatch, Dropout
 from fedsim.data.federated import FederatedData
-from fedsim.engines.dropout import block_dropout
+from fedsim.engines.dropout import BlockDropout
 from fedsim.engines.padding import Pick, Samples, length_step, padded_samples, padded_size, samples_of
 from fedsim.engines.stack import Stack, StackedOptimizer
 from fedsim.models.client_module import ClientModule, is_out_of_memory
@@ -77,9 +77,11 @@ class BatchedEngine:
         if stack.trained:
             optimizer = StackedOptimizer(stack)
             streams, width = [self._stream(assignment) for assignment in block], batch_size_of(block)
+            dropout = BlockDropout(self.seed, block, stack.device)
             for step in range(block[0].steps):
                 picks = [next(stream) for stream, a in zip(streams, block, strict=True) if step < a.steps]
-                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, width, step)
+                drop = partial(dropout.at, step)
+                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, width, drop)
                 optimizer.step(len(picks))
         tests = self._test(plan, stack)
         updates = []
@@ -154,18 +156,17 @@ class BatchedEngine:
         picks: Sequence[Pick],
         gradients: Tensor,
         width: int,
-        step: int | None = None,
+        drop: Callable[[int, ClientBatch], Dropout | None] = lambda start, rows: None,
     ) -> Tensor:
         """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses.
 
-        No pick has more than `width` rows. With a step it is a step of training, with dropout and augmentation.
+        No pick has more than `width` rows. `drop` returns what clients from a first one on drop.
         """
 
         def differentiate(start: int, stop: int) -> Tensor:
-            members, samples = self._samples(stack, start, picks[start:stop], width)
-            values = stack.values[start : start + len(members)].detach().requires_grad_()
-            dropout = None if step is None else block_dropout(self.seed, members, step, samples.clients)
-            self._install(plan, stack, values, start, samples.clients, dropout)
+            samples = self._samples(stack, start, picks[start:stop], width)
+            values = stack.values[start : start + samples.clients.n_clients].detach().requires_grad_()
+            self._install(plan, stack, values, start, samples.clients, drop(start, samples.clients))
             batch = self.data.batch(samples.rows, samples.draws, stack.device, self.length_step)
             with self.fabric.autocast():
                 losses = self.module.training_step(batch)
@@ -176,18 +177,17 @@ class BatchedEngine:
 
         return torch.cat(self._in_passes(len(picks), differentiate))
 
-    def _samples(self, stack: Stack, start: int, picks: Sequence[Pick], width: int) -> tuple[Block, Samples]:
-        """The clients of a pass that begins with client `start`, and what they see: those with a pick are the first.
+    def _samples(self, stack: Stack, start: int, picks: Sequence[Pick], width: int) -> Samples:
+        """What the clients of a pass see that begins with client `start`: those with a pick are the first.
 
-        In a static engine others join that have finished, to whose number there are few choices.
+        In a static engine others join that have finished, so that there are few numbers of clients.
         """
         if not self.is_static:
-            return stack.block[start : start + len(picks)], samples_of(picks, stack.device)
+            return samples_of(picks, stack.device)
         n = padded_size(len(picks), min(self.pass_size, len(stack.block) - start))
-        members = stack.block[start : start + n]
-        tables = [self.data.train[assignment.client] for assignment in members]
+        tables = [self.data.train[assignment.client] for assignment in stack.block[start : start + n]]
         spare = [int(table[0]) if len(table) else 0 for table in tables]
-        return members, padded_samples(picks, spare, width, stack.device)
+        return padded_samples(picks, spare, width, stack.device)
 
     @torch.no_grad()
     def _test(self, plan: Plan, stack: Stack) -> list[dict[str, float]]:

@@ -1,64 +1,83 @@
-"""LoRA dropout that is a function of (seed, round, client, local step): the same whichever engine runs."""
+"""LoRA dropout that is a function of (seed, round, client, local step): the same whichever engine and device runs.
+
+Generators would draw client by client, a kernel for each client and map. Here an entry is kept or not by numbers that
+follow from its place alone (as in Salmon et al., SC 2011), for all clients of a block at once.
+"""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
-from fedsim.adapters.linear import ClientBatch, Dropout
-from fedsim.randomness import generator
+from fedsim.adapters.linear import ClientBatch
+from fedsim.data.federated import send
+from fedsim.randomness import derive_seed, generator, spread
 from fedsim.round import Assignment
 
+STEP, SAMPLE, TOKEN, CALL = 0x9E3779B97F4A7C15 - 2**64, 0x632BE59BD9B4E019, 0x2545F4914F6CDD1D, 0x9E3779B1
+"""Odd numbers by which places are told apart."""
+WIDEST = 2**16
+"""Inputs that an adapted map may have."""
 
-class ClientDropout:
-    """Drops inputs of one client's adapters in one local step; every call, a map of the backbone, draws anew."""
 
-    def __init__(self, seed: int, assignment: Assignment, step: int):
-        self.seed, self.assignment, self.step, self.calls = seed, assignment, step, 0
-        self.share = assignment.local.dropout
+@lru_cache
+def columns(device: torch.device) -> Tensor:
+    """Return an odd number for every input of a map, (WIDEST,) int32, always the same ones."""
+    drawn = torch.randint(2**31, (WIDEST,), generator=generator(0, "dropout columns"))
+    return send((2 * drawn + 1 - 2**31).int(), device)
+
+
+class BlockDropout:
+    """What the clients of a block drop; `at` returns it for a local step of some of them."""
+
+    def __init__(self, seed: int, block: Sequence[Assignment], device: torch.device):
+        self.shares = [assignment.local.dropout for assignment in block]
+        self.is_needed, self.is_alike = any(self.shares), len(set(self.shares)) == 1
+        if self.is_needed:
+            seeds = [derive_seed(seed, "dropout", a.round_index, a.client) for a in block]
+            self.keys, self.columns = send(torch.tensor(seeds), device), columns(device)
+            self.share = send(torch.tensor(self.shares, dtype=torch.float64), device).view(-1, 1, 1, 1)
+
+    def at(self, step: int, start: int, rows: ClientBatch) -> "KeyedDropout | None":
+        """Return the dropout of the clients from `start` on that `rows` holds; None where nobody drops."""
+        if not self.is_needed:
+            return None
+        stop = start + rows.n_clients
+        samples = torch.arange(rows.widest, device=self.keys.device) * SAMPLE
+        keys = spread(self.keys[start:stop].unsqueeze(1) + samples + step * STEP % 2**63)
+        return KeyedDropout(keys, self.shares[0] if self.is_alike else self.share[start:stop], self.columns)
+
+
+class KeyedDropout:
+    """Drops inputs of a block's adapters in one local step; every call, a map of the backbone, drops others.
+
+    `keys` (K, B) are the samples' own; `share` is what is dropped, one for all or each client's (K, 1, 1, 1).
+    """
+
+    def __init__(self, keys: Tensor, share: float | Tensor, columns: Tensor):
+        self.keys, self.columns, self.calls = keys, columns, 0
+        self.tokens: dict[int, Tensor] = {}
+        is_alike = not isinstance(share, Tensor)
+        self.threshold = int(share * 2**32) - 2**31 if is_alike else ((share * 2**32).long() - 2**31).int()
+        self.scale = 1 / (1 - share)
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Return x (B, ..., I) with entries at 0 or divided by the share that is kept."""
-        if not self.share:
-            return x
-        mask = x.new_empty(*x.shape[1:-1], len(x), x.shape[-1])
-        self.fill(mask)
-        return x * mask.div_(1 - self.share).movedim(-2, 0)
+        """Return x (K, B, M, I), or (B, ..., I) of one client, with entries at 0 or divided by the share that is kept.
 
-    def fill(self, mask: Tensor) -> None:
-        """Draw which entries of the next map are kept, 1 or 0, in place; mask (..., B, I).
-
-        Tokens come first, so that what is drawn does not depend on the padding behind them.
+        Whether one is kept depends on its sample, its token and its place I, and on nothing that lies behind them.
         """
-        purpose = f"dropout/{self.step}/{self.calls}"
-        random = generator(self.seed, purpose, self.assignment.round_index, self.assignment.client, mask.device)
+        entries = x.reshape(*self.keys.shape, -1, x.shape[-1])
+        M, width = entries.shape[2:]
+        if M not in self.tokens:
+            places = torch.arange(M, device=x.device) * TOKEN
+            self.tokens[M] = (spread(self.keys.unsqueeze(2) + places) >> 32).int().unsqueeze(3)
         self.calls += 1
-        mask.bernoulli_(1 - self.share, generator=random)
+        numbers = self.tokens[M] * _signed(pow(CALL, self.calls, 2**32)) * self.columns[:width]
+        scale = self.scale.to(x.dtype) if isinstance(self.scale, Tensor) else self.scale
+        return (entries * (numbers >= self.threshold) * scale).view(x.shape)
 
 
-def block_dropout(seed: int, block: Sequence[Assignment], step: int, rows: ClientBatch) -> Dropout | None:
-    """Return the dropout of a block's stacked inputs (K, widest, M, I) to (K, widest · M, I); None when nobody drops.
-
-    Each client draws for the samples it has, into its part of one mask: whatever the number of clients, the inputs and
-    their gradients are multiplied once.
-    """
-    shares = {assignment.local.dropout for assignment in block}
-    if shares == {0}:
-        return None
-    of_client = [ClientDropout(seed, assignment, step) for assignment in block]
-
-    def drop(x: Tensor) -> Tensor:
-        K, widest, M, width = x.shape
-        shape = (K, M, widest, width)
-        mask = x.new_empty(shape) if rows.is_even else x.new_zeros(shape)  # x is 0 where there is no sample
-        for own, size, dropout in zip(mask, rows.sizes, of_client, strict=True):
-            if not dropout.share:
-                own.fill_(1)
-                continue
-            dropout.fill(own[:, :size])
-            if len(shares) > 1:
-                own.div_(1 - dropout.share)
-        if len(shares) == 1:
-            mask.div_(1 - of_client[0].share)
-        return (x * mask.movedim(-2, 1)).flatten(1, 2)
-
-    return drop
+def _signed(number: int) -> int:
+    """The number of 32 bits that has the same bits."""
+    return (number + 2**31) % 2**32 - 2**31

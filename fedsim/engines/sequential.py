@@ -6,9 +6,9 @@ from functools import partial
 import torch
 from lightning.fabric import Fabric
 
-from fedsim.adapters.linear import Dropout
+from fedsim.adapters.linear import ClientBatch, Dropout
 from fedsim.data.federated import FederatedData
-from fedsim.engines.dropout import ClientDropout
+from fedsim.engines.dropout import BlockDropout
 from fedsim.engines.stack import Received
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
@@ -69,11 +69,12 @@ class SequentialEngine:
         losses = []
         if trained:
             optimizer = module.configure_optimizers()
+            dropout = BlockDropout(self.seed, [assignment], module.device)
             steps = self.data.train_steps(client, local.batch_size, assignment.steps, random)
             for step, (rows, draws) in enumerate(steps):
                 optimizer.zero_grad()
-                if local.dropout:
-                    self._install(plan, assignment, tensors, ClientDropout(self.seed, assignment, step))
+                if dropout.is_needed:
+                    self._install(plan, assignment, tensors, dropout.at(step, 0, ClientBatch([len(rows)])))
                 with self.fabric.autocast():
                     loss = module.training_step(self.data.batch(rows, draws, module.device))
                 # Not fabric.setup_module: DDP would average the gradients of *different* clients.

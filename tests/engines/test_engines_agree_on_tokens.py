@@ -82,7 +82,7 @@ def test_a_block_learns_and_writes_what_its_clients_do_one_by_one(kind, case, is
     for work in ("local_update", "evaluate"):
         expected = {update.client: update for update in getattr(sequential, work)(plan, [block])}
         found = {update.client: update for update in getattr(batched, work)(plan, [block])}
-        assert_same(found, expected)
+        assert_same(found, expected, tolerance=3e-4)  # where a gradient is small, AdamW's step shows how it was rounded
         kind_of_test = "personal" if work == "local_update" else "global"
         tested = {name.partition(".")[2] for name in found[0].logs if name.startswith(kind_of_test)}
         assert tested == set(Generation.columns)
