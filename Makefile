@@ -17,7 +17,7 @@ OLDEST := $(or $(TMPDIR),/tmp)/fedsim-oldest-venv
 OLDEST_TESTS = $(addprefix tests/,adapters parts methods engines models data)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo docs test test-slow test-oldest check run slurm bench mutants reproduce clean
+.PHONY: help setup demo docs test test-slow test-oldest check run slurm bench gpu-check mutants reproduce clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ check: setup ## Lint, check formatting and types
 
 bench: $(BIN)/.bench-installed ## Measure the engines against the limit and against peers; rewrites RESULTS.md
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/engines.py $(ARGS)
+
+gpu-check: setup ## Measure on one GPU whether fedsim is right, how fast and what fits; writes RESULTS.md (7 minutes)
+	$(BIN)/python benchmarks/gpu_check.py $(ARGS)
 
 mutants: $(BIN)/.mutants-installed ## Change the code in small ways: the share of changes that the default tests notice
 	OMP_NUM_THREADS=1 nice $(BIN)/python benchmarks/mutants.py $(ARGS)

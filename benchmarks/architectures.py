@@ -61,6 +61,4 @@ def bert(hidden: int, layers: int, heads: int, vocabulary: int) -> Callable[[], 
 
 TINY = vit(16, 4, hidden=32, layers=3, heads=2, mlp=80)
 VIT_TINY = vit(64, 16, hidden=192, layers=12, heads=3, mlp=768)
-VIT_BASE = vit(224, 16, hidden=768, layers=12, heads=12, mlp=3072)
 BERT = bert(128, 6, heads=2, vocabulary=1000)
-ROBERTA_LARGE = bert(1024, 24, heads=16, vocabulary=50265)

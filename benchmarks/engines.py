@@ -19,14 +19,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, get_args
 
-import gpu
 import scaling
-import torch
 import tyro
 from results import markdown, provenance, show, write
 from row_process import RowError, RowProcess
 from safetensors.torch import load_file
-from workloads import CPU, CUDA, Workload
+from workloads import CPU, Workload
 
 WorkloadName = Literal["tiny", "vit-8", "vit-32", "text"]
 RowName = Literal["centralised", "batched", "sequential", "peft", "pfl", "flower"]
@@ -38,7 +36,8 @@ TITLES = {
     "pfl": "pfl-research {pfl}",
     "flower": "Flower {flwr}, Ray {ray}",
 }
-ON_GPU = ("centralised", "batched", "sequential", "peft")
+TOLERANCE = 1e-5
+"""By how much weights may differ from the reference."""
 COLUMNS = ("workload", "row", "first, s", "round, s (min–max)", "samples/s", "÷ limit", "ms a client", "difference")
 EXPLANATION = (
     "first, s: the first round (with the start of Flower's actor, and an evaluation that pfl insists on). "
@@ -54,7 +53,7 @@ class Options:
     """What to measure. Only a measurement of everything is written into RESULTS.md."""
 
     workloads: tuple[WorkloadName, ...] = get_args(WorkloadName)
-    """Which federations; those for GPUs are added where there is one."""
+    """Which federations."""
     rows: tuple[RowName, ...] = get_args(RowName)
     """Which ways to train them."""
     repeats: int = 5
@@ -89,10 +88,10 @@ class Measured:
 
 
 class Contest:
-    """All rows on one device, in processes that are alive at the same time and run in turns."""
+    """All rows, in processes that are alive at the same time and run in turns."""
 
-    def __init__(self, rows: Sequence[str], device: str, precision: str):
-        self.processes = {row: RowProcess(row, device, precision) for row in rows}
+    def __init__(self, rows: Sequence[str]):
+        self.processes = {row: RowProcess(row) for row in rows}
 
     def run(self, workload: Workload, repeats: int) -> dict[str, Measured]:
         """Set a workload up, run two rounds, compare the weights, time further rounds."""
@@ -160,7 +159,7 @@ def verdict(workload: Workload, row: str, found: Measured) -> str:
     if row in ("centralised", "sequential"):
         return "–" if row == "centralised" else "reference"
     shown = number(found.difference, ".1e")
-    return f"FAILED {shown}" if found.difference > workload.tolerance else shown
+    return f"FAILED {shown}" if found.difference > TOLERANCE else shown
 
 
 def number(value: float, form: str) -> str:
@@ -182,9 +181,9 @@ def installed(package: str) -> str:
 
 
 def measure(workloads: Sequence[Workload], rows: Sequence[str], repeats: int) -> list[list[str]]:
-    """Return the lines of workloads of one device."""
+    """Return the lines of workloads."""
     lines = []
-    with closing(Contest(rows, workloads[0].device, workloads[0].precision)) as contest:
+    with closing(Contest(rows)) as contest:
         for workload in workloads:
             print(f"{workload.name}: {', '.join(rows)}", file=sys.stderr, flush=True)
             lines += table_rows(workload, contest.run(workload, repeats))
@@ -194,13 +193,10 @@ def measure(workloads: Sequence[Workload], rows: Sequence[str], repeats: int) ->
 def main(options: Options) -> None:
     """Measure, print and write."""
     where = provenance(threads=1)
-    plan = [([workload for workload in CPU if workload.name in options.workloads], options.rows)]
-    if torch.cuda.is_available() and options.is_whole:
-        plan.append((CUDA, ON_GPU))
-    lines = [line for workloads, rows in plan for line in measure(workloads, rows, options.repeats)]
-    notes = [workload.describe() for workloads, _ in plan for workload in workloads]
+    workloads = [workload for workload in CPU if workload.name in options.workloads]
+    lines = measure(workloads, options.rows, options.repeats)
+    notes = [workload.describe() for workload in workloads]
     notes += [scaling.measure()] if options.scaling else []
-    notes += gpu.describe() if torch.cuda.is_available() else ["GPU: not measured."]
     show("Engines", COLUMNS, lines)
     explained = EXPLANATION.format(repeats=options.repeats)
     print("\n".join([explained, *notes, where]))

@@ -39,6 +39,12 @@ ENVIRONMENT = {
     "FLWR_TELEMETRY_ENABLED": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "PFL_PYTORCH_DEVICE": "cpu",
+    "LT_CLI_USED": "1",
+    "LT_ACCELERATOR": "cpu",
+    "LT_DEVICES": "1",
+    "LT_NUM_NODES": "1",
+    "LT_PRECISION": "32-true",
 }
 
 
@@ -59,13 +65,11 @@ class RowError(RuntimeError):
 class RowProcess:
     """A row from the outside. Its process starts at once, and answers when it has loaded its libraries."""
 
-    def __init__(self, row: str, device: str, precision: str):
+    def __init__(self, row: str):
         self.errors = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115
-        launcher = {"CLI_USED": "1", "ACCELERATOR": device, "DEVICES": "1", "NUM_NODES": "1", "PRECISION": precision}
-        environment = os.environ | ENVIRONMENT | {f"LT_{name}": value for name, value in launcher.items()}
         self.process = subprocess.Popen(
             [sys.executable, __file__, row],
-            env=environment | {"PFL_PYTORCH_DEVICE": device},
+            env=os.environ | ENVIRONMENT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -75,7 +79,7 @@ class RowProcess:
     def ask(self, name: str, *arguments: Any) -> dict[str, Any]:
         """Call a method of the row, or `open` a workload, or `save` the weights in a file, or do a round `again`.
 
-        Returns its `seconds`, its `answer` and the GPU's peak `memory` so far in bytes. Raises RowError.
+        Returns its `seconds` and its `answer`. Raises RowError.
         """
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps([name, arguments]) + "\n")
@@ -127,23 +131,15 @@ class Served:
         gc.collect()
 
     def reply(self, name: str, arguments: list[Any]) -> dict[str, Any]:
-        """Carry out a request. A GPU's memory is given back afterwards: there are other rows."""
+        """Carry out a request."""
         try:
-            if name == "again" and torch.cuda.is_initialized():
-                self.row.round()  # gets the memory again
-                torch.cuda.synchronize()
             started = time.perf_counter()
             name = "round" if name == "again" else name
             answer = getattr(self if name in ("open", "save") else self.row, name)(*arguments)
-            if torch.cuda.is_initialized():
-                torch.cuda.synchronize()
-            seconds, memory = time.perf_counter() - started, 0
+            seconds = time.perf_counter() - started
         except Exception as error:
             return {"error": f"{type(error).__name__}: {error}"}
-        if torch.cuda.is_initialized():
-            memory = torch.cuda.max_memory_allocated()
-            torch.cuda.empty_cache()
-        return {"seconds": seconds, "answer": answer, "memory": memory}
+        return {"seconds": seconds, "answer": answer}
 
 
 def main(row: str) -> None:

@@ -5,19 +5,16 @@ adapters. Nothing is downloaded.
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
-from math import inf
+from functools import cached_property
 from typing import Any
 
 import torch
-from architectures import BERT, N_CLASSES, ROBERTA_LARGE, TINY, VIT_BASE, VIT_TINY
+from architectures import BERT, N_CLASSES, TINY, VIT_TINY
 from torch import Tensor, nn
 
 import fedsim
 from fedsim.adapters.layout import Slot
-from fedsim.data.placement import move_to_device
 from fedsim.models.sites import QUERY_VALUE
 from fedsim.parts.initialisation import lora_initial
 from fedsim.randomness import generator
@@ -45,7 +42,6 @@ class Workload:
     lora_rank: int = 8
     cohort: int | None = None
     test_samples: int = 0
-    device: str = "cpu"
 
     @property
     def local(self) -> fedsim.LocalTraining:
@@ -72,22 +68,8 @@ class Workload:
         return (
             f"{self.name}: {kind} with {parameters:,} parameters, LoRA rank {self.lora_rank} on query and value and a "
             f"trained classifier; {self.clients} clients × {self.samples_each} {what}, {self.steps} local step(s) of "
-            f"{self.batch_size}, {self.precision}."
+            f"{self.batch_size}, 32-true."
         )
-
-    @property
-    def tolerance(self) -> float:
-        """By how much weights may differ from the reference; with bfloat16 there is no telling."""
-        return inf if self.device == "cuda" else 1e-5
-
-    @property
-    def precision(self) -> str:
-        """What Lightning calls it."""
-        return "bf16-mixed" if self.device == "cuda" else "32-true"
-
-    def autocast(self) -> AbstractContextManager:
-        """The context of a forward pass in that precision."""
-        return torch.autocast("cuda", torch.bfloat16) if self.device == "cuda" else nullcontext()
 
     def backbone(self) -> nn.Module:
         """Build the backbone; every row gets the same weights."""
@@ -148,14 +130,9 @@ class Workload:
         random = generator(SEED, "batches", round_index, client)
         return [rows for rows, _ in self.data.train_steps(client, self.batch_size, self.steps, random)]
 
-    @cached_property
-    def near(self) -> fedsim.FederatedData:
-        """The data where fedsim would put them, which is on the device if they fit."""
-        return move_to_device(self.data, torch.device(self.device))
-
     def inputs(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Inputs and targets of these rows, on the device."""
-        return self.near.batch(rows, device=self.device)
+        """Inputs and targets of these rows."""
+        return self.data.batch(rows)
 
 
 CPU = (
@@ -164,25 +141,7 @@ CPU = (
     Workload(name="vit-32", architecture=VIT_TINY, width=64, clients=16, batch_size=32, samples_each=32),
     Workload(name="text", architecture=BERT, vocabulary=1000, width=64, clients=8, batch_size=16, samples_each=32),
 )
-VIT_GPU = partial(Workload, architecture=VIT_BASE, width=224, device="cuda")
-CUDA = (
-    *(VIT_GPU(name=f"vit-b-{n}", clients=16, batch_size=n, samples_each=max(64, n)) for n in (8, 16, 32, 128)),
-    Workload(
-        name="text-large",
-        architecture=ROBERTA_LARGE,
-        vocabulary=50265,
-        width=128,
-        clients=16,
-        batch_size=16,
-        samples_each=64,
-        device="cuda",
-    ),
-)
-"""As the others, on a GPU in mixed precision."""
-
-HELLO = VIT_GPU(name="fed-hello", clients=10, batch_size=128, samples_each=500, test_samples=1000)
-FEW, MANY = (VIT_GPU(name=f"clients-{n}", clients=n, cohort=10, batch_size=8, samples_each=8) for n in (10, 1000))
 LONG = replace(CPU[1], name="vit-8-long", samples_each=64)
 """For the scaling with workers: rounds of some seconds."""
 
-WORKLOADS = {workload.name: workload for workload in (*CPU, *CUDA, HELLO, FEW, MANY, LONG)}
+WORKLOADS = {workload.name: workload for workload in (*CPU, LONG)}

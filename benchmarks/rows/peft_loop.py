@@ -17,12 +17,12 @@ class PeftLoop:
         names = {site.name.rpartition(".")[2] for site in setting.layout.sites if not site.is_head}
         rank = workload.lora_rank
         config = LoraConfig(r=rank, lora_alpha=rank, target_modules=sorted(names), modules_to_save=["classifier"])
-        self.model = get_peft_model(setting.backbone, config).to(workload.device).eval()
+        self.model = get_peft_model(setting.backbone, config).eval()
         self.shared = self._state()
         initial = {str(slot): value for slot, value in workload.initial(setting).items()}
         self.start = {slot: self.shared[_key(slot)] for slot in initial if slot[-1] in "Wb"}
         factors = {slot: value for slot, value in initial.items() if slot[-1] in "AB"}
-        self.shared |= {_key(slot): value.to(workload.device) for slot, value in factors.items()}
+        self.shared |= {_key(slot): value for slot, value in factors.items()}
         self.slots = [*factors, *self.start]
 
     def _state(self) -> dict[str, Tensor]:

@@ -59,7 +59,6 @@ class PflResearch:
                 trained, lr=lr, weight_decay=0.0, fused=True
             ),
             central_optimizer=torch.optim.SGD(trained, lr=1.0),
-            amp_dtype=torch.bfloat16 if workload.device == "cuda" else None,
         )
         clients = FederatedDataset(self._client, MinimizeReuseUserSampler(range(workload.clients)))
         self.backend = SimulatedBackend(clients, clients, postprocessors=[WeightByDatapoints()])

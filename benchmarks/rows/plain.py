@@ -40,7 +40,6 @@ class PlainModel(nn.Module):
         for parameter in self.trained.values():
             parameter.requires_grad_(True)
         self.start = {slot: p.detach().clone() for slot, p in self.trained.items() if slot[-1] in "Wb"}
-        self.to(workload.device)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits."""
@@ -62,7 +61,6 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterable[
     for rows in batches:
         inputs, targets = workload.inputs(rows)
         optimizer.zero_grad()
-        with workload.autocast():
-            loss = F.cross_entropy(model(inputs), targets)
+        loss = F.cross_entropy(model(inputs), targets)
         loss.backward()
         optimizer.step()

@@ -1,48 +1,52 @@
 """fedsim itself: the round loop of `simulate` without recording and evaluation."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
-from workloads import FOREVER, Workload
+from workloads import Workload
 
-from fedsim.adapters.bank import NEVER, Bank
+from fedsim.adapters.layout import Slot
 from fedsim.distributed.launch import launch
 from fedsim.distributed.workers import Workers
 from fedsim.report.progress import LiveProgress
-from fedsim.round import Horizon, ServerState
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.workload import Workload as ClientWorkload
-from fedsim.simulation import Simulation, prepare_engine
+from fedsim.simulation import RunSpec, Simulation, prepare_engine
 
 
-class Simulated:
-    """One worker with the given engine."""
+class RoundLoop:
+    """One worker that goes on for as long as it is asked for rounds; `initial` is what all slots start from."""
 
-    def __init__(self, workload: Workload, engine: str):
-        setting, workers, fabric = workload.setting(engine), Workers(), launch()
-        initial = workload.initial(setting)
-        prepared = prepare_engine(setting, fabric, initial, workers)
-        asked = ClientWorkload(setting.method, setting.population, setting.layout, initial, setting.local)
+    def __init__(self, spec: RunSpec, initial: dict[Slot, Tensor] | None = None):
+        workers, fabric = Workers(), launch()
+        initial = spec.initial_slots() if initial is None else initial
+        prepared = prepare_engine(spec, fabric, initial, workers)
+        asked = ClientWorkload(spec.method, spec.population, spec.layout, initial, spec.local)
         aggregator = Aggregator(asked, workers, prepared.block_size)
-        progress = LiveProgress("", FOREVER, 0, is_shown=False)
-        self.simulation = Simulation(setting, aggregator, prepared, progress, recorder=None)
-        never = torch.full((workload.clients,), NEVER)
-        self.state = replace(ServerState(0, Horizon(FOREVER)), bank=Bank(initial), last_seen=never)
+        progress = LiveProgress("", spec.rounds, 0, is_shown=False)
+        self.simulation = Simulation(spec, aggregator, prepared, progress, recorder=None)
+        self.state = spec.state(0, initial)
 
     def round(self) -> None:
         """Run one round."""
         self.state = self.simulation.run_round(self.state)
+
+    def evaluate(self) -> None:
+        """Evaluate every client on its own test split."""
+        self.simulation.evaluate(self.state, self.simulation.aggregator.population.seen)
+
+
+class Simulated(RoundLoop):
+    """The round loop on a workload of the benchmark, with the given engine."""
+
+    def __init__(self, workload: Workload, engine: str):
+        setting = workload.setting(engine)
+        super().__init__(setting, workload.initial(setting))
 
     def step_size(self) -> int:
         """Samples of a pass: those of the clients of one block."""
         spec = self.simulation.spec
         n_blocks = -(-spec.n_cohort // self.simulation.engine.block_size)
         return -(-spec.n_cohort // n_blocks) * spec.local.batch_size
-
-    def evaluate(self) -> None:
-        """Evaluate every client on its own test split."""
-        self.simulation.evaluate(self.state, self.simulation.aggregator.population.seen)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the copy that all clients share."""
