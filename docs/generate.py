@@ -25,6 +25,7 @@ NOTEBOOKS = ("101_first_run", "202_compare_fairly")
 REPOSITORY_PAGES = {"results.md": "RESULTS.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 FIGURES = {
     "report.png": "The report's first page.",
+    "demo-differences.svg": "Each method's difference from the best of the others. Right of zero is better.",
     "demo-mean.svg": "Mean accuracy of global models by round, a line for each method. Higher is better.",
     "demo-bytes.svg": "Mean accuracy by megabytes sent. Higher and further left is better. Local sends nothing.",
     "demo-clusters.svg": "HiLoRA's clusters against the styles of the digits: here each cluster is one style.",

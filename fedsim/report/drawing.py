@@ -55,6 +55,8 @@ class Picture:
     pdf: bytes | None = None
     is_foreign: bool = False
     """Read from a run folder, which somebody else may have made: shown as an image, in which nothing runs or loads."""
+    how: str = ""
+    """How it is read, in a sentence or two under it."""
 
     def html(self, files: str = "") -> Markup:
         """Return a <figure>; `files` is where its files lie, as the page sees it."""

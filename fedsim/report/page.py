@@ -14,11 +14,12 @@ from fedsim.report.cluster_figures import clusters_of, draw_clusters
 from fedsim.report.comparison import Comparison, cells, notes, table_csv
 from fedsim.report.drawing import Picture, drawing, picture, read_picture
 from fedsim.report.figures import figures_of
+from fedsim.report.how_to_read import how_to_read
 from fedsim.report.page_template import render, whole_page
 from fedsim.report.reading import GLOBAL, Run, find_runs
 from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
-from fedsim.report.several import Rows, draw_several, rows_of
+from fedsim.report.several import Rows, draw_differences, draw_several, rows_of
 from fedsim.report.summary import SIMULATED
 from fedsim.report.table import discoveries
 from fedsim.storage.disk import check_own_folder, write_atomically
@@ -28,9 +29,13 @@ SECTIONS = {
     "Clients": ("clients", "models"),
     "Stages": ("tiers", "stages"),
     "Clusters": ("clusters", "similarity", "contingency"),
+    "Found out by the run": ("run-",),
     "Cost": ("bytes", "seconds", "utilisation"),
 }
-"""Which figures and tables stand together, by how their names begin; the run's own figures come before the cost."""
+"""Which figures and tables stand together, by how their names begin, after the split of the data."""
+SPLIT = "run-split"
+NAMED = 6
+"""Methods that a page is called by; of more their number."""
 CARDS = {
     "mean": "global.mean",
     "10th percentile": "global.p10",
@@ -51,6 +56,8 @@ class Files:
 
     def keep(self, part: Picture | Sheet) -> Markup:
         """Remember a part, whose files are written when all is made, and return it as HTML."""
+        if isinstance(part, Picture):
+            part = replace(part, how=how_to_read(part.name))
         part = replace(part, name=safe_name(f"{self.prefix}{part.name}"))
         self.kept.append(part)
         return part.html(self.folder.name) if isinstance(part, Picture) else part.html()
@@ -86,12 +93,27 @@ def write_report(paths: Sequence[Path], to: Path, reference: str | None = None) 
                 body += render("folded", name=run.name, status=run.status, body=_one(run, own))
         else:
             body = _one(runs[0], files)
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     files.write()
     if numbers:
         write_atomically(files.folder / "comparison-all.csv", numbers.encode(errors="replace"))
-    write_atomically(to, whole_page(title, body).encode(errors="replace"))
+    write_atomically(to, whole_page(*_title(runs), body).encode(errors="replace"))
     return to
+
+
+def _title(runs: Sequence[Run]) -> tuple[str, str]:
+    """The methods and their data; and the backbone, which runs these are, and when the last row was written."""
+    with reading(*runs):
+        methods, data, backbones = (
+            list(dict.fromkeys(filter(None, (getattr(run, name) for run in runs))))
+            for name in ("method", "data", "backbone")
+        )
+        seeds = list(dict.fromkeys(run.seed for run in runs))
+        title = ", ".join(methods) if len(methods) <= NAMED else f"{len(methods)} methods"
+        title = (title or runs[0].name) + (f" on {', '.join(data)}" if data else "")
+        about = [f"backbone {', '.join(backbones)}"] if backbones else []
+        about += [f"run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"]
+        about += [f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"] if len(runs) > 1 else []
+        return title, " · ".join([*about, max(run.date for run in runs)])
 
 
 @contextmanager
@@ -109,18 +131,20 @@ def _one(run: Run, files: Files) -> Markup:
     """The part of a page about one run."""
     with reading(run):
         found = [line for line in discoveries(run.result) if not line.startswith("best round")] + _best(run)
+        own = run_figures(run)
         parts: list[Picture | Sheet] = [*draw_run(run), *draw_clusters(run), *tables_of(run, clusters_of(run))]
-        sections = []
-        for title, names in SECTIONS.items():
-            if title == "Cost":
-                sections.append(_section("Found out by the run", run_figures(run), files))
-            sections.append(_section(title, [part for part in parts if part.name.startswith(names)], files))
+        parts += [part for part in own if part.name != SPLIT]
+        sections = [
+            _section(title, [part for part in parts if part.name.startswith(names)], files)
+            for title, names in SECTIONS.items()
+        ]
         return render(
             "run",
             is_finished=bool(run.finished),
             status=run.status,
             facts=_facts(run),
             cards=_cards(run),
+            split=_section("Split of the data", [part for part in own if part.name == SPLIT], files),
             found=[line[0].upper() + line[1:] for line in found],
             sections=sections,
             recipe=json.dumps(run.recipe, indent=1, ensure_ascii=False),
@@ -149,16 +173,20 @@ def _several(rows: Rows, comparison: Comparison, files: Files) -> Markup:
     """The part of a page that compares runs: the table and what it means, then curves."""
     going = [f"{run.name}: {run.status}" for runs in rows.runs.values() for run in runs if not run.finished]
     remarks = notes(comparison) + ([f"Not tested for differences: {rows.untested}."] if rows.untested else [])
-    table = _section("Comparison", [Sheet("comparison", *cells(comparison))], files, remarks)
+    header, lines = cells(comparison)
+    first = ["method", "mean", *header[-3:]]  # so that a narrow page shows the verdict
+    shown = [*first, *(column for column in header if column not in first)]
+    rows_shown = [[line[header.index(column)] for column in shown] for line in lines]
+    sheet = Sheet("comparison", shown, rows_shown)
+    table = _section("Comparison", [*draw_differences(comparison), sheet], files, remarks)
     return render("several", going=going, sections=[table, _section("Curves", list(draw_several(rows)), files)])
 
 
 def _facts(run: Run) -> str:
     """Method, seed, clients, device and revision, in a line."""
     environment = run.recipe.get("environment", {})
-    title = run.recipe.get("method_name", run.recipe.get("method", ""))
     seen, unseen = (len(run.latest(evaluation)) for evaluation in (GLOBAL, "unseen.untuned"))
-    facts = [f"method {title}"] if isinstance(title, str) and title else []
+    facts = [f"method {run.method}"] if run.method else []
     facts += [f"seed {run.seed}"]
     facts += [f"{seen} seen clients" + (f", {unseen} unseen" if unseen else "")] if seen else []
     facts += [f"workers {environment['workers']}"] if "workers" in environment else []

@@ -2,10 +2,12 @@
 
 CSS = """
 :root { color-scheme: light dark; --ink: #22272e; --soft: #5d6773; --paper: #ffffff; --ground: #f4f5f7;
-  --edge: #dfe3e8; --link: #0b62a8; --line-0: #0072b2; --line-1: #d55e00; --line-2: #009e73; --line-3: #cc79a7;
+  --edge: #dfe3e8; --link: #0b62a8; --shade: #8a94a0;
+  --line-0: #0072b2; --line-1: #d55e00; --line-2: #009e73; --line-3: #cc79a7;
   --line-4: #e69f00; --line-5: #5b4ea3; --line-6: #8fb339; --line-7: #777777; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e4e8ed; --soft: #a3adb8; --paper: #171b20; --ground: #0f1216; --edge: #2e353d; --link: #7cc0ff;
+    --shade: #79838f;
     --line-0: #56b4e9; --line-1: #ff8c42; --line-2: #35d09f; --line-3: #f0a3cd; --line-4: #ffc650; --line-5: #ab9ff2;
     --line-6: #bddf6f; --line-7: #a0a0a0; }
 }
@@ -33,6 +35,7 @@ figure { margin: 0; padding: .75rem; border: 1px solid var(--edge); border-radiu
 figure.wide { grid-column: 1 / -1; }
 figcaption { display: flex; flex-wrap: wrap; justify-content: space-between; gap: 0 1rem; margin-top: .4rem; }
 figcaption b { color: var(--ink); }
+.how { flex: 0 0 100%; margin-top: .2rem; }
 .scroll { overflow-x: auto; -webkit-overflow-scrolling: touch; }
 figure svg, figure img { display: block; width: 100%; height: auto; max-height: 34rem; margin: 0 auto; }
 figure.wide svg, figure.wide img { min-width: 40rem; }
@@ -44,12 +47,30 @@ th, td { padding: .35rem .7rem; text-align: right; white-space: nowrap; border-t
 thead th { border-top: 0; color: var(--soft); font-weight: 600; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 tbody th { font-weight: 600; position: sticky; left: 0; background: var(--paper); }
-#comparison td:nth-last-child(2) { white-space: normal; min-width: 12rem; }
+#comparison { font-size: .82rem; }
+#comparison th, #comparison td { padding: .35rem .4rem; }
+#comparison thead th { white-space: normal; }
+#comparison td:nth-child(3), #comparison td:nth-child(5) { white-space: normal; min-width: 7.5rem; }
+.table.scroll { background: linear-gradient(to right, var(--paper) 60%, transparent) 0 / 1.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--paper) 60%, transparent) 100% / 1.5rem 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) 100% / .9rem 100% no-repeat scroll, var(--paper); }
+.hint { display: none; margin-top: -.75rem; }
 details { margin: .75rem 0; border: 1px solid var(--edge); border-radius: .5rem; padding: 0 .9rem; }
 summary { padding: .6rem 0; cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 summary .soft { font-weight: 400; }
 pre { overflow-x: auto; font-size: .8rem; line-height: 1.4; padding-bottom: .5rem; }
 footer { margin-top: 2rem; }
+@media (max-width: 48rem) { .table:has(th:nth-child(6)) + .hint { display: block; } }
+@media (max-width: 74rem) { .table:has(th:nth-child(12)) + .hint { display: block; } }
 @media (max-width: 30rem) { body { padding: .75rem; } th, td { padding: .35rem .5rem; } figure { padding: .5rem; } }
-@media print { body { background: #ffffff; } figure, .table { break-inside: avoid; } }
+@media print {
+  :root { color-scheme: light; --ink: #000000; --soft: #444444; --paper: #ffffff; --ground: #ffffff; --edge: #bbbbbb; }
+  body { max-width: none; padding: 0; background: #ffffff; font-size: .8rem; }
+  figure, .table, .cards div { break-inside: avoid; }
+  h2 { break-after: avoid; }
+  .scroll { overflow: visible; }
+  #comparison { font-size: .62rem; }
+  #comparison th, #comparison td { padding: .2rem; white-space: normal; min-width: 0; }
+  .hint, .files { display: none; }
+}
 """

@@ -15,7 +15,8 @@ PARTS = {
 <html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{{ policy }}">\
 <meta name="viewport" content="width=device-width, initial-scale=1"><link rel="icon" href="data:,">\
 <title>{{ title }} · fedsim</title><style>{{ css }}</style></head>
-<body><header><h1>{{ title }}</h1></header><main>{{ body }}</main>\
+<body><header><h1>{{ title }}</h1>{% if about %}<p class="soft">{{ about }}</p>{% endif %}</header>\
+<main>{{ body }}</main>\
 <footer class="soft">fedsim. This page is complete: it loads nothing from elsewhere.</footer></body></html>
 """,
     "run": """\
@@ -24,7 +25,7 @@ PARTS = {
 <dl class="cards">{% for title, text, value in cards %}<div><dt>{{ title }}</dt><dd>\
 {% if value is none %}{{ text }}{% else %}<data value="{{ value }}">{{ text }}</data>{% endif %}\
 </dd></div>{% endfor %}</dl>
-{% for line in found %}<p>{{ line }}.</p>{% endfor %}
+{{ split }}{% for line in found %}<p>{{ line }}.</p>{% endfor %}
 {% for section in sections %}{{ section }}{% endfor %}
 <details><summary>Recipe, as resolved</summary><pre>{{ recipe }}</pre></details>""",
     "folded": """\
@@ -42,14 +43,16 @@ PARTS = {
 <figcaption>{{ picture.title }}{% if files and picture.pdf %} <span class="files">\
 {% for kind in ('pdf', 'svg') %}{{ '' if loop.first else ' · ' }}\
 <a href="{{ files | urlencode }}/{{ picture.name }}.{{ kind }}">{{ kind | upper }}</a>{% endfor %}</span>{% endif %}\
-</figcaption></figure>""",
+{% if picture.how %}<span class="how">How to read this: {{ picture.how }}</span>{% endif %}</figcaption></figure>""",
     "image": """<img class="paper" alt="{{ words }}" src="data:image/svg+xml;base64,{{ data }}">""",
     "sheet": """\
-<div class="table scroll" tabindex="0"><table id="{{ name }}"><thead><tr>\
+<div class="table scroll" tabindex="0" role="region" aria-label="Table: {{ header[0] }}, {{ name }}">\
+<table id="{{ name }}"><thead><tr>\
 {% for title in header %}<th scope="col">{{ title }}</th>{% endfor %}</tr></thead><tbody>\
 {% for row in rows %}<tr>{% for shown, value in row %}{% if loop.first %}<th scope="row">{{ shown }}</th>{% else %}\
 <td>{% if value is none %}{{ shown }}{% else %}<data value="{{ value }}">{{ shown }}</data>{% endif %}</td>{% endif %}\
-{% endfor %}</tr>{% endfor %}</tbody></table></div>""",
+{% endfor %}</tr>{% endfor %}</tbody></table></div>\
+<p class="soft hint">↔ The table goes on to the right: scroll or swipe it.</p>""",
 }
 _PAGES = Environment(loader=DictLoader(PARTS), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
 
@@ -59,6 +62,6 @@ def render(part: str, **values: Any) -> Markup:
     return Markup(_PAGES.get_template(part).render(values))
 
 
-def whole_page(title: str, body: Markup) -> str:
-    """Return the page."""
-    return render("page", title=title, body=body, css=Markup(CSS), policy=Markup(POLICY))
+def whole_page(title: str, about: str, body: Markup) -> str:
+    """Return the page; `about` stands under its title."""
+    return render("page", title=title, about=about, body=body, css=Markup(CSS), policy=Markup(POLICY))

@@ -86,6 +86,42 @@ class Run:
         """The seed it was started with."""
         return int(self.recipe.get("seed", 0))
 
+    @cached_property
+    def model(self) -> Mapping[str, Any]:
+        """What model.json says of its method and backbone; empty where there is none."""
+        path = self.path / "model.json"
+        return dict(read_json(path)) if path.exists() else {}
+
+    @property
+    def method(self) -> str:
+        """What its method is called: in a comparison, as a word of Python's, or the class's name."""
+        names = (self.recipe.get("method_name"), self.recipe.get("method"), self.model.get("method", {}).get("name"))
+        return next((name for name in names if isinstance(name, str) and name), "")
+
+    @property
+    def data(self) -> str:
+        """What its data are called: a known set, the hub's name or the folder; "" where the recipe does not say."""
+        options = self.recipe.get("data")
+        if not isinstance(options, dict):
+            return ""
+        if self.recipe.get("embedded") or "clients_per_style" in options:
+            return "the embedded data"
+        known = [options.get(name) for name in ("dataset", "task") if options.get(name) != "own"]
+        names = [*known, options.get("hub"), Path(str(options.get("path") or "")).name]
+        return next((str(name) for name in names if name), "")
+
+    @property
+    def backbone(self) -> str:
+        """What its backbone is called: the name that the recipe gives, else its class."""
+        options = self.recipe.get("model")
+        named = options.get("name") if isinstance(options, dict) and not self.recipe.get("embedded") else ""
+        return str(named or self.model.get("backbone", {}).get("class", ""))
+
+    @property
+    def date(self) -> str:
+        """The day on which its last row was written."""
+        return time.strftime("%Y-%m-%d", time.localtime(self.written))
+
     @property
     def status(self) -> str:
         """How far it is, in words; whether a run without a result still goes on, its folder cannot tell."""

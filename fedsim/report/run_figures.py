@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
+from fedsim.report.how_to_read import HIGHER, LOWER
 from fedsim.report.reading import EVALUATIONS, GLOBAL, PERSONAL, PRICES, Run, number
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def curves(run: Run) -> Iterator[Picture]:
             axes.plot(rounds, means, "-o", color=LINES[0], markersize=3, label="mean of global models")
         if trained:
             axes.plot(trained, personal, "--", color=LINES[1], label="mean of personal models")
-        axes.set(xlabel="round", ylabel=metric)
+        axes.set(xlabel="round", ylabel=f"{metric} ({HIGHER})")
         legend(axes)
         stage_lines(axes, run)
         name = metric.lower().replace("_", "-")
@@ -60,7 +61,7 @@ def losses(run: Run) -> Iterator[Picture]:
         return
     figure, axes = new_figure()
     axes.plot(rounds, loss, "-o", color=LINES[1], markersize=3)
-    axes.set(xlabel="round", ylabel="training loss")
+    axes.set(xlabel="round", ylabel=f"training loss ({LOWER})")
     stage_lines(axes, run)
     yield picture(figure, "loss", "Training loss by round", f"mean training loss by round: {_from_to(rounds, loss)}")
 
@@ -75,7 +76,7 @@ def prices(run: Run) -> Iterator[Picture]:
         figure, axes = new_figure()
         at = [spent[index - 1] for index in rounds]
         axes.plot(at, means, "-o", color=LINES[0], markersize=3)
-        axes.set(xlabel=label, ylabel=run.metrics[0])
+        axes.set(xlabel=f"{label} (less is better)", ylabel=f"{run.metrics[0]} ({HIGHER})")
         ends = [f"{means[end]:.4g} after {at[end]:.4g} {unit}" for end in (0, -1)]
         words = f"mean {run.metrics[0]} {' to '.join(ends)}"
         yield picture(figure, f"curve-by-{name}", f"Mean {run.metrics[0]} by {word}", words)
@@ -115,7 +116,7 @@ def clients(run: Run) -> Iterator[Picture]:
     _strips(axes, values, place)
     if parts[0] and parts[1]:
         axes.axvline(len(parts[0]) - 0.5, color=LINES[7], linewidth=0.8)
-    axes.set(xlabel="client" if is_named else f"{len(order)} clients, sorted", ylabel=metric)
+    axes.set(xlabel="client" if is_named else f"{len(order)} clients, sorted", ylabel=f"{metric} ({HIGHER})")
     legend(axes)
     words = f"{metric} of each of {len(order)} clients, sorted; " + "; ".join(
         f"{title} {min(of.values()):.3f} to {max(of.values()):.3f}"
@@ -170,7 +171,7 @@ def tiers(run: Run) -> Iterator[Picture]:
             spread = [run.summary[f"stage.{stage}.std"] for stage in stages]
             axes.errorbar(range(len(stages)), values, spread, fmt="-o", color=LINES[0], capsize=4, label=label)
     axes.set_xticks(range(len(stages)), stages)
-    axes.set(ylabel=run.metrics[0], xlim=(-0.4, len(stages) - 0.6), xlabel="at the end of stage")
+    axes.set(ylabel=f"{run.metrics[0]} ({HIGHER})", xlim=(-0.4, len(stages) - 0.6), xlabel="at the end of stage")
     legend(axes)
     parts = ", ".join(f"{stage} {run.summary[f'stage.{stage}.mean']:.3f}" for stage in stages)
     yield picture(figure, "tiers", "What each stage adds", f"mean {run.metrics[0]} at the end of each stage: {parts}")
@@ -189,7 +190,7 @@ def costs(run: Run) -> Iterator[Picture]:
     panels = {
         "bytes": ("Bytes by round", f"{unit} of all clients", {"up": up, "down": down}, UNITS[unit]),
         "seconds": ("Seconds by round", "seconds", {"": tuple(zip(*seconds, strict=True)) or ((), ())}, 1),
-        "utilisation": ("Utilisation", "busiest worker / mean", {"": run.curve("utilisation")}, 1),
+        "utilisation": ("Utilisation", "busiest worker / mean (1 is best)", {"": run.curve("utilisation")}, 1),
     }
     for name, (title, label, lines, scale) in panels.items():
         if not any(len(rounds) for rounds, _ in lines.values()):

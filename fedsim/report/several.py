@@ -10,6 +10,7 @@ import numpy as np
 
 from fedsim.report.comparison import Comparison
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
+from fedsim.report.how_to_read import HIGHER, LOWER
 from fedsim.report.paired import Difference
 from fedsim.report.reading import GLOBAL, PERSONAL, PRICES, Run
 from fedsim.storage.run_folder import flat
@@ -90,10 +91,11 @@ def _why_untested(groups: Sequence[Sequence[Run]]) -> str:
 def draw_several(rows: Rows) -> Iterator[Picture]:
     """Yield curves of all rows in one figure each: mean and 10th percentile by round, mean by bytes sent and time."""
     metric = next(iter(rows.runs.values()))[0].metrics[0]
-    yield from _by_round(rows, f"{GLOBAL}.mean", "mean", f"Mean {metric} of global models", metric)
-    yield from _by_round(rows, f"{GLOBAL}.p10", "p10", f"10th percentile of {metric}", metric)
-    yield from _by_round(rows, f"{PERSONAL}.mean", "personal", f"Mean {metric} of personal models", metric)
-    yield from _by_round(rows, "train_loss", "loss", "Training loss", "training loss")
+    label = f"{metric} ({HIGHER})"
+    yield from _by_round(rows, f"{GLOBAL}.mean", "mean", f"Mean {metric} of global models", label)
+    yield from _by_round(rows, f"{GLOBAL}.p10", "p10", f"10th percentile of {metric}", label)
+    yield from _by_round(rows, f"{PERSONAL}.mean", "personal", f"Mean {metric} of personal models", label)
+    yield from _by_round(rows, "train_loss", "loss", "Training loss", f"training loss ({LOWER})")
     for unit in PRICES:
         yield from _by_price(rows, metric, unit)
 
@@ -118,10 +120,10 @@ def _by_round(rows: Rows, column: str, name: str, title: str, label: str) -> Ite
 
 
 def _by_price(rows: Rows, metric: str, unit: str) -> Iterator[Picture]:
-    """The mean over what was spent until then; rows that spend nothing are left out."""
+    """The mean over what was spent until then; of rows that spend nothing their last mean, as a level line."""
     name, label, word = PRICES[unit]
     figure, axes = new_figure(4.4, 3.2)
-    shown = []
+    shown, free = [], []
     for index, (row, runs) in enumerate(rows.runs.items()):
         spent = np.mean([run.spent(unit) for run in runs if len(run.rounds) == len(runs[0].rounds)], 0)
         rounds, means = runs[0].curve(f"{GLOBAL}.mean")
@@ -130,11 +132,38 @@ def _by_price(rows: Rows, metric: str, unit: str) -> Iterator[Picture]:
             values = np.mean(of_seeds, 0) if len(set(map(len, of_seeds))) == 1 else means
             axes.plot(spent[np.asarray(rounds) - 1], values, **look(index), label=row)
             shown.append(f"{row} {spent[-1]:.2f} {unit}")
+        elif len(spent) and rounds:
+            ends = [run.curve(f"{GLOBAL}.mean")[1][-1:] for run in runs]
+            free.append((row, look(index)["color"], float(np.mean([end[0] for end in ends if end]))))
+    for row, colour, end in free if shown else ():
+        axes.axhline(end, color=colour, linestyle=(0, (4, 3)), linewidth=1.2, label=f"{row}, 0 {unit}")
+        shown.append(f"{row} 0 {unit}")
     if shown:
-        axes.set(xlabel=label, ylabel=metric)
+        axes.set(xlabel=f"{label} (less is better)", ylabel=f"{metric} ({HIGHER})")
         legend(axes)
         title = f"Mean {metric} by {word}"
         yield picture(figure, f"several-{name}", title, f"{word} by the end: {', '.join(shown)}")
+
+
+def draw_differences(comparison: Comparison) -> Iterator[Picture]:
+    """Yield the differences of methods with their intervals, one below the other; none where nothing is compared."""
+    found = {name: gap for name, gap in comparison.differences.items() if np.isfinite((gap.low, gap.high)).all()}
+    if not found:
+        return
+    figure, axes = new_figure(4.8, 0.9 + 0.36 * len(found))
+    colours = {name: look(index)["color"] for index, name in enumerate(comparison.results)}
+    for place, (name, gap) in enumerate(reversed(found.items())):
+        ends = [[gap.mean - gap.low], [gap.high - gap.mean]]
+        axes.errorbar([gap.mean], [place], xerr=ends, fmt="o", color=colours[name], capsize=4)
+        said = gap.verdict if gap.seeds > 1 else "one seed: not tested"
+        axes.annotate(said, (1, place), (6, 0), ("axes fraction", "data"), "offset points", va="center", fontsize=8)
+    axes.axvline(0, color=LINES[7], linewidth=0.9)
+    axes.set_yticks(range(len(found)), [f"{name} − {gap.reference}" for name, gap in reversed(found.items())])
+    axes.set(xlabel="difference of means (right of zero is better)", ylim=(-0.6, len(found) - 0.4))
+    over = "seeds" if len(comparison.seeds) > 1 else "clients of one seed"
+    words = [f"{n} − {g.reference} {g.mean:+.3f} [{g.low:+.3f}, {g.high:+.3f}]" for n, g in found.items()]
+    title = f"Differences of methods, with 95 % intervals over {over}"
+    yield picture(figure, "differences", title, f"{title}: {'; '.join(words)}")
 
 
 def look(index: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from fedsim.costs.devices import DeviceProfiles
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.report.__main__ import main
 from fedsim.report.drawing import Picture, inlined, read_picture
+from fedsim.report.how_to_read import how_to_read
 from fedsim.report.page import write_report
 from fedsim.report.reading import find_runs, read_run
 from fedsim.report.several import rows_of
@@ -154,6 +155,75 @@ def test_every_figure_says_in_words_what_it_shows(page, study):
         pictures = [attributes for attributes in found.all("svg") if attributes.get("role") == "img"]
         assert len(pictures) == len(found.all("figure")) > 5
         assert all(len(attributes["aria-label"]) > 20 for attributes in pictures)
+
+
+def test_every_figure_says_how_it_is_read_and_axes_say_what_is_better(page, study):
+    for found in (page, study):
+        how = re.findall(r'<span class="how">How to read this: (.{20,}?)</span>', found.html)
+        assert len(how) == len(found.all("figure"))
+    for axis in ("accuracy (higher is better)", "training loss (lower is better)", "down (less is better)"):
+        assert axis in page.html
+    assert "right of zero is better" in study.html
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("run-tree", ("c* is the number of groups", "τ", "λ is how much a client weighs its own group")),
+        ("run-allocations", ("rgd-hla (layers drawn anew by a pattern)", "fim-hla")),
+        ("curve-by-bytes", ("against what was spent",)),
+        ("curve-accuracy", ("10th percentile", "worst client")),
+        ("unheard-of", ("",)),
+    ],
+)
+def test_the_signs_of_a_figure_are_explained_under_it(name, words):
+    assert all(word in how_to_read(name) for word in words)
+    assert bool(how_to_read(name)) == (name != "unheard-of")
+
+
+def test_a_page_is_called_by_methods_data_and_day_and_names_its_backbone(runs, tmp_path, without_curves):
+    folder = shutil.copytree(runs / "one", tmp_path / "one")
+    recipe = json.loads((folder / "recipe.json").read_text())
+    for data, model, title, backbone in (
+        ({"dataset": "cifar100", "path": "x/y"}, {"name": "vit_tiny"}, "hilora on cifar100", "vit_tiny"),
+        ({"dataset": "own", "path": "photos/pets"}, {}, "hilora on pets", "TinyAttention"),
+        ({"task": "own", "hub": "someone/texts"}, {}, "hilora on someone/texts", "TinyAttention"),
+        ({"clients_per_style": 4}, {}, "hilora on the embedded data", "TinyAttention"),
+        (None, None, "hilora", "TinyAttention"),
+    ):
+        (folder / "recipe.json").write_text(json.dumps(recipe | {"data": data, "model": model}))
+        found = Page(write_report([folder], tmp_path / "page.html"))
+        day = time.strftime("%Y-%m-%d", time.localtime((folder / "metrics.csv").stat().st_mtime))
+        assert f"<h1>{title}</h1>" in found.html
+        assert f"backbone {backbone} · run one · {day}" in found.text
+
+
+def test_the_comparison_begins_with_differences_and_a_method_that_sends_nothing_is_drawn(study, runs, tmp_path):
+    comparison = study.html[study.html.index("<h2>Comparison</h2>") : study.html.index("<h2>Curves</h2>")]
+    assert comparison.index('id="differences-') < comparison.index('id="comparison"')
+    found = rows_of(find_runs([runs / "study"])).comparison().differences
+    (label,) = re.findall(r'aria-label="(Differences of methods[^"]*)"', comparison)
+    for name, gap in found.items():
+        assert f"{name} − {gap.reference} {gap.mean:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]" in label
+    simulate(
+        tmp_path / "local", method=fedsim.Local(lora_rank=2), recipe={"method_name": "local", "rounds": 4, "seed": 0}
+    )
+    page = write_report([tmp_path / "local", runs / "study/seed-0/fedit"], tmp_path / "page.html")
+    assert re.search(r'aria-label="bytes sent by the end: [^"]*local 0 MB"', page.read_text())
+
+
+def test_the_split_stands_before_what_was_found_out(runs, tmp_path):
+    folder = shutil.copytree(runs / "one", tmp_path / "one")
+    (folder / "split.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="10pt"><path d="M0 0"/></svg>')
+    (folder / "tree.svg").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="10pt"><path d="M0 1"/></svg>')
+    html = write_report([folder], tmp_path / "page.html").read_text()
+    order = [
+        "<h2>Split of the data</h2>",
+        "Best mean of global models",
+        "<h2>Curves</h2>",
+        "<h2>Found out by the run</h2>",
+    ]
+    assert sorted(order, key=html.index) == order
 
 
 def test_the_page_loads_nothing_and_runs_nothing(page, study):
@@ -314,8 +384,8 @@ def test_a_comparison_folder_is_several_runs_and_those_of_two_seeds_are_one_row(
             for seed in (0, 1)
         ]
         assert row[1] == f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f}"
-    assert header[-3:] == ["difference [95 %]", "p (Holm)", "verdict"]
-    assert all(row[-1] != "–" for row in rows)
+    assert header[:5] == ["method", "mean", "difference [95 %]", "p (Holm)", "verdict"]
+    assert all(row[4] != "–" for row in rows)
     assert len(study.all("details")) >= 4
 
 
