@@ -31,6 +31,16 @@ def test_slices_of_a_fused_map_and_tiers_with_their_scales_become_one_change():
     torch.testing.assert_close(change.product(), expected)
 
 
+def test_maps_without_adapters_and_classifiers_have_no_change():
+    tensors = {
+        Slot("root", "q", "A"): made(1, 4),
+        Slot("root", "q", "B"): made(4, 1),
+        Slot("root", "head", "W"): made(3, 4),
+    }
+    assert single_adapter([Q, V, HEAD], {"qkv": 12}, tensors, {"root": 1.0}).keys() == {"qkv"}
+    assert single_adapter([HEAD, Site("k", "k", 4, 4, 0)], {"head": 3, "k": 4}, tensors, {"root": 1.0}) == {}
+
+
 def test_a_classifiers_change_is_the_sum_over_tiers_of_its_own_weights_and_biases():
     tensors = {Slot("root", "head", "W"): made(3, 4), Slot("leaf", "head", "W"): made(3, 4) + 1}
     tensors |= {Slot("root", "head", "b"): made(3), Slot("leaf", "head", "b"): made(3) + 1}

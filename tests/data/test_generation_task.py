@@ -92,6 +92,7 @@ def test_a_run_reports_each_metric_of_generation_as_it_reports_accuracy_elsewher
 def test_what_was_cut_and_padded_is_in_the_log_and_on_the_screen(run_on_toys, capsys):
     result = run_on_toys()
     event = json.loads((result.folder / "events.jsonl").read_text().splitlines()[0])
+    assert (event["round"], event["stage"]) == (0, "data")
     assert event["stage"] == "data"
     assert (event["prompts_cut"], event["answers_cut"], event["samples"]) == (0, 0, 72)
     assert 0 < event["padding_share"] < 0.5

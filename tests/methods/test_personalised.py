@@ -14,13 +14,15 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import silhouette_score
 
 import fedsim
-from fedsim.adapters.layout import HEAD_TIER, Slot
+from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot
 from fedsim.adapters.mixing import adaptive_top, two_way
 from fedsim.parts.clustering import cosine_similarities, first_appearance
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.outer import nesterov_step
 from fedsim.parts.tree import TreeCuts, agglomerated, best_clusters
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
+from fedsim.run_spec import population_of
+from fedsim.server.cohort import sample_cohort
 from fedsim.storage.run_folder import load_checkpoint
 
 POPULATION = Population(6, (0, 1, 2, 3, 4), (5,), (12,) * 6)
@@ -160,6 +162,9 @@ def test_clustered_fedavg_places_whom_the_clustering_missed(tiny_run):
     result = tiny_run("late", method=method, cohort_size=3, rounds=8)
     labels = load_checkpoint(result.folder)[1]["learnt|labels"]
     assert set(labels[:5].tolist()) == {0, 1}, "client 5 is unseen"
+    first = sample_cohort(population_of(tiny_data()), 3, 0, 0)
+    found = next(event["labels"] for event in events_of(result) if "labels" in event)
+    assert labels[first].tolist() == found, "whoever has a cluster stays in it"
 
 
 # FedDPA
@@ -254,6 +259,19 @@ def test_fdlora_that_steps_to_the_mean_and_fuses_nothing_is_fedit(tiny_run, head
     expected = tiny_run("fedit", method=fedsim.FedIT(**options))
     keys = (*HELD, "personal.mean", "bytes.up", "unseen.tuned.mean")
     assert_same_run(tiny_run("fdlora", method=method), expected, keys, tier="global")
+
+
+@pytest.mark.parametrize("shares", [(-0.1, 0.2), (0.2, -0.1), (0.5, 0.5)])
+def test_fdlora_refuses_shares_that_leave_no_round_for_the_global_adapter(shares):
+    with pytest.raises(ValueError, match="not negative, below 1 in sum"):
+        fedsim.FDLoRA(personal_share=shares[0], fusion_share=shares[1])
+
+
+def test_fdlora_begins_without_velocity():
+    layout = Layout((Site("q", "q", 6, 6, 0),), fedsim.FDLoRA.tiers, 2)
+    start = fedsim.FDLoRA(lora_rank=2).initial(layout, torch.Generator(), {})
+    assert not any(value.any() for slot, value in start.items() if slot.tier == "velocity")
+    assert torch.equal(start[Slot("personal", "q", "A")], start[Slot("global", "q", "A")])
 
 
 def test_fdlora_starts_as_local_and_goes_on_from_the_mean(tiny_run):

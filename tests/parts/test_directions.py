@@ -207,6 +207,17 @@ def test_unseen_clients_are_admitted_and_seen_ones_only_checked(bank):
     assert log["routing_agreement"] == pytest.approx(10 / 11)
 
 
+def test_seen_clients_that_are_routed_to_a_later_cluster_count_as_misplaced(bank):
+    labels, _ = labels_of(bank, SubspaceClustering(), [range(11), range(11)])
+    probes = [update(client, 6) for client in range(11)]
+    before = admit_by_route(bank, labels, POPULATION, probes, "root", "change")[1]["routing_agreement"]
+    mixed = labels.clone()
+    mixed[int((labels == labels.max()).nonzero()[0])] = 0  # one of the last cluster is said to be of the first
+    _, log = admit_by_route(bank, mixed, POPULATION, probes, "root", "change")
+    assert before == 1
+    assert log["routing_agreement"] < 1
+
+
 def test_tier_overlaps_are_mean_squared_cosines_with_each_finished_tier(bank):
     columns = torch.eye(OUTPUTS)
     for site in SITES:

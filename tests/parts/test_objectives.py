@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from fedsim.adapters.layout import Slot
-from fedsim.parts.objectives import column_overlap, cross_entropy, proximal, tier_overlap
+from fedsim.options import IGNORED
+from fedsim.parts.objectives import column_overlap, cross_entropy, label_logit, proximal, tier_overlap
 
 
 def test_cross_entropy_is_torchs_mean_for_one_client():
@@ -18,6 +19,15 @@ def test_cross_entropy_of_stacked_clients_is_one_loss_each():
     losses = cross_entropy(logits, targets, {}, {})
     expected = torch.stack([F.cross_entropy(one, target) for one, target in zip(logits, targets, strict=True)])
     torch.testing.assert_close(losses, expected)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_the_logit_of_the_label_is_a_mean_over_the_samples_that_are_there(shape):
+    logits, targets = torch.randn(*shape, 4, 5), torch.randint(5, (*shape, 4))
+    targets[..., 2] = IGNORED
+    one = logits.reshape(-1, 4, 5), targets.reshape(-1, 4)
+    expected = [sum(row[i, t[i]] for i in (0, 1, 3)) / 3 for row, t in zip(*one, strict=True)]
+    torch.testing.assert_close(label_logit(logits, targets, {}, {}).reshape(-1), torch.stack(expected))
 
 
 def test_the_proximal_term_is_half_mu_times_the_squared_distance_of_each_client():
