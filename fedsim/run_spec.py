@@ -36,6 +36,8 @@ PLAIN = (
     "block_size",
     "static_shapes",
     "compile",
+    "deterministic",
+    "tf32",
     "on_nan",
 )
 """Fields of a setting that are numbers or words."""
@@ -50,6 +52,7 @@ class RunSpec:
     of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `static_shapes`
     whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
+    `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
     update. `devices_profile` are the clients' simulated devices, `server` is the server's optimiser, and `wandb` says
     whether Weights & Biases gets the curves too.
@@ -69,6 +72,8 @@ class RunSpec:
     block_size: int | None = None
     static_shapes: bool | None = None
     compile: bool = False
+    deterministic: bool = False
+    tf32: bool = False
     on_nan: OnNan = "stop"
     devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
@@ -154,6 +159,10 @@ class RunSpec:
     def n_cohort(self) -> int:
         """Clients in a round."""
         return self.cohort_size or len(self.population.seen)
+
+    def is_static(self, device: torch.device) -> bool:
+        """Whether the batched engine has static shapes on a device."""
+        return device.type == "cuda" if self.static_shapes is None else self.static_shapes
 
     def describe(self) -> dict[str, Any]:
         """Return what recipe.json records of a run without a recipe: what its results depend on, but for tensors."""

@@ -16,7 +16,7 @@ from fedsim.costs.devices import ClientCost
 from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import move_to_device
 from fedsim.distributed.blocks import largest_size
-from fedsim.distributed.launch import check_threads, launch, set_threads
+from fedsim.distributed.launch import arithmetic, check_threads, launch, set_threads
 from fedsim.distributed.signals import handle_signals, stop_if_asked
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.engines import Engine
@@ -75,7 +75,9 @@ def simulate(
     workload = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
     title, metric = title or type(spec.method).__name__, spec.data.task.metrics[0]
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
-    with handle_signals(), run_folder_lock(out, workers), progress:
+    is_one_shape = spec.engine == "batched" and spec.is_static(fabric.device) and spec.data.pad_token is None
+    computing = arithmetic(spec.deterministic, spec.tf32, has_cudnn_attention=is_one_shape)
+    with handle_signals(), run_folder_lock(out, workers), progress, computing:
         engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)
         n_blocks = -(-spec.n_cohort // engine.block_size)
         aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server)
@@ -117,11 +119,10 @@ def prepare_engine(
     module = fabric.to_device(ClientModule(backbone, layout.sites, spec.compile, layout.mixing))
     if spec.engine == "sequential":
         return SequentialEngine(fabric, module, data, spec.seed, on_client)
-    block_size, is_gpu = spec.block_size or kept_block_size, fabric.device.type == "cuda"
-    default_size, is_static = cpu_block_size(spec.local, spec.n_cohort), spec.static_shapes
-    is_static = is_gpu if is_static is None else is_static
+    block_size, is_static = spec.block_size or kept_block_size, spec.is_static(fabric.device)
+    default_size = cpu_block_size(spec.local, spec.n_cohort)
     engine = BatchedEngine(fabric, module, data, spec.seed, block_size or default_size, is_static=is_static)
-    if block_size is None and is_gpu:
+    if block_size is None and fabric.device.type == "cuda":
         plan = spec.method.plan(spec.state(0), spec.population)
         client = max(spec.population.seen, key=spec.data.train_size)
         tensors = {slot: initial[slot] for slot in slots_in_use(plan, spec.method, initial)}

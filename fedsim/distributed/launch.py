@@ -86,6 +86,30 @@ def _say_how_to_use_cores() -> None:
     )
 
 
+@contextmanager
+def arithmetic(is_deterministic: bool, is_tf32: bool, has_cudnn_attention: bool) -> Iterator[None]:
+    """Inside, have a GPU compute so, and afterwards as before: the settings are the process's.
+
+    cuDNN plans its attention anew for every shape that it meets.
+    """
+    algorithms, precision = torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()
+    fills, attention = torch.utils.deterministic.fill_uninitialized_memory, torch.backends.cuda.cudnn_sdp_enabled()
+    if is_deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when the first product is computed
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    if is_tf32:
+        torch.set_float32_matmul_precision("high")
+    torch.backends.cuda.enable_cudnn_sdp(attention and has_cudnn_attention)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(algorithms)
+        torch.utils.deterministic.fill_uninitialized_memory = fills  # type: ignore[attr-defined]
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cuda.enable_cudnn_sdp(attention)
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
