@@ -13,6 +13,7 @@ from fedsim.methods.fedlease import FedLEASE
 from fedsim.methods.fedprox import FedProx
 from fedsim.methods.fedra import FedRA
 from fedsim.methods.fedsa_lora import FedSALoRA
+from fedsim.methods.fedsvd import FedSVD
 from fedsim.methods.fedtreelora import FedTreeLoRA
 from fedsim.methods.ffa_lora import FFALoRA
 from fedsim.methods.flexlora import FlexLoRA
@@ -42,6 +43,7 @@ __all__ = [
     "FedProx",
     "FedRA",
     "FedSALoRA",
+    "FedSVD",
     "FedTreeLoRA",
     "FlexLoRA",
     "HetLoRA",

@@ -57,6 +57,15 @@ def product_svd(B: Tensor, A: Tensor, weights: Tensor) -> Merged:
     return Merged(new_B * signs, signs[:, None] * S[:, None] * new_A, float(by_rank[-1]), by_rank)
 
 
+def orthonormal_rows(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
+    """Return factors of the same product B A with orthonormal rows of A: U S and Vᵀ of its SVD.
+
+    FedSVD, arXiv 2505.12805. B (O, R), A (R, I). Signs are fixed as in `product_svd`.
+    """
+    turned = product_svd(A.mT.double()[None], B.mT.double()[None], torch.ones(1))
+    return turned.A.mT.to(B.dtype).contiguous(), turned.B.mT.to(A.dtype).contiguous()
+
+
 def discarded_by_rank(energies: Tensor, total: Tensor) -> Tensor:
     """Return the shares of `total` that are left out by the first 1, 2, … R directions of these energies (R,)."""
     return (1 - energies.cumsum(0) / total).clamp(min=0) if total > 0 else torch.zeros_like(energies)

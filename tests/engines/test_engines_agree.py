@@ -290,6 +290,7 @@ METHODS = {
     "fedhello": fedsim.FedHeLLo(**SOME, average="samples", fim=FisherAllocation(warmup_rounds=1, period=1)),
     "fedprox": fedsim.FedProx(lora_rank=2, lora_alpha=4, mu=0.5),
     "rolora": fedsim.RoLoRA(lora_rank=2, lora_alpha=4),
+    "fedsvd": fedsim.FedSVD(ranks=RANKS),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

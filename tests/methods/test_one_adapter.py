@@ -1,12 +1,35 @@
 """Methods with one adapter for all: limits in which they are another method, and dense formulas for their servers."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import torch
 from test_personalised import adapters
+from test_unequal_ranks import ALPHA, RANKS, SAMPLES, SITE, Server, close, mean_function, noise
 
 import fedsim
+from fedsim.adapters.layout import Slot
 
 EQUAL = fedsim.LoraRanks(values=(2,))
 """What a method of unequal LoRA ranks takes where they are all 2."""
+PAIR = Slot("adapter", SITE, "A")
+
+
+def held(server: Server, factor: str) -> torch.Tensor:
+    """The server's copy of a factor."""
+    return server.state.bank.read(PAIR._replace(factor=factor), torch.tensor([0]))[0]
+
+
+def mean_of(sent, function) -> np.ndarray:
+    """The mean of a function of the clients' B and A, by samples, in float64."""
+    pairs = {k: [u.tensors[PAIR._replace(factor=f)].double().numpy() for f in "BA"] for k, u in sent.items()}
+    return sum(SAMPLES[client] / sum(SAMPLES) * function(*pair) for client, pair in pairs.items())
+
+
+def shaken(client: int, slot: Slot, tensor: torch.Tensor) -> torch.Tensor:
+    """Local training that moves factors far."""
+    return noise(client, slot, tensor) * 3 - 2 * tensor
 
 
 def costs_of(result, column: str) -> list[int]:
@@ -41,3 +64,43 @@ def test_rolora_moves_one_factor_a_round_and_sends_half_of_what_fedit_sends(tiny
     fedit = tiny_run("fedit", method=fedsim.FedIT(**options), engine=engine)
     for column in ("bytes_up", "bytes_down"):
         assert [2 * size for size in costs_of(result, column)] == costs_of(fedit, column)
+
+
+# FedSVD
+
+
+def test_fedsvd_without_its_svd_is_ffa_lora(tiny_run):
+    found = tiny_run("fedsvd", method=fedsim.FedSVD(ranks=EQUAL, period=4))
+    expected = tiny_run("ffa", method=fedsim.FFALoRA(ranks=EQUAL))
+    assert found.digest == expected.digest
+    assert found.summary["bytes.down"] == expected.summary["bytes.down"]
+
+
+def test_fedsvd_keeps_the_mean_product_and_makes_a_its_right_singular_vectors():
+    server = Server(fedsim.FedSVD(ranks=RANKS, lora_alpha=ALPHA))
+    for _ in range(3):
+        given, sent = server.assignments(), server.round(noise)
+        assert all(slot.factor != "A" for update in sent.values() for slot in update.tensors)
+        whole = {k: replace(u, tensors=u.tensors | {PAIR: given[k].tensors[PAIR]}) for k, u in sent.items()}
+        mean = mean_function(whole, server.ranks)
+        U, S, Vh = np.linalg.svd(mean)
+        B, A = (held(server, factor).double().numpy() for factor in "BA")
+        np.testing.assert_allclose(A @ A.T, np.eye(4), atol=1e-6)
+        np.testing.assert_allclose(np.abs(A @ Vh[:4].T), np.eye(4), atol=1e-4)
+        np.testing.assert_allclose(np.linalg.norm(B, axis=0), S[:4], rtol=1e-4)
+        for client, rank in enumerate(server.ranks):
+            assert close(server.function(client), (U[:, :rank] * S[:rank]) @ Vh[:rank], 1e-5)
+            assert torch.equal(server.assignments()[client].tensors[PAIR], held(server, "A")[:rank])
+
+
+def test_fedsvd_sends_a_down_and_never_up(tiny_run):
+    runs = {
+        name: tiny_run(name, method=method)
+        for name, method in (
+            ("fedsvd", fedsim.FedSVD(ranks=EQUAL, head_policy="frozen")),
+            ("fedit", fedsim.FedIT(lora_rank=2, head_policy="frozen")),
+        )
+    }
+    up, down = ({name: costs_of(run, column) for name, run in runs.items()} for column in ("bytes_up", "bytes_down"))
+    assert [2 * size for size in up["fedsvd"]] == up["fedit"]
+    assert down["fedsvd"] == down["fedit"]

@@ -87,7 +87,7 @@ def test_moments_go_on_after_a_resumption_and_change_what_is_learnt(tiny_run, ki
     )
 
 
-REFUSED = {"ClusteredFedAvg", "FDLoRA", "FedALT", "FedExLoRA", "FedLEASE", "FedTreeLoRA", "FLoRA"}
+REFUSED = {"ClusteredFedAvg", "FDLoRA", "FedALT", "FedExLoRA", "FedLEASE", "FedSVD", "FedTreeLoRA", "FLoRA"}
 PRODUCTS = {"FlexLoRA", "HiLoRA", "ILoRA", "LoRAFAIR"}
 
 
