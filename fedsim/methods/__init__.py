@@ -12,6 +12,7 @@ from fedsim.methods.fedit import FedIT
 from fedsim.methods.fedlease import FedLEASE
 from fedsim.methods.fedprox import FedProx
 from fedsim.methods.fedra import FedRA
+from fedsim.methods.fedrot_lora import FedRotLoRA
 from fedsim.methods.fedsa_lora import FedSALoRA
 from fedsim.methods.fedsvd import FedSVD
 from fedsim.methods.fedtreelora import FedTreeLoRA
@@ -42,6 +43,7 @@ __all__ = [
     "FedLEASE",
     "FedProx",
     "FedRA",
+    "FedRotLoRA",
     "FedSALoRA",
     "FedSVD",
     "FedTreeLoRA",

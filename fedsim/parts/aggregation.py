@@ -66,6 +66,28 @@ def orthonormal_rows(B: Tensor, A: Tensor) -> tuple[Tensor, Tensor]:
     return turned.A.mT.to(B.dtype).contiguous(), turned.B.mT.to(A.dtype).contiguous()
 
 
+def aligned(B: Tensor, A: Tensor, reference: Tensor, factor: str, strength: float) -> tuple[Tensor, Tensor]:
+    """Return B R and Rᵀ A with the orthogonal R that brings one of them nearest to a reference of its shape.
+
+    FedRot-LoRA, arXiv 2602.23638: the orthogonal Procrustes problem of the `factor` "A" or "B". With a `strength` λ
+    below 1, R is a proper rotation, and the one nearest to (1 − λ) I + λ R is taken. B (O, R), A (R, I).
+    """
+    correlation = A.double() @ reference.double().mT if factor == "A" else B.double().mT @ reference.double()
+    turn = _nearest_orthogonal(correlation, is_proper=strength < 1)
+    if strength < 1:
+        identity = torch.eye(len(turn), dtype=turn.dtype)
+        turn = _nearest_orthogonal((1 - strength) * identity + strength * turn, is_proper=True)
+    return (B.double() @ turn).to(B.dtype), (turn.mT @ A.double()).to(A.dtype)
+
+
+def _nearest_orthogonal(matrix: Tensor, is_proper: bool) -> Tensor:
+    """The orthogonal matrix nearest to (R, R); the rotation nearest to it where that must not be a reflection."""
+    U, _, Vh = torch.linalg.svd(matrix)
+    if is_proper and torch.linalg.det(U @ Vh) < 0:
+        U = torch.cat((U[:, :-1], -U[:, -1:]), dim=1)
+    return U @ Vh
+
+
 def discarded_by_rank(energies: Tensor, total: Tensor) -> Tensor:
     """Return the shares of `total` that are left out by the first 1, 2, … R directions of these energies (R,)."""
     return (1 - energies.cumsum(0) / total).clamp(min=0) if total > 0 else torch.zeros_like(energies)

@@ -291,6 +291,7 @@ METHODS = {
     "fedprox": fedsim.FedProx(lora_rank=2, lora_alpha=4, mu=0.5),
     "rolora": fedsim.RoLoRA(lora_rank=2, lora_alpha=4),
     "fedsvd": fedsim.FedSVD(ranks=RANKS),
+    "fedrot_lora": fedsim.FedRotLoRA(lora_rank=2, lora_alpha=4, strength=0.5),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

@@ -20,6 +20,7 @@ NUMBERS = {
     "FedLEASE": (4, 5, 8),
     "FedProx": (0.01, 8),
     "FedRA": (0, 6, 9, 12, 16),
+    "FedRotLoRA": (1.0, 8),
     "FedSALoRA": (8,),
     "FedSVD": (0, 1, 8, 16.0),
     "FedTreeLoRA": (0.05, 0.05, 0.5, 3, 5, 8),

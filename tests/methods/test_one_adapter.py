@@ -5,11 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import orthogonal_procrustes
 from test_personalised import adapters
 from test_unequal_ranks import ALPHA, RANKS, SAMPLES, SITE, Server, close, mean_function, noise
 
 import fedsim
 from fedsim.adapters.layout import Slot
+from fedsim.parts.aggregation import aligned
 
 EQUAL = fedsim.LoraRanks(values=(2,))
 """What a method of unequal LoRA ranks takes where they are all 2."""
@@ -104,3 +106,53 @@ def test_fedsvd_sends_a_down_and_never_up(tiny_run):
     up, down = ({name: costs_of(run, column) for name, run in runs.items()} for column in ("bytes_up", "bytes_down"))
     assert [2 * size for size in up["fedsvd"]] == up["fedit"]
     assert down["fedsvd"] == down["fedit"]
+
+
+# FedRot-LoRA
+
+
+def test_fedrot_lora_that_turns_nothing_is_fedit(tiny_run):
+    options = {"lora_rank": 2, "lora_alpha": 4}
+    found = tiny_run("fedrot", method=fedsim.FedRotLoRA(strength=0, **options))
+    turned = tiny_run("turned", method=fedsim.FedRotLoRA(**options))
+    expected = tiny_run("fedit", method=fedsim.FedIT(**options))
+    assert found.digest == expected.digest != turned.digest
+    assert turned.summary["bytes.up"] == expected.summary["bytes.up"]
+
+
+def a_turn_nearest(matrix: np.ndarray) -> np.ndarray:
+    """The proper rotation nearest to a matrix: Kabsch's algorithm."""
+    U, _, Vh = np.linalg.svd(matrix)
+    return U @ np.diag([1.0] * (len(U) - 1) + [np.linalg.det(U @ Vh)]) @ Vh
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_fedrot_lora_turns_clients_by_scipys_procrustes_to_a_and_b_in_turn(strength):
+    server = Server(fedsim.FedRotLoRA(lora_rank=3, lora_alpha=6, strength=strength), fedsim.LoraRanks(values=(3,)))
+    first = server.round(shaken)
+    assert close(held(server, "A").double().numpy(), mean_of(first, lambda B, A: A * 2), 1e-6), "not turned at first"
+    for factor in "ABA":
+        reference = held(server, factor).double().numpy() / (2 if factor == "A" else 1)  # the bank holds A times α/R
+
+        def turn(B, A, factor=factor, reference=reference):
+            if strength == 1:
+                return orthogonal_procrustes(*((A.T, reference.T) if factor == "A" else (B, reference)))[0]
+            hard = a_turn_nearest(A @ reference.T if factor == "A" else B.T @ reference)
+            return a_turn_nearest((1 - strength) * np.eye(3) + strength * hard)
+
+        sent = server.round(shaken)
+        assert close(held(server, "B").double().numpy(), mean_of(sent, lambda B, A, of=turn: B @ of(B, A)), 1e-5)
+        assert close(held(server, "A").double().numpy(), mean_of(sent, lambda B, A, of=turn: 2 * of(B, A).T @ A), 1e-5)
+
+
+def test_turning_keeps_the_product_and_undoes_a_rotation():
+    random = torch.Generator().manual_seed(0)
+    B, A = torch.randn(7, 3, generator=random), torch.randn(3, 5, generator=random)
+    for strength in (1.0, 0.4):
+        new_B, new_A = aligned(B, A, torch.randn(3, 5, generator=random), "A", strength)
+        torch.testing.assert_close(new_B @ new_A, B @ A, rtol=1e-5, atol=1e-5)
+    mirrored = torch.linalg.qr(torch.randn(3, 3, generator=random)).Q
+    mirrored = mirrored * -torch.sign(torch.linalg.det(mirrored))
+    for factor, reference in (("A", A), ("B", B)):
+        new_B, new_A = aligned(B @ mirrored, mirrored.mT @ A, reference, factor, 1.0)
+        torch.testing.assert_close((new_B, new_A), (B, A), rtol=1e-5, atol=1e-5)

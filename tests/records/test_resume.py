@@ -43,6 +43,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_rows(tiny_run, stop_after, m
 
 
 LASTING = {
+    "fedrot_lora": fedsim.FedRotLoRA(lora_rank=2),
     "fedsvd": fedsim.FedSVD(ranks=fedsim.LoraRanks(values=(2,))),
     "rolora": fedsim.RoLoRA(lora_rank=2),
     "clustered_fedavg": fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=2),
