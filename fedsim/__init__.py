@@ -32,6 +32,7 @@ from fedsim.methods import (
     Local,
     LoRAFAIR,
     PF2LoRA,
+    RaFLoRA,
     RoLoRA,
     Straggler,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "PF2LoRA",
     "Plan",
     "Population",
+    "RaFLoRA",
     "Result",
     "RoLoRA",
     "RunOptions",

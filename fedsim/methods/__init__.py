@@ -25,6 +25,7 @@ from fedsim.methods.ilora import ILoRA
 from fedsim.methods.local import Local
 from fedsim.methods.lora_fair import LoRAFAIR
 from fedsim.methods.pf2lora import PF2LoRA
+from fedsim.methods.raflora import RaFLoRA
 from fedsim.methods.rolora import RoLoRA
 from fedsim.methods.straggler import Straggler
 
@@ -54,6 +55,7 @@ __all__ = [
     "LoRAFAIR",
     "Local",
     "PF2LoRA",
+    "RaFLoRA",
     "RoLoRA",
     "Straggler",
 ]

@@ -292,6 +292,7 @@ METHODS = {
     "rolora": fedsim.RoLoRA(lora_rank=2, lora_alpha=4),
     "fedsvd": fedsim.FedSVD(ranks=RANKS),
     "fedrot_lora": fedsim.FedRotLoRA(lora_rank=2, lora_alpha=4, strength=0.5),
+    "raflora": fedsim.RaFLoRA(ranks=RANKS),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

@@ -31,6 +31,7 @@ NUMBERS = {
     "LoRAFAIR": (0, 0.01, 8, 16.0),
     "Local": (8,),
     "PF2LoRA": (1.0, 2, 8),
+    "RaFLoRA": (0, 2, 4, 6, 16.0),
     "RoLoRA": (8,),
     "Straggler": (0, 6, 9, 12, 16),
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 from test_personalised import adapters
-from test_unequal_ranks import ALPHA, RANKS, SAMPLES, SITE, Server, close, mean_function, noise
+from test_unequal_ranks import ALPHA, RANKS, SAMPLES, SITE, WIDTH, Server, close, mean_function, noise
 
 import fedsim
 from fedsim.adapters.layout import Slot
@@ -156,3 +156,40 @@ def test_turning_keeps_the_product_and_undoes_a_rotation():
     for factor, reference in (("A", A), ("B", B)):
         new_B, new_A = aligned(B @ mirrored, mirrored.mT @ A, reference, factor, 1.0)
         torch.testing.assert_close((new_B, new_A), (B, A), rtol=1e-5, atol=1e-5)
+
+
+# raFLoRA
+
+
+def test_raflora_of_equal_ranks_is_flexlora(tiny_run):
+    found = tiny_run("raflora", method=fedsim.RaFLoRA(ranks=EQUAL))
+    assert found.digest == tiny_run("flexlora", method=fedsim.FlexLoRA(ranks=EQUAL)).digest
+
+
+def test_raflora_averages_a_direction_over_the_clients_that_have_it():
+    server = Server(fedsim.RaFLoRA(ranks=RANKS, lora_alpha=ALPHA))
+    for _ in range(2):
+        sent, total = server.round(noise), np.zeros((WIDTH, WIDTH))
+        for direction in range(4):
+            owners = [client for client, rank in enumerate(server.ranks) if rank > direction]
+            for client in owners:
+                B, A = (sent[client].tensors[slot].double().numpy() for slot in (PAIR._replace(factor="B"), PAIR))
+                share = SAMPLES[client] / sum(SAMPLES[owner] for owner in owners)
+                total += share * ALPHA / server.ranks[client] * np.outer(B[:, direction], A[direction])
+        U, S, Vh = np.linalg.svd(total)
+        for client, rank in enumerate(server.ranks):
+            assert close(server.function(client), (U[:, :rank] * S[:rank]) @ Vh[:rank], 1e-5)
+
+
+def test_raflora_keeps_a_direction_that_few_clients_have():
+    """Where nobody trains, what the only client of the largest rank has keeps its size, and FlexLoRA's shrinks."""
+    sizes = {}
+    for kind in (fedsim.RaFLoRA, fedsim.FlexLoRA):
+        server = Server(kind(ranks=fedsim.LoraRanks(values=(1, 1, 2)), lora_alpha=None), RANKS)
+        server.state.bank.write(PAIR, {0: torch.eye(2, WIDTH)}, 1, 0)
+        server.state.bank.write(PAIR._replace(factor="B"), {0: torch.eye(WIDTH, 2) * torch.tensor([2.0, 1.0])}, 1, 0)
+        for _ in range(3):
+            server.round(lambda client, slot, tensor: tensor)
+        sizes[kind] = np.linalg.svd(server.function(2))[1][:2]
+    np.testing.assert_allclose(sizes[fedsim.RaFLoRA], [2, 1], rtol=1e-5)
+    np.testing.assert_allclose(sizes[fedsim.FlexLoRA], [2, 0.6**3], rtol=1e-5)

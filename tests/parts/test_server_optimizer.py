@@ -88,7 +88,7 @@ def test_moments_go_on_after_a_resumption_and_change_what_is_learnt(tiny_run, ki
 
 
 REFUSED = {"ClusteredFedAvg", "FDLoRA", "FedALT", "FedExLoRA", "FedLEASE", "FedSVD", "FedTreeLoRA", "FLoRA"}
-PRODUCTS = {"FlexLoRA", "HiLoRA", "ILoRA", "LoRAFAIR"}
+PRODUCTS = {"FlexLoRA", "HiLoRA", "ILoRA", "LoRAFAIR", "RaFLoRA"}
 
 
 @pytest.mark.parametrize("name", [name for name in methods.__all__ if name != "Local"])
