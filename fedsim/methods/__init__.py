@@ -10,6 +10,7 @@ from fedsim.methods.fedex_lora import FedExLoRA
 from fedsim.methods.fedhello import FedHeLLo
 from fedsim.methods.fedit import FedIT
 from fedsim.methods.fedlease import FedLEASE
+from fedsim.methods.fedmomentum import FedMomentum
 from fedsim.methods.fedprox import FedProx
 from fedsim.methods.fedra import FedRA
 from fedsim.methods.fedrot_lora import FedRotLoRA
@@ -42,6 +43,7 @@ __all__ = [
     "FedHeLLo",
     "FedIT",
     "FedLEASE",
+    "FedMomentum",
     "FedProx",
     "FedRA",
     "FedRotLoRA",

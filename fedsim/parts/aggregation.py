@@ -88,6 +88,19 @@ def _nearest_orthogonal(matrix: Tensor, is_proper: bool) -> Tensor:
     return U @ Vh
 
 
+def split_svd(B: Tensor, A: Tensor, rank: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return the product B A as two pairs of factors: its leading `rank` directions, and the rest.
+
+    FedMomentum, arXiv 2603.08014. B (O, m), A (m, I) to (U √S, √S Vᵀ) twice, with fixed signs; never dense.
+    """
+    left, upper = torch.linalg.qr(B.double())
+    right, lower = torch.linalg.qr(A.mT.double())
+    U, S, Vh = torch.linalg.svd(upper @ lower.mT, full_matrices=False)
+    U, V = left @ U, right @ Vh.mT
+    whole_B, whole_A = (U * fixed_signs(U) * S.sqrt()).to(B.dtype), (V * fixed_signs(U) * S.sqrt()).mT.to(A.dtype)
+    return (whole_B[:, :rank], whole_A[:rank]), (whole_B[:, rank:], whole_A[rank:])
+
+
 def discarded_by_rank(energies: Tensor, total: Tensor) -> Tensor:
     """Return the shares of `total` that are left out by the first 1, 2, … R directions of these energies (R,)."""
     return (1 - energies.cumsum(0) / total).clamp(min=0) if total > 0 else torch.zeros_like(energies)

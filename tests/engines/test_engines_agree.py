@@ -293,6 +293,7 @@ METHODS = {
     "fedsvd": fedsim.FedSVD(ranks=RANKS),
     "fedrot_lora": fedsim.FedRotLoRA(lora_rank=2, lora_alpha=4, strength=0.5),
     "raflora": fedsim.RaFLoRA(ranks=RANKS),
+    "fedmomentum": fedsim.FedMomentum(ranks=RANKS),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

@@ -18,6 +18,7 @@ NUMBERS = {
     "FedHeLLo": (0, 1, 2, 3, 6, 9, 12, 16, 50, 50),
     "FedIT": (8,),
     "FedLEASE": (4, 5, 8),
+    "FedMomentum": (0, 8, 16.0),
     "FedProx": (0.01, 8),
     "FedRA": (0, 6, 9, 12, 16),
     "FedRotLoRA": (1.0, 8),

@@ -193,3 +193,45 @@ def test_raflora_keeps_a_direction_that_few_clients_have():
         sizes[kind] = np.linalg.svd(server.function(2))[1][:2]
     np.testing.assert_allclose(sizes[fedsim.RaFLoRA], [2, 1], rtol=1e-5)
     np.testing.assert_allclose(sizes[fedsim.FlexLoRA], [2, 0.6**3], rtol=1e-5)
+
+
+# FedMomentum
+
+
+def test_fedmomentum_keeps_the_best_adapter_evenly_split_and_the_rest_in_the_backbone():
+    server = Server(fedsim.FedMomentum(ranks=EQUAL, lora_alpha=6), EQUAL)
+    total = np.zeros((WIDTH, WIDTH))
+    for _ in range(4):  # 4 directions a round that the adapter has no room for: more than the width of 12 after three
+        sent = server.round(noise)
+        mean = mean_of(sent, lambda B, A: 3 * B @ A)
+        U, S, Vh = np.linalg.svd(mean)
+        total += mean
+        assert close(server.function(0), total, 1e-5), "adapter and residual are all that was learnt"
+        given = server.assignments()[1]
+        B, A = (given.tensors[slot].double().numpy() for slot in (PAIR._replace(factor="B"), PAIR))
+        assert close(3 * B @ A, (U[:, :2] * S[:2]) @ Vh[:2], 1e-5)
+        np.testing.assert_allclose(B.T @ B, np.diag(S[:2] / 3), atol=1e-6)
+        np.testing.assert_allclose(A @ A.T, np.diag(S[:2] / 3), atol=1e-6)
+        total -= (U[:, :2] * S[:2]) @ Vh[:2]
+
+
+def test_fedmomentum_sends_the_directions_that_the_adapter_has_no_room_for():
+    """Of three clients of rank 2, four: in float32, a row of A and a column of B each, at four sites."""
+    server = Server(fedsim.FedMomentum(ranks=EQUAL), EQUAL)
+    server.round(noise)
+    assert [cost.bytes_down for cost in server.costs] == [4 * 4 * 4 * (WIDTH + WIDTH)] * 3
+
+
+def test_fedmomentum_and_fedex_lora_end_a_round_in_the_same_function():
+    servers = [Server(kind(ranks=RANKS, lora_alpha=ALPHA)) for kind in (fedsim.FedMomentum, fedsim.FedExLoRA)]
+    for server in servers:
+        server.round(noise)
+    assert close(*(server.function(2, largest=True) for server in servers), 1e-5)
+
+
+def test_fedmomentum_has_no_residual_where_one_client_takes_part(tiny_run):
+    options = {"cohort_size": 1, "rounds": 2}
+    found = tiny_run("fedmomentum", method=fedsim.FedMomentum(ranks=EQUAL, head_policy="frozen"), **options)
+    assert not adapters(found, "residual")
+    fedit = tiny_run("fedit", method=fedsim.FedIT(lora_rank=2, head_policy="frozen"), **options)
+    assert found.summary["bytes.down"] == fedit.summary["bytes.down"]

@@ -87,7 +87,17 @@ def test_moments_go_on_after_a_resumption_and_change_what_is_learnt(tiny_run, ki
     )
 
 
-REFUSED = {"ClusteredFedAvg", "FDLoRA", "FedALT", "FedExLoRA", "FedLEASE", "FedSVD", "FedTreeLoRA", "FLoRA"}
+REFUSED = {
+    "ClusteredFedAvg",
+    "FDLoRA",
+    "FedALT",
+    "FedExLoRA",
+    "FedLEASE",
+    "FedMomentum",
+    "FedSVD",
+    "FedTreeLoRA",
+    "FLoRA",
+}
 PRODUCTS = {"FlexLoRA", "HiLoRA", "ILoRA", "LoRAFAIR", "RaFLoRA"}
 
 
