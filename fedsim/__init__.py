@@ -9,6 +9,7 @@ from fedsim.experiments.tuning import Grid
 from fedsim.methods import (
     ClusteredFedAvg,
     DepthFedIT,
+    Ditto,
     Exclusive,
     FDLoRA,
     FedALT,
@@ -54,6 +55,7 @@ __all__ = [
     "ClusteredFedAvg",
     "Comparison",
     "DepthFedIT",
+    "Ditto",
     "Exclusive",
     "FDLoRA",
     "FFALoRA",

@@ -2,6 +2,7 @@
 
 from fedsim.methods.clustered_fedavg import ClusteredFedAvg
 from fedsim.methods.depth_fedit import DepthFedIT
+from fedsim.methods.ditto import Ditto
 from fedsim.methods.exclusive import Exclusive
 from fedsim.methods.fdlora import FDLoRA
 from fedsim.methods.fedalt import FedALT
@@ -33,6 +34,7 @@ from fedsim.methods.straggler import Straggler
 __all__ = [
     "ClusteredFedAvg",
     "DepthFedIT",
+    "Ditto",
     "Exclusive",
     "FDLoRA",
     "FFALoRA",

@@ -1,12 +1,12 @@
 """What a client minimises. Every function returns one loss per client: no leading axis, or the leading axis K."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.adapters.layout import MIX_TIER, Slot
+from fedsim.adapters.layout import MIX_TIER, RANK_AXIS, Slot
 from fedsim.options import IGNORED
 
 Held = Mapping[Slot, Tensor]
@@ -38,9 +38,29 @@ def with_small_weights(penalty: float, logits: Tensor, targets: Tensor, tensors:
 
 def proximal(mu: float, logits: Tensor, targets: Tensor, tensors: Held, received: Held) -> Tensor:
     """Cross-entropy plus μ/2 ‖w − w_received‖², shape (...) (FedProx, arXiv 1812.06127, equation 2)."""
-    clients = targets.shape[:-1]
-    moved = [(tensor - received[slot]).square().view(*clients, -1) for slot, tensor in tensors.items()]
-    return cross_entropy(logits, targets, tensors, received) + mu / 2 * torch.cat(moved, dim=-1).sum(-1)
+    moved = [tensor - received[slot] for slot, tensor in tensors.items()]
+    return cross_entropy(logits, targets, tensors, received) + mu / 2 * _squared_norm(moved, targets)
+
+
+def near_tier(
+    mu: float, tiers: tuple[str, str], logits: Tensor, targets: Tensor, tensors: Held, received: Held
+) -> Tensor:
+    """Cross-entropy plus μ/2 ‖v − w_received‖² between two tiers, v's first, shape (...) (Ditto, arXiv 2012.04221).
+
+    A classifier's changes add up over tiers, so v's own is the difference.
+    """
+    apart = [
+        tensor - received[slot._replace(tier=tiers[1])] if slot.factor in RANK_AXIS else tensor
+        for slot, tensor in tensors.items()
+        if slot.tier == tiers[0]
+    ]
+    return cross_entropy(logits, targets, tensors, received) + mu / 2 * _squared_norm(apart, targets)
+
+
+def _squared_norm(values: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """‖·‖² of these tensors as one vector for each client, shape (...)."""
+    flat = [value.square().reshape(*targets.shape[:-1], -1) for value in values]
+    return torch.cat(flat, dim=-1).sum(-1)
 
 
 def column_overlap(frozen: Tensor, trained: Tensor) -> Tensor:

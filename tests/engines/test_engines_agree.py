@@ -294,6 +294,7 @@ METHODS = {
     "fedrot_lora": fedsim.FedRotLoRA(lora_rank=2, lora_alpha=4, strength=0.5),
     "raflora": fedsim.RaFLoRA(ranks=RANKS),
     "fedmomentum": fedsim.FedMomentum(ranks=RANKS),
+    "ditto": fedsim.Ditto(lora_rank=2, lora_alpha=4, penalty=0.5),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

@@ -8,6 +8,7 @@ from fedsim import methods
 NUMBERS = {
     "ClusteredFedAvg": (0.2, 4, 8, 10),
     "DepthFedIT": (0, 6, 9, 12, 16),
+    "Ditto": (0.1, 8),
     "Exclusive": (0, 6, 9, 12, 16),
     "FDLoRA": (0.01, 0.05, 0.1, 0.1, 0.5, 0.5, 0.7, 0.9, 5, 8),
     "FFALoRA": (0, 8, 16.0),

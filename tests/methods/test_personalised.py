@@ -18,6 +18,7 @@ from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot
 from fedsim.adapters.mixing import adaptive_top, two_way
 from fedsim.parts.clustering import cosine_similarities, first_appearance
 from fedsim.parts.initialisation import lora_initial
+from fedsim.parts.objectives import cross_entropy, near_tier
 from fedsim.parts.outer import nesterov_step
 from fedsim.parts.tree import TreeCuts, agglomerated, best_clusters
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
@@ -209,6 +210,69 @@ def test_feddpa_uploads_the_global_adapter_only():
     assert plan.tier_scales == {"global": 0.5, "local": 0.5}
     assert plan.second_pass.tiers == ("global",)
     assert plan.groups(Slot("local", "q", "B")).tolist() == list(range(6))
+
+
+# Ditto
+
+
+@pytest.mark.parametrize("head_policy", ["tier", "global", "frozen"])
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_dittos_global_adapter_is_fedits_to_the_bit(tiny_run, head_policy, engine):
+    options = {"lora_rank": 2, "lora_alpha": 4, "head_policy": head_policy}
+    common = {"cohort_size": 3, "engine": engine}
+    found = tiny_run("ditto", method=fedsim.Ditto(penalty=0.5, **options), **common)
+    expected = tiny_run("fedit", method=fedsim.FedIT(**options), **common)
+    ours, theirs = adapters(found, "global"), adapters(expected)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    if head_policy == "global":
+        for key, value in adapters(expected, HEAD_TIER).items():
+            assert torch.equal(adapters(found, HEAD_TIER)[key], value)
+    for column in ("bytes.up", "bytes.down"):
+        assert found.summary[column] == expected.summary[column]
+
+
+@pytest.mark.parametrize("head_policy", ["frozen", "local"])
+def test_ditto_that_is_not_held_is_local(tiny_run, head_policy):
+    options = {"lora_rank": 2, "lora_alpha": 4, "head_policy": head_policy}
+    found = tiny_run("ditto", method=fedsim.Ditto(penalty=0, **options))
+    expected = tiny_run("local", method=fedsim.Local(**options))
+    for key in ("personal.mean", "global.mean"):
+        assert found.summary[key] == pytest.approx(expected.summary[key]), key
+    ours, theirs = adapters(found, "personal"), adapters(expected)
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key][:5], value, rtol=1e-4, atol=1e-6, msg=key)
+
+
+def test_ditto_that_is_held_more_stays_nearer_to_the_global_adapter(tiny_run):
+    local, far = fedsim.LocalTraining(batch_size=4, learning_rate=1e-2, optimizer="sgd"), []
+    for penalty in (0, 1, 30):
+        method = fedsim.Ditto(lora_rank=2, penalty=penalty, head_policy="frozen")
+        result = tiny_run(f"{penalty}", method=method, local=local, rounds=4)
+        shared, own = adapters(result, "global"), adapters(result, "personal")
+        far.append(sum(float((own[key][:5] - shared[key]).norm()) for key in shared if key.endswith("|rows")))
+    assert far == sorted(far, reverse=True)
+    assert far[2] < far[0] / 2
+
+
+def test_dittos_client_without_an_adapter_of_its_own_has_the_global_one(tiny_run):
+    result = tiny_run("ditto", method=fedsim.Ditto(lora_rank=2), cohort_size=2, rounds=2)
+    shared, own = adapters(result, "global"), adapters(result, "personal")
+    unseen = 5
+    for key in shared:
+        if "/A|" in key or "/B|" in key:
+            assert torch.equal(own[key][unseen], shared[key][0])
+
+
+def test_the_distance_between_tiers_is_that_of_adapters_and_a_classifiers_own_change():
+    logits, targets = torch.randn(3, 6, 4), torch.randint(4, (3, 6))
+    A, W = Slot("personal", "q", "A"), Slot("personal", "head", "W")
+    there = {A._replace(tier="global"): torch.randn(3, 2, 5), W._replace(tier="global"): torch.randn(3, 4, 5)}
+    steps = torch.tensor([0.0, 1.0, 2.0]).view(3, 1, 1)
+    tensors = there | {A: there[A._replace(tier="global")] + steps, W: steps.expand(3, 4, 5)}
+    found = near_tier(0.5, ("personal", "global"), logits, targets, tensors, there)
+    plain = cross_entropy(logits, targets, {}, {})
+    torch.testing.assert_close(found, plain + 0.25 * torch.tensor([0.0, 30.0, 4 * 30.0]))
 
 
 # PF2LoRA
