@@ -7,6 +7,7 @@ from fedsim.experiments.comparison import compare
 from fedsim.experiments.export import export_adapter
 from fedsim.experiments.tuning import Grid
 from fedsim.methods import (
+    SCAFFOLD,
     ClusteredFedAvg,
     DepthFedIT,
     Ditto,
@@ -49,6 +50,7 @@ from fedsim.round import Assignment, ClientUpdate, Outcome, Population, ServerSt
 from fedsim.simulation import simulate
 
 __all__ = [
+    "SCAFFOLD",
     "Assignment",
     "Capabilities",
     "ClientUpdate",

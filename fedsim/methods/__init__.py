@@ -29,9 +29,11 @@ from fedsim.methods.lora_fair import LoRAFAIR
 from fedsim.methods.pf2lora import PF2LoRA
 from fedsim.methods.raflora import RaFLoRA
 from fedsim.methods.rolora import RoLoRA
+from fedsim.methods.scaffold import SCAFFOLD
 from fedsim.methods.straggler import Straggler
 
 __all__ = [
+    "SCAFFOLD",
     "ClusteredFedAvg",
     "DepthFedIT",
     "Ditto",

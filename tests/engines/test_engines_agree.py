@@ -295,6 +295,7 @@ METHODS = {
     "raflora": fedsim.RaFLoRA(ranks=RANKS),
     "fedmomentum": fedsim.FedMomentum(ranks=RANKS),
     "ditto": fedsim.Ditto(lora_rank=2, lora_alpha=4, penalty=0.5),
+    "scaffold": fedsim.SCAFFOLD(lora_rank=2, lora_alpha=4),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),

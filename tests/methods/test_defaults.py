@@ -35,6 +35,7 @@ NUMBERS = {
     "PF2LoRA": (1.0, 2, 8),
     "RaFLoRA": (0, 2, 4, 6, 16.0),
     "RoLoRA": (8,),
+    "SCAFFOLD": (8,),
     "Straggler": (0, 6, 9, 12, 16),
 }
 """In ascending order, so that fields may have other names or lie in other dataclasses."""

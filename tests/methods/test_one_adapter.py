@@ -5,6 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from conftest import TinyAttention, tiny_data
 from scipy.linalg import orthogonal_procrustes
 from test_personalised import adapters
 from test_unequal_ranks import ALPHA, RANKS, SAMPLES, SITE, WIDTH, Server, close, mean_function, noise
@@ -12,6 +14,8 @@ from test_unequal_ranks import ALPHA, RANKS, SAMPLES, SITE, WIDTH, Server, close
 import fedsim
 from fedsim.adapters.layout import Slot
 from fedsim.parts.aggregation import aligned
+from fedsim.run_spec import RunSpec
+from fedsim.storage.run_folder import load_checkpoint
 
 EQUAL = fedsim.LoraRanks(values=(2,))
 """What a method of unequal LoRA ranks takes where they are all 2."""
@@ -235,3 +239,77 @@ def test_fedmomentum_has_no_residual_where_one_client_takes_part(tiny_run):
     assert not adapters(found, "residual")
     fedit = tiny_run("fedit", method=fedsim.FedIT(lora_rank=2, head_policy="frozen"), **options)
     assert found.summary["bytes.down"] == fedit.summary["bytes.down"]
+
+
+# SCAFFOLD
+
+
+@pytest.mark.parametrize(
+    ("options", "same_bits"), [({"rounds": 1}, True), ({"data": tiny_data(2, unseen=(1,))}, False)]
+)
+def test_scaffold_is_fedit_in_its_first_round_and_with_a_single_client(tiny_run, options, same_bits):
+    found = tiny_run("scaffold", method=fedsim.SCAFFOLD(lora_rank=2, lora_alpha=4), **options)
+    expected = tiny_run("fedit", method=fedsim.FedIT(lora_rank=2, lora_alpha=4), **options)
+    ours, theirs = adapters(found), adapters(expected)
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        torch.testing.assert_close(ours[key], value, rtol=0 if same_bits else 1e-4, atol=0 if same_bits else 1e-6)
+
+
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_scaffold_is_its_algorithm_written_out(tiny_run, engine):
+    """Three rounds of three local steps of SGD on all of a client's data, in float64."""
+    data, net, rate, rounds, steps = tiny_data(), TinyAttention().double(), 1.0, 3, 3
+    local = fedsim.LocalTraining(optimizer="sgd", momentum=0, batch_size=16, epochs=steps, learning_rate=rate)
+    method = fedsim.SCAFFOLD(lora_rank=2, head_policy="frozen")
+    common = {"data": data, "local": local, "engine": engine}
+    found = tiny_run("scaffold", method=method, rounds=rounds, **common)
+    plain = tiny_run("fedit", method=fedsim.FedIT(lora_rank=2, head_policy="frozen"), rounds=rounds, **common)
+    sites = [f"blocks.{k}.{name}_proj" for k in range(2) for name in "qv"]
+    spec = RunSpec(method=method, backbone=TinyAttention(), data=data, rounds=1)
+    x = {s: t.double() for s, t in spec.initial_slots().items() if s.tier == "adapter"}
+
+    def gradient(values, client):
+        own = {slot: value.clone().requires_grad_() for slot, value in values.items()}
+        weights = {n: p.detach() for n, p in net.named_parameters()}
+        for site in sites:
+            B, A = (own[Slot("adapter", site, factor)] for factor in "BA")
+            weights[f"{site}.weight"] = weights[f"{site}.weight"] + B @ A
+        rows = data.train[client]
+        logits = torch.func.functional_call(net, weights, data.inputs[rows].double())
+        F.cross_entropy(logits, data.targets[rows]).backward()
+        return {slot: value.grad for slot, value in own.items()}
+
+    clients = range(5)
+    c = {slot: torch.zeros_like(value) for slot, value in x.items()}
+    of_client = [c] * 5
+    for _ in range(rounds):
+        ends, new = [], []
+        for k in clients:
+            y = x
+            for _ in range(steps):
+                g = gradient(y, k)
+                y = {slot: y[slot] - rate * (g[slot] - of_client[k][slot] + c[slot]) for slot in y}
+            ends.append(y)
+            new.append(gradient(x, k))
+        x = {slot: sum(end[slot] for end in ends) / 5 for slot in x}
+        c = {s: c[s] + sum(new[k][s] - of_client[k][s] for k in clients) / 5 for s in c}
+        of_client = new
+    for slot, value in x.items():
+        key = f"{slot.site}/{slot.factor}|rows"
+        torch.testing.assert_close(adapters(found)[key][0].double(), value, rtol=1e-4, atol=1e-6)
+        assert (adapters(plain)[key][0] - value).abs().max() > 1e-3, "without corrections it ends elsewhere"
+
+
+def test_scaffold_takes_twice_fedits_bytes_and_leaves_a_clients_own_classifier_alone(tiny_run):
+    for head_policy in ("frozen", "local", "global"):
+        options = {"lora_rank": 2, "head_policy": head_policy}
+        found = tiny_run(f"scaffold-{head_policy}", method=fedsim.SCAFFOLD(**options))
+        fedit = tiny_run(f"fedit-{head_policy}", method=fedsim.FedIT(**options))
+        assert costs_of(found, "bytes_up") == [2 * size for size in costs_of(fedit, "bytes_up")]
+        of_round = costs_of(fedit, "bytes_down")
+        assert costs_of(found, "bytes_down") == [size + of_round[1] for size in of_round], "corrections, zero at first"
+        held = load_checkpoint(found.folder)[1]
+        variates = {key.split("/")[0] for key in held if "variate" in key}
+        tiers = ("adapter", "head") if head_policy == "global" else ("adapter",)
+        assert variates == {f"bank|{owner}:{tier}" for owner in ("variate", "client_variate") for tier in tiers}

@@ -43,6 +43,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_rows(tiny_run, stop_after, m
 
 
 LASTING = {
+    "scaffold": fedsim.SCAFFOLD(lora_rank=2),
     "ditto": fedsim.Ditto(lora_rank=2),
     "fedmomentum": fedsim.FedMomentum(ranks=fedsim.LoraRanks(values=(2,))),
     "raflora": fedsim.RaFLoRA(ranks=fedsim.LoraRanks(values=(1, 2))),
