@@ -87,6 +87,23 @@ def dropouts(sizes: Sizes, accelerator: str) -> Iterator[Row]:
         release()
 
 
+def options(sizes: Sizes, accelerator: str) -> Iterator[Row]:
+    """Time a local step in each precision, with TF32 and with deterministic algorithms."""
+    batch = sizes.batches[0]
+    ways = {
+        "--precision 32-true": ("32-true", False, False),
+        "--precision 32-true, --tf32": ("32-true", False, True),
+        "--precision bf16-mixed": ("bf16-mixed", False, False),
+        "--precision bf16-mixed, --deterministic": ("bf16-mixed", True, False),
+    }
+    for name, (precision, is_deterministic, is_tf32) in ways.items():
+        use(accelerator, precision)
+        data = images(sizes, [sizes.steps * batch] * sizes.clients)
+        loop = Loop(vit(sizes), data, {"batch_size": batch}, deterministic=is_deterministic, tf32=is_tf32)
+        yield name, f"{milliseconds(loop.step_seconds(sizes.repeats))} a step"
+        release()
+
+
 def placements(sizes: Sizes, accelerator: str) -> Iterator[Row]:
     """Time a local step with data on the device, in the host's memory (through pinned memory), and in a mapped file."""
     use(accelerator)

@@ -11,13 +11,13 @@ from statistics import median
 from typing import Any
 
 import torch
-from architectures import TextClassifier
 from rows.simulated import RoundLoop
 from torch import Tensor, nn
 
 import fedsim
 from fedsim.data.images.transforms import ImageTransform
 from fedsim.distributed.launch import launch
+from fedsim.models.decoding import attention_mask
 from fedsim.round import Assignment
 from fedsim.simulation import RunSpec
 from gpu.sizes import Sizes, Vit
@@ -50,11 +50,23 @@ def _vit(shape: Vit) -> nn.Module:
     return timm.create_model(shape.name, pretrained=False, num_classes=10, **sizes).eval()
 
 
+class Texts(nn.Module):
+    """A classifier of transformers as fedsim's own text backbones call it, from ids padded with 0 to logits."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Attend to whatever is no padding."""
+        return self.model(input_ids=ids.long(), attention_mask=attention_mask(self.model, ids != 0)).logits
+
+
 def bert(sizes: Sizes) -> nn.Module:
     """Build the BERT."""
     from transformers import BertConfig, BertForSequenceClassification
 
-    return TextClassifier(BertForSequenceClassification(BertConfig(**sizes.bert_config))).eval()
+    return Texts(BertForSequenceClassification(BertConfig(**sizes.bert_config))).eval()
 
 
 def tables(sizes: Sequence[int], n_rows: int, begin: int = 0) -> list[Tensor]:
@@ -106,7 +118,13 @@ class Loop(RoundLoop):
 
     def train(self, block: list[Assignment]) -> None:
         """Train clients together."""
-        self.engine.local_update(self.plan, [block])
+        with self.computing():
+            self.engine.local_update(self.plan, [block])
+
+    def test(self, block: list[Assignment]) -> None:
+        """Test clients together, as they are."""
+        with self.computing():
+            self.engine.evaluate(self.plan, [block])
 
     def step_seconds(self, repeats: int) -> float:
         """Return the seconds of one local step of all clients, the median of so many trainings."""

@@ -95,6 +95,6 @@ def writing_seconds(loop: Loop, n_tokens: int, repeats: int) -> float:
     test = [table[:BATCH] for table in data.train]
     loop.engine.data = replace(data, test=test, task=replace(data.task, max_new_tokens=n_tokens))
     try:
-        return timed(lambda: loop.engine.evaluate(loop.plan, [block]), loop.device, repeats)
+        return timed(lambda: loop.test(block), loop.device, repeats)
     finally:
         loop.engine.data = data

@@ -3,7 +3,8 @@
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import fields, replace
 from functools import partial
 from tempfile import TemporaryDirectory
@@ -156,19 +157,29 @@ def waits(sizes: Sizes, accelerator: str) -> Iterator[Row]:
     }
     for name, (model, data, each, local) in settings.items():
         head = {"head": "model.classifier"} if model is bert else {}
-        counted, steps = [], []
-        for epochs in (1, 3):
-            loop = Loop(model(sizes), data(sizes, each), {"batch_size": batch, "epochs": epochs} | local, **head)
-            block = loop.dispatch()
-            loop.train(block)
-            counted.append(waits_of(partial(loop.train, block)))
-            steps.append(max(assignment.steps for assignment in block))
-        yield name, f"{listed(*counted, steps[1] - steps[0])} a step"
+        loops = [
+            Loop(model(sizes), data(sizes, each), {"batch_size": batch, "epochs": epochs} | local, **head)
+            for epochs in (1, 3)
+        ]
+        yield name, f"{waits_of_steps(loops)} a step"
         release()
-    loop = Loop(llama(sizes, device), instructions(sizes), {"batch_size": BATCH})
+    model, data = llama(sizes, device), instructions(sizes)
+    loops = [Loop(deepcopy(model), data, {"batch_size": BATCH, "epochs": epochs}) for epochs in (1, 3)]
+    yield "a language model", f"{waits_of_steps(loops)} a step"
     tokens = (sizes.answer // 2, sizes.answer)
-    counted = [waits_of(partial(writing_seconds, loop, n_tokens, 1)) for n_tokens in tokens]
+    counted = [waits_of(partial(writing_seconds, loops[0], n_tokens, 1)) for n_tokens in tokens]
     yield "a token of all clients", f"{listed(*counted, 2 * (tokens[1] - tokens[0]))} a token"
+
+
+def waits_of_steps(loops: Sequence[Loop]) -> str:
+    """Return the waits of a step, from federations that differ in their number of steps alone."""
+    counted, steps = [], []
+    for loop in loops:
+        block = loop.dispatch()
+        loop.train(block)
+        counted.append(waits_of(partial(loop.train, block)))
+        steps.append(max(assignment.steps for assignment in block))
+    return listed(*counted, steps[1] - steps[0])
 
 
 def waits_of(work: Callable[[], object]) -> Counter[str]:
@@ -190,19 +201,15 @@ def listed(few: Counter[str], many: Counter[str], times: int) -> str:
 
 
 def repeats(sizes: Sizes, accelerator: str) -> Iterator[Row]:
-    """Run a federation twice, as torch chooses its kernels and with deterministic ones only; compare the digests."""
+    """Run a federation twice, as torch chooses its algorithms and with --deterministic; compare the digests."""
     use(accelerator)
-    for name, is_asked in (("as torch chooses", False), ("deterministic algorithms only", True)):
-        torch.use_deterministic_algorithms(is_asked)
-        try:
-            (first, _), (second, seconds) = (simulated(sizes) for _ in range(2))
-            same = "the same digest twice" if first == second else f"two digests, {first[:8]} and {second[:8]}"
-            yield name, f"{same}; {seconds:.1f} s"
-        finally:
-            torch.use_deterministic_algorithms(False)
+    for name, is_asked in (("as torch chooses", False), ("--deterministic", True)):
+        (first, _), (second, seconds) = (simulated(sizes, is_asked) for _ in range(2))
+        same = "the same digest twice" if first == second else f"two digests, {first[:8]} and {second[:8]}"
+        yield name, f"{same}; {seconds:.1f} s"
 
 
-def simulated(sizes: Sizes) -> tuple[str, float]:
+def simulated(sizes: Sizes, is_deterministic: bool) -> tuple[str, float]:
     """Run FedIT on images for three rounds; return digest and seconds."""
     started, batch = time.perf_counter(), sizes.batches[0]
     with TemporaryDirectory() as folder:
@@ -213,6 +220,7 @@ def simulated(sizes: Sizes) -> tuple[str, float]:
             rounds=3,
             local=fedsim.LocalTraining(batch_size=batch, dropout=0.1),
             block_size=sizes.clients,
+            deterministic=is_deterministic,
             recipe={"measured": "gpu_check"},
             on_nan="skip",
             out=f"{folder}/run",

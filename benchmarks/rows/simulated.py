@@ -1,11 +1,13 @@
 """fedsim itself: the round loop of `simulate` without recording and evaluation."""
 
+from contextlib import AbstractContextManager
+
 import torch
 from torch import Tensor
 from workloads import Workload
 
 from fedsim.adapters.layout import Slot
-from fedsim.distributed.launch import launch
+from fedsim.distributed.launch import arithmetic, launch
 from fedsim.distributed.workers import Workers
 from fedsim.report.progress import LiveProgress
 from fedsim.server.aggregator import Aggregator
@@ -28,11 +30,19 @@ class RoundLoop:
 
     def round(self) -> None:
         """Run one round."""
-        self.state = self.simulation.run_round(self.state)
+        with self.computing():
+            self.state = self.simulation.run_round(self.state)
 
     def evaluate(self) -> None:
         """Evaluate every client on its own test split."""
-        self.simulation.evaluate(self.state, self.simulation.aggregator.population.seen)
+        with self.computing():
+            self.simulation.evaluate(self.state, self.simulation.aggregator.population.seen)
+
+    def computing(self) -> AbstractContextManager[None]:
+        """What has a GPU compute as in a run."""
+        spec, device = self.simulation.spec, self.simulation.engine.module.device
+        is_one_shape = spec.engine == "batched" and spec.is_static(device) and spec.data.pad_token is None
+        return arithmetic(spec.deterministic, spec.tf32, has_cudnn_attention=is_one_shape)
 
 
 class Simulated(RoundLoop):
