@@ -96,6 +96,8 @@ class Assignment:
     """What is added to the raw gradients of a slot in every step."""
     rates: Mapping[Slot, float] = field(default_factory=dict)
     """The learning rate of a slot that has one of its own."""
+    kept: Mapping[Slot, Tensor] = field(default_factory=dict)
+    """What the client kept back of a slot when it last sent its change."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class ClientUpdate:
     tensors: Mapping[Slot, Tensor] = field(default_factory=dict)
     logs: Mapping[str, float] = field(default_factory=dict)
     measured: Mapping[Slot, Tensor] = field(default_factory=dict)
+    kept: Mapping[Slot, Tensor] = field(default_factory=dict)
+    """What the client keeps back of its change for the next time: it never leaves the client."""
 
 
 @dataclass(frozen=True)

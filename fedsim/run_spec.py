@@ -19,6 +19,7 @@ from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run
 from fedsim.parts.server_optimizer import ServerOptimizer
+from fedsim.parts.uplink import Uplink, kept_back
 from fedsim.plan import Method, Plan, check_takes_steps, starting_values
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
@@ -54,8 +55,8 @@ class RunSpec:
     whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
     `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
-    update. `devices_profile` are the clients' simulated devices, `server` is the server's optimiser, and `wandb` says
-    whether Weights & Biases gets the curves too.
+    update. `devices_profile` are the clients' simulated devices, `server` is the server's optimiser, `uplink` how what
+    clients send is encoded, and `wandb` says whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -77,6 +78,7 @@ class RunSpec:
     on_nan: OnNan = "stop"
     devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
+    uplink: Uplink = field(default_factory=Uplink)
     wandb: Wandb | None = None
     clock: Clock | None = field(init=False)
 
@@ -153,7 +155,8 @@ class RunSpec:
         """Return the value with which every slot starts, a function of the seed and the pretrained weights."""
         weights = site_weights(self.backbone, self.layout.sites)
         start = starting_values(self.method, self.layout, generator(self.seed, "initial"), weights)
-        return self.server.with_moments(start)
+        kept = start if self.uplink.feedback else {}
+        return self.server.with_moments(start) | {kept_back(slot): torch.zeros_like(t) for slot, t in kept.items()}
 
     @property
     def n_cohort(self) -> int:
@@ -167,7 +170,7 @@ class RunSpec:
     def describe(self) -> dict[str, Any]:
         """Return what recipe.json records of a run without a recipe: what its results depend on, but for tensors."""
         method = {"name": type(self.method).__name__, **vars(self.method)}
-        parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile", "server")}
+        parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile", "server", "uplink")}
         plain = {name: getattr(self, name) for name in PLAIN}
         n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         backbone = f"{type(self.backbone).__name__}, {n_parameters} parameters"

@@ -21,6 +21,8 @@ from fedsim.distributed.signals import handle_signals, stop_if_asked
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.engines import Engine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
+from fedsim.parts.sharing import leaves
+from fedsim.parts.uplink import sent_by
 from fedsim.plan import Plan, slots_in_use
 from fedsim.records.model_record import holders, record_model
 from fedsim.records.recorder import HORIZON, Recorder, restore_state
@@ -194,12 +196,24 @@ class Simulation:
         if not self.aggregator.workers.is_first:
             return []
         plan = self.spec.method.plan(state, self.spec.population)
-        return round_costs(state, plan, self.aggregator.workload.of, cohort, self.spec.clock)
+        return round_costs(state, plan, self.aggregator.workload.of, cohort, self.spec.clock, self.spec.uplink)
 
     def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
         """Train the clients that were handed out; worker 0 gets everyone's updates."""
         self.progress.begin_phase(state.round_index, dispatch.plan.stage, dispatch.n_clients)
-        return self.aggregator.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
+        updates = self.engine.local_update(dispatch.plan, dispatch.blocks)
+        return self.aggregator.collect(dispatch.plan, self.encoded(dispatch, updates))
+
+    def encoded(self, dispatch: Dispatch, updates: list[ClientUpdate]) -> list[ClientUpdate]:
+        """Return updates as they arrive at the server, where a client encodes what it sends."""
+        uplink, plan = self.spec.uplink, dispatch.plan
+        if uplink.is_off:
+            return updates
+        assignments = {assignment.client: assignment for block in dispatch.blocks for assignment in block}
+        slots = dict.fromkeys(slot for update in updates for slot in update.tensors)
+        shared, seed = [slot for slot in slots if leaves(plan.groups(slot))], self.spec.seed
+        purpose = f"uplink/{plan.stage}"
+        return [sent_by(uplink, u, assignments[u.client], shared, seed, purpose) for u in updates]
 
     def resources(self, plan: Plan, clients: Sequence[int]) -> dict[str, object]:
         """Return what is logged of who trained which depths, where a plan allocates them."""

@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "data",
         "distributed",
         "models",
+        "parts",
         "plan",
         "report",
         "engines",

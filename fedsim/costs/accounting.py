@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import prod
 
 import torch
 
@@ -9,7 +10,8 @@ from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import byte_count
 from fedsim.costs.devices import ClientCost, Clock
 from fedsim.costs.step_cost import Work, byte_size
-from fedsim.parts.sharing import is_private
+from fedsim.parts.sharing import leaves
+from fedsim.parts.uplink import Uplink
 from fedsim.plan import Plan, corrected_clients, is_adapter, is_measured
 from fedsim.round import Outcome, ServerState
 
@@ -20,11 +22,12 @@ def round_costs(
     work_of: Callable[[Plan, int], Work],
     clients: Sequence[int],
     clock: Clock | None,
+    uplink: Uplink,
 ) -> list[ClientCost]:
     """Return what a round will cost these clients, on worker 0; who misses the deadline of a clock is dropped."""
     works = {client: [work_of(each, client) for each in plan.passes] for client in clients}
     sent = [
-        traffic(state, each, {client: works[client][index] for client in clients})
+        traffic(state, each, {client: works[client][index] for client in clients}, uplink)
         for index, each in enumerate(plan.passes)
     ]
     costs = [
@@ -39,21 +42,22 @@ def round_costs(
     return costs if clock is None else clock.on_time([clock.timed(cost, works[cost.client]) for cost in costs])
 
 
-def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work]) -> dict[int, tuple[int, int]]:
+def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: Uplink) -> dict[int, tuple[int, int]]:
     """Return (down, up) bytes of each client in a round, before its update, from the slots really sent.
 
     Down: shared copies in the forward pass that were written since the client last took part (the initial values
     follow from the seed). Who missed a round of a tier that grows gets the whole tier; what a round adds to it is
-    counted when it is added. Up: the trained slots that are shared. Private slots never leave their client, nor do
-    those without any group, but for those that the plan uploads. A correction down and what is measured up cost as
-    much again. The proxy client is the server's own.
+    counted when it is added. Up: the trained slots that are shared, as `uplink` encodes them. Private slots never leave
+    their client, nor do those without any group, but for those that the plan uploads. A correction down and what is
+    measured up cost as much again, unencoded. The proxy client is the server's own.
     """
     clients = list(works)
     ids, down, up = torch.tensor(clients, dtype=torch.long), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
+    encoded: dict[int, list[int]] = {client: [] for client in clients}
     measures = {client for client in clients if is_measured(plan, client)}
     for slot in works[clients[0]].shapes if works else ():
         groups = plan.groups(slot)
-        stays = is_private(groups) or bool((groups == NEVER).all())
+        stays = not leaves(groups)
         if stays and not plan.uploads(slot):
             continue
         grows, written = slot.tier in plan.whole_tiers, state.bank.written_in(slot, groups[ids])
@@ -65,8 +69,10 @@ def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work]) -> dict[i
         for is_fresh, (client, work) in zip(fresh, works.items(), strict=True):
             size = byte_size(work.shapes[slot])
             down[client] += (whole if grows else size) * is_fresh + size * (client in corrected)
-            up[client] += size * (slot in work.trained) * (1 + (is_sent and client in measures))
-    return {client: (down[client], up[client]) for client in clients}
+            if slot in work.trained:
+                up[client] += size * ((is_sent and client in measures) + stays)
+                encoded[client] += [] if stays else [prod(work.shapes[slot])]
+    return {client: (down[client], up[client] + uplink.bytes(encoded[client])) for client in clients}
 
 
 def account_round(

@@ -28,6 +28,7 @@ def pack_updates(updates: Sequence[ClientUpdate]) -> bytes:
     """Return what `unpack_updates` reads."""
     tensors = {f"{u.client}|{slot}|": t.contiguous() for u in updates for slot, t in u.tensors.items()}
     tensors |= {f"{u.client}|{slot}|measured": t.contiguous() for u in updates for slot, t in u.measured.items()}
+    tensors |= {f"{u.client}|{slot}|kept": t.contiguous() for u in updates for slot, t in u.kept.items()}
     logs = {str(update.client): [update.n_samples, update.logs] for update in updates}
     return pack(tensors | {"logs": bytes_as_tensor(json.dumps(logs).encode())})
 
@@ -40,7 +41,11 @@ def unpack_updates(payload: bytes) -> list[ClientUpdate]:
         client, slot, part = key.split("|")
         parts.setdefault((client, part), {})[parse_slot(slot)] = tensors[key]
     logs = json.loads(tensors["logs"].numpy().tobytes())
+
+    def of(part: str, client: str) -> dict[Slot, Tensor]:
+        return parts.get((client, part), {})
+
     return [
-        ClientUpdate(int(client), n_samples, parts.get((client, ""), {}), entries, parts.get((client, "measured"), {}))
-        for client, (n_samples, entries) in logs.items()
+        ClientUpdate(int(client), n, of("", client), entries, of("measured", client), of("kept", client))
+        for client, (n, entries) in logs.items()
     ]

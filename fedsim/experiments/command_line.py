@@ -21,6 +21,7 @@ from fedsim.errors import Fault, OnNan
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
 from fedsim.parts.server_optimizer import ServerOptimizer
+from fedsim.parts.uplink import Uplink
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, read_recipe
 
@@ -79,6 +80,9 @@ class RunOptions:
     server: ServerOptimizer = dataclasses.field(default_factory=ServerOptimizer)
     """The server's optimiser."""
 
+    uplink: Uplink = dataclasses.field(default_factory=Uplink)
+    """How what clients send is encoded."""
+
     wandb: Literal["offline", "online"] | None = None
     """Give the curves to Weights & Biases too: kept in the run folder for `wandb sync`, or sent at once."""
 
@@ -90,7 +94,7 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "static_shapes", "compile")
-        also = ("deterministic", "tf32", "on_nan", "threads", "timeout", "devices_profile", "server", "wandb")
+        also = ("deterministic", "tf32", "on_nan", "threads", "timeout", "devices_profile", "server", "uplink", "wandb")
         same = {name: getattr(self, name) for name in (*names, *also)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 

@@ -66,7 +66,7 @@ def estimate(spec: RunSpec) -> Estimate:
         bank = Bank(work.initial, rows, {slot: torch.zeros(n_copies, dtype=torch.long) for slot in merged})
         later = replace(start, bank=bank, last_seen=torch.zeros_like(start.last_seen))
         for state, n in ((later if rounds[0] else start, 1), (later, len(rounds) - 1)):
-            costs = round_costs(state, plan, work.of, seen, spec.clock)
+            costs = round_costs(state, plan, work.of, seen, spec.clock, spec.uplink)
             done = [each for cost in costs if not cost.is_dropped for each in works[cost.client]]
             sums = [(each.steps, each.samples, spec.profile.flops(each), 0, 0) for each in done]
             sums += [(0, 0, 0, cost.bytes_up, cost.bytes_down) for cost in costs]

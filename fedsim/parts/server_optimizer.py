@@ -90,9 +90,9 @@ class ServerStep:
         places = [moment(slot, name) for name in "mv" if moment(slot, name) in self.bank.initial]
         m, *rest = [self._read(place, group) for place in places]
         value, *after = self.optimizer.step(held, mean, m, rest[0] if rest else None)
-        self.moments |= {
-            place: {**self.moments.get(place, {}), group: t} for place, t in zip(places, after, strict=False)
-        }
+        for place, tensor in zip(places, after, strict=False):
+            if tensor is not None:
+                self.moments.setdefault(place, {})[group] = tensor
         return value
 
     def _read(self, slot: Slot, group: int) -> Tensor:

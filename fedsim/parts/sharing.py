@@ -25,6 +25,11 @@ def is_private(groups: Tensor) -> bool:
     return torch.equal(groups, torch.arange(len(groups)))
 
 
+def leaves(groups: Tensor) -> bool:
+    """Whether what clients train of a slot goes to the server: it is shared, and there are groups."""
+    return not is_private(groups) and not bool((groups == NEVER).all())
+
+
 def ungrouped(population: Population) -> Tensor:
     """No copy yet: every client starts from the slot's initial value, (C,)."""
     return torch.full((population.n_clients,), NEVER)

@@ -17,6 +17,7 @@ from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import pack_updates, scaled_update, unpack_updates
 from fedsim.distributed.workers import Workers
 from fedsim.parts.server_optimizer import ServerOptimizer, ServerStep
+from fedsim.parts.uplink import kept_back
 from fedsim.plan import Part, Plan, corrected_clients
 from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
@@ -66,7 +67,7 @@ class Aggregator:
         part, dealt, to_send = part if test_sizes is None else "eval_plan", None, None
         if self.workers.is_first:
             dealt = self._deal(state, clients, part, epochs, test_sizes)
-            to_send = self._shares(self._copies(state, clients, dealt), dealt)
+            to_send = self._shares(self._copies(state, clients, dealt, test_sizes is None), dealt)
         arrived = self.workers.scatter_tensors(to_send)
         if dealt is None:
             clients = arrived["clients"].tolist()
@@ -110,6 +111,11 @@ class Aggregator:
         outcome = plan.server_update(state, replace(plan, server_step=step), sound) if merged else Outcome()
         if step is not None:
             outcome = replace(outcome, tensors={**outcome.tensors, **step.moments})
+        kept: dict[Slot, dict[int, Tensor]] = {}
+        for update in sound:
+            for slot, back in update.kept.items():
+                kept.setdefault(kept_back(slot), {})[update.client] = back
+        outcome = replace(outcome, tensors={**outcome.tensors, **kept})
         last_seen = state.last_seen.clone()
         last_seen[merged] = state.round_index
         return replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen), outcome
@@ -153,12 +159,15 @@ class Aggregator:
         for hand in hands:
             own = [client for block in hand for client in block]
             keys = {f"{slot}|{of_client[client]}" for slot, of_client in groups.items() for client in own}
-            keys |= {f"{slot}|correction|{client}" for slot in groups for client in own}
+            keys |= {f"{slot}|{what}|{client}" for what in ("correction", "kept") for slot in groups for client in own}
             shares.append({k: t for k, t in copies.items() if k in keys or k.startswith(("learnt|", "clients"))})
         return shares
 
-    def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt) -> dict[str, Tensor]:
-        """Who takes part, what was learnt and, once each, the written copies that these clients hold."""
+    def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt, is_training: bool) -> dict[str, Tensor]:
+        """Who takes part, what was learnt and, once each, the written copies that these clients hold.
+
+        To train also what they kept back when they last sent something.
+        """
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         tensors["clients"] = torch.tensor(clients, dtype=torch.long)
         plan, holders, *_ = dealt
@@ -167,6 +176,11 @@ class Aggregator:
             groups = groups[state.bank.written_in(slot, groups) != NEVER]
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
+            if is_training and (place := kept_back(slot)) in state.bank.rows:
+                ids = torch.tensor(clients, dtype=torch.long)
+                ids = ids[state.bank.written_in(place, ids) != NEVER]
+                kept = zip(ids.tolist(), state.bank.read(place, ids), strict=True)
+                tensors |= {f"{slot}|kept|{client}": value.contiguous() for client, value in kept}
             for client in corrected_clients(plan, slot, clients):
                 assert plan.correction is not None
                 tensors[f"{slot}|correction|{client}"] = plan.correction(
@@ -185,7 +199,7 @@ class Aggregator:
     ) -> Assignment:
         work, alpha = self.workload, self.method.lora_alpha
         rank, scale = work.lora_rank(plan, client), work.scale(plan, client)
-        tensors, corrections = {}, {}
+        tensors, corrections, kept = {}, {}, {}
         for slot, holders in groups.items():
             copy = arrived.get(f"{slot}|{holders[client]}")
             value = self.initial[slot] if copy is None else copy
@@ -194,6 +208,8 @@ class Aggregator:
             tensors[slot] = value / scale if is_scaled else value
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
                 corrections[slot] = correction * scale if is_scaled else correction
+            if (back := arrived.get(f"{slot}|kept|{client}")) is not None:
+                kept[slot] = fit_rank(back, slot.factor, rank)
         trains = [slot for slot in tensors if work.trains(plan, slot, client)]
         rates = {slot: plan.rate(slot, self.local.learning_rate) for slot in trains}
         return Assignment(
@@ -206,4 +222,5 @@ class Aggregator:
             local=self.local,
             corrections=corrections,
             rates={slot: rate for slot, rate in rates.items() if rate != self.local.learning_rate},
+            kept=kept,
         )

@@ -21,7 +21,8 @@ class Diverged(ClientError, Fault):
 def merge_second_pass(update: ClientUpdate, second: ClientUpdate) -> ClientUpdate:
     """Return a client's update with what it trained besides; of the second one's logs only the loss is kept."""
     logs = {SECOND_LOSS: second.logs["train_loss"]} if "train_loss" in second.logs else {}
-    return replace(update, tensors={**second.tensors, **update.tensors}, logs={**update.logs, **logs})
+    tensors, kept = {**second.tensors, **update.tensors}, {**second.kept, **update.kept}
+    return replace(update, tensors=tensors, kept=kept, logs={**update.logs, **logs})
 
 
 def diverged(updates: Sequence[ClientUpdate]) -> dict[int, str]:

@@ -17,6 +17,7 @@ from fedsim.distributed import launch
 from fedsim.distributed.workers import Workers
 from fedsim.errors import Fault
 from fedsim.parts.tree import TreeCuts
+from fedsim.parts.uplink import Uplink
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.workload import Workload
@@ -106,13 +107,17 @@ def grow_a_tree(out: Path) -> fedsim.Result | None:
 
 
 def personalise(out: Path) -> fedsim.Comparison | None:
-    """One method for each thing that only personalised ones do: a second training, a router, an outer step."""
+    """One method for each thing that only personalised ones do: a second training, a router, an outer step.
+
+    What is sent is encoded, and what is not is kept back.
+    """
     methods = {
         "feddpa": fedsim.FedDPA(lora_rank=2),
         "fedlease": fedsim.FedLEASE(lora_rank=2, warmup_rounds=1),
         "fdlora": fedsim.FDLoRA(lora_rank=2, personal_share=0.3, fusion_share=0.3, sync_period=1),
     }
     common = {"backbone": TinyAttention(), "rounds": 3, "cohort_size": 5}
+    common["uplink"] = Uplink(top_k=0.5, bits=8, feedback=True)
     return fedsim.compare(methods, lambda seed: tiny_data(9), block_size=2, threads=1, out=out, **common)
 
 

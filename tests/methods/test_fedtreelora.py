@@ -17,6 +17,7 @@ from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.tree import TreeCuts
+from fedsim.parts.uplink import Uplink
 from fedsim.plan import equally
 from fedsim.randomness import generator
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
@@ -54,7 +55,7 @@ class Server:
     def round(self, clients=range(N)) -> dict[int, ClientUpdate]:
         """Let these clients add noise of their own to what they train; what they sent."""
         dispatch = self.aggregator.dispatch(self.state, list(clients))
-        costs = round_costs(self.state, dispatch.plan, self.aggregator.workload.of, dispatch.clients, None)
+        costs = round_costs(self.state, dispatch.plan, self.aggregator.workload.of, dispatch.clients, None, Uplink())
         updates = []
         for a in [a for block in dispatch.blocks for a in block]:
             random = torch.Generator().manual_seed(100 * self.state.round_index + a.client)

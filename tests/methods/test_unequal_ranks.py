@@ -17,6 +17,7 @@ from fedsim.distributed.workers import Workers
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites, site_weights
 from fedsim.parts.initialisation import lora_initial
+from fedsim.parts.uplink import Uplink
 from fedsim.parts.variates import CLIENT, SERVER, variate
 from fedsim.plan import starting_values
 from fedsim.randomness import generator
@@ -54,7 +55,7 @@ class Server:
     def round(self, train, measured=lambda client, slot, tensor: None) -> dict[int, ClientUpdate]:
         """Let `train(client, slot, tensor)` change what clients train, and update the server; what they sent."""
         dispatch = self.aggregator.dispatch(self.state, [0, 1, 2])
-        costs = round_costs(self.state, dispatch.plan, self.aggregator.workload.of, dispatch.clients, None)
+        costs = round_costs(self.state, dispatch.plan, self.aggregator.workload.of, dispatch.clients, None, Uplink())
         updates = []
         for a in [a for block in dispatch.blocks for a in block]:
             tensors = {slot: train(a.client, slot, a.tensors[slot]) for slot in a.tensors if slot in a.trains}
