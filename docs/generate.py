@@ -133,9 +133,14 @@ def methods() -> str:
 # columns
 
 
-FEW = {"mean": "mean", "weighted_mean": "mean, weighed by training samples", "std": "standard deviation, Σ(x − x̄)²/n"}
-FEW |= {"worst": "least", "p10": "10th percentile, interpolated linearly"}
-"""Statistics over clients."""
+FEW = {
+    "mean": "mean over clients",
+    "weighted_mean": "mean over clients, weighed by training samples",
+    "std": "standard deviation over n clients, √(Σ(x − x̄)² / n)",
+    "worst": "least over clients",
+    "p10": "10th percentile over clients, interpolated linearly",
+}
+"""Statistics."""
 MODELS = {
     "personal": "each trained client's model after its own local training, on its own test samples",
     "global": "what each seen client holds after aggregation, on its own test samples",
@@ -151,8 +156,8 @@ MEANING = {
     "train_loss": "mean over clients of the mean training loss of their local steps",
     "bytes.up": "bytes from clients to the server, summed over clients",
     "bytes.down": "bytes from the server to clients, summed over clients",
-    "discarded_energy": "1 − ‖merged‖² / ‖mean of products‖²: what a cut to the LoRA rank loses, mean over sites",
-    "relative_change": "‖ΔW′ − ΔW‖ / ‖ΔW‖ of the merged adapters of one round to the next",
+    "discarded_energy": "what a cut to LoRA rank R leaves out: 1 − Σ(r ≤ R) σᵣ² / Σ σᵣ², mean over sites and groups",
+    "relative_change": "‖ΔW′ − ΔW‖ / ‖ΔW‖ of the merged adapters, before and after this round",
     "utilisation": "the busiest worker's load over the mean load of workers; 1 is even",
     "simulated_seconds": "seconds that the round would take simulated devices",
     "dropped": "clients that would have missed the deadline (in costs.csv: 1 for such a client)",
@@ -175,7 +180,7 @@ MEANING = {
     "digest": "SHA-256 of the final state",
     "clusters.count": "clusters of seen clients that a method found",
     "clusters.ari": "adjusted Rand index of clusters against domains: 1 where they agree, 0 by chance",
-    "unseen.routing_agreement": "share of unseen clients placed in the cluster that most of their domain is in",
+    "unseen.routing_agreement": "share of seen clients whom a newcomer's probe would place in their own cluster",
 }
 COMPARED = {
     "difference [95 %]": "the method's mean minus the other's, over seeds, with Student's 95 % interval",
@@ -191,7 +196,7 @@ def meaning(name: str) -> str:
         return MEANING[name]
     if name.startswith("stage."):
         _, stage, statistic = name.split(".")
-        return f"{FEW[statistic]} of global scores after the last round of the stage {stage}"
+        return f"{FEW[statistic]}; {MODELS['global']}, after the last round of the stage {stage}"
     model = max((model for model in MODELS if name.startswith(f"{model}.")), key=len)
     rest = name.removeprefix(f"{model}.")
     if rest == "clients":
@@ -199,7 +204,7 @@ def meaning(name: str) -> str:
     special = {"best.mean": "best mean of any round", "best.round": "round of the best mean, from 0"}
     special |= {"last.mean": "mean of the last evaluated round"}
     metric, _, statistic = rest.rpartition(".")
-    said = special.get(rest) or f"{FEW[statistic]}{f' of {metric}' if metric else ''} over clients"
+    said = special.get(rest) or f"{f'{metric}: ' if metric else ''}{FEW[statistic]}"
     return f"{said}; {MODELS[model]}"
 
 

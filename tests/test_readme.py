@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tyro
 from conftest import ROOT
-from runs import environment, load
+from runs import SMALL, environment, load, python, run
 
 import fedsim
 
@@ -55,6 +55,22 @@ def test_the_library_script_runs_as_printed(tmp_path):
 def test_a_tutorial_runs(path: Path, tmp_path: Path):
     done = subprocess.run([sys.executable, path], cwd=tmp_path, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_pictures_of_the_pages_are_those_that_the_demos_commands_make(tmp_path: Path):
+    out = tmp_path / "demo"
+    for command in (
+        python("recipes/quickstart.py", *SMALL, "--rounds", 2, "--out", out),
+        [sys.executable, "-m", "fedsim.report", str(out)],
+    ):
+        done = run(command, variables={**environment(), "FEDSIM_FIGURES": "1"})
+        assert done.returncode == 0, done.stdout + done.stderr
+    assert "<h1>fedit, hilora, local on the embedded data</h1>" in (out / "report.html").read_text()
+    made = {path.name for path in (out / "report-files").glob("*.svg")}
+    of_demo = [name.removeprefix("demo-") for name in generate.FIGURES if name.startswith("demo-")]
+    assert len(of_demo) == 6
+    assert [name for name in of_demo if not any(file.endswith(name) for file in made)] == []
 
 
 # what is said of the code

@@ -69,8 +69,10 @@ footer { margin-top: 2rem; }
   figure, .table, .cards div { break-inside: avoid; }
   h2 { break-after: avoid; }
   .scroll { overflow: visible; }
-  #comparison { font-size: .62rem; }
-  #comparison th, #comparison td { padding: .2rem; white-space: normal; min-width: 0; }
-  .hint, .files { display: none; }
+  #comparison { font-size: .5rem; }
+  #comparison th, #comparison td { padding: .15rem; min-width: 0 !important; }
+  #comparison td { white-space: nowrap !important; letter-spacing: -.02em; }
+  #comparison td:nth-child(3) { white-space: normal !important; }
+  .hint, .files { display: none !important; }
 }
 """

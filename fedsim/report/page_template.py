@@ -52,7 +52,7 @@ PARTS = {
 {% for row in rows %}<tr>{% for shown, value in row %}{% if loop.first %}<th scope="row">{{ shown }}</th>{% else %}\
 <td>{% if value is none %}{{ shown }}{% else %}<data value="{{ value }}">{{ shown }}</data>{% endif %}</td>{% endif %}\
 {% endfor %}</tr>{% endfor %}</tbody></table></div>\
-<p class="soft hint">↔ The table goes on to the right: scroll or swipe it.</p>""",
+<p class="soft hint">↔ Where the table is cut at the right, scroll or swipe it.</p>""",
 }
 _PAGES = Environment(loader=DictLoader(PARTS), autoescape=True, undefined=StrictUndefined, keep_trailing_newline=True)
 
