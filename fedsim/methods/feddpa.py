@@ -1,4 +1,6 @@
-"""FedDPA: a global and a local adapter, learnt one after the other (F) or turn by turn (T) (arXiv 2403.19211).
+"""FedDPA at constant weights: a global and a local adapter, learnt one after the other (F) or in turn (T).
+
+arXiv 2403.19211, without its dynamic weights of each test instance.
 
     h = W0 x + (1 − α) B_g A_g x + α B_l A_l x
 
@@ -8,11 +10,13 @@ T (training)      in every round a client trains the local adapter beside the fr
 
 A client without a local adapter of its own, as one that never took part, has the global one in its place.
 
-Left open or done otherwise: α is one number. The paper's α of each test instance, λ times the mean cosine between its
-last hidden state and those of some training samples, is not implemented; at the λ = 1/2 of the released code it is at
-most 1/2, the default. That both of T's trainings start from what was received is that code's order, but for its first
-round, in which it trains the global adapter only. How many rounds of F are fine-tuning is a parameter. Where every tier
-holds its change of the classifier, these add up unweighted, as everywhere in fedsim.
+Left open or done otherwise: α is one number, to be tuned on validation data. The paper weighs each test instance by λ
+times the mean cosine between its last hidden state and those of some training samples; that is not implemented. Of the
+released code and its README, one gives this weight to the local adapter and the other to the global one, which leaves
+the local one at least 1/2 at their λ = 1/2; the default α = 1/2 is where both meet. That both of T's trainings start
+from what was received is that code's order, but for its first round, in which it trains the global adapter only. How
+many rounds of F are fine-tuning is a parameter. Where every tier holds its change of the classifier, these add up
+unweighted, as everywhere in fedsim.
 """
 
 from collections.abc import Sequence
@@ -31,7 +35,7 @@ GLOBAL, LOCAL = "global", "local"
 
 @dataclass(frozen=True, kw_only=True)
 class FedDPA:
-    """One adapter for all beside one for each."""
+    """One adapter for all beside one for each, at constant weights."""
 
     lora_rank: int = 8
     """Width R of each adapter."""

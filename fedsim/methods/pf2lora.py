@@ -1,4 +1,4 @@
-"""PF2LoRA: a common adapter, and on top of it a thin one of every client's own (arXiv 2503.03920).
+"""PF2LoRA to first order: a common adapter, and on top of it a thin one of every client's own (arXiv 2503.03920).
 
     W_k = W0 + B A + D_k C_k,   (C_k, D_k) of LoRA rank r̃ < r
     min over A, B of Σ p_k f_k(A, B, y_k*),   y_k* = argmin over y = (C_k, D_k) of f_k(A, B, y)
@@ -6,10 +6,10 @@
 So the rank of a client's whole change is learnt: anything from r − r̃ to r + r̃. Both levels step in every local step;
 A and B are averaged after the round, C_k and D_k never leave.
 
-Deliberate differences: the paper approximates the upper level's gradient by one lower step of size α, ∇_x f(x, ŷ) − α
-∇²_xy f(x, y) ∇_y f(x, ŷ) with ŷ = y − α ∇_y f(x, y). Here both levels step from one gradient at (x, y), which is its
-first order; `client_rate` is the lower step's size over the upper's. The paper has SGD below and AdamW above; here
-both have the recipe's optimiser.
+Deliberate differences: this is first order. The paper approximates the upper level's gradient by one lower step of size
+α, ∇_x f(x, ŷ) − α ∇²_xy f(x, y) ∇_y f(x, ŷ) with ŷ = y − α ∇_y f(x, y), which has second derivatives. Here both levels
+step from one gradient at (x, y), the limit of small α; `client_rate` is the lower step's size over the upper's. The
+paper has SGD below and AdamW above; here both have the recipe's optimiser.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ COMMON, CLIENT = "common", "client"
 
 @dataclass(frozen=True, kw_only=True)
 class PF2LoRA:
-    """A common adapter and a thinner one for each client."""
+    """A common adapter and a thinner one for each client, to first order."""
 
     lora_rank: int = 8
     """Width r of the common adapter."""
