@@ -106,8 +106,8 @@ def grow_a_tree(out: Path) -> fedsim.Result | None:
     )
 
 
-def personalise(out: Path) -> fedsim.Comparison | None:
-    """One method for each thing that only personalised ones do: a second training, a router, an outer step.
+def train_otherwise(out: Path) -> fedsim.Comparison | None:
+    """One method for each thing that few do: a second training, a router, an outer step, corrections, a residual.
 
     What is sent is encoded, and what is not is kept back.
     """
@@ -115,6 +115,9 @@ def personalise(out: Path) -> fedsim.Comparison | None:
         "feddpa": fedsim.FedDPA(lora_rank=2),
         "fedlease": fedsim.FedLEASE(lora_rank=2, warmup_rounds=1),
         "fdlora": fedsim.FDLoRA(lora_rank=2, personal_share=0.3, fusion_share=0.3, sync_period=1),
+        "ditto": fedsim.Ditto(lora_rank=2),
+        "scaffold": fedsim.SCAFFOLD(lora_rank=2),
+        "fedmomentum": fedsim.FedMomentum(ranks=fedsim.LoraRanks(values=(1, 2))),
     }
     common = {"backbone": TinyAttention(), "rounds": 3, "cohort_size": 5}
     common["uplink"] = Uplink(top_k=0.5, bits=8, feedback=True)
@@ -122,10 +125,10 @@ def personalise(out: Path) -> fedsim.Comparison | None:
 
 
 @pytest.mark.slow
-def test_what_is_personal_is_the_same_bits_with_several_workers(tmp_path):
-    done = run(fabric(2, called_by_script(personalise, tmp_path / "script.py"), tmp_path / "two"))
+def test_what_few_methods_do_is_the_same_bits_with_several_workers(tmp_path):
+    done = run(fabric(2, called_by_script(train_otherwise, tmp_path / "script.py"), tmp_path / "two"))
     assert done.returncode == 0, done.stdout + done.stderr
-    one = personalise(tmp_path / "one")
+    one = train_otherwise(tmp_path / "one")
     assert one is not None
     for name, (result,) in one.results.items():
         other = tmp_path / "two" / "seed-0" / name / "result.json"
