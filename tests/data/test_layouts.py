@@ -55,6 +55,13 @@ def test_every_layout_of_folders_is_read_and_what_is_held_out_is_said(tmp_path: 
     assert train.presented.get("notes") == ({"test_samples_held_out": sizes[1]} if is_held_out else None)
 
 
+def test_nothing_is_said_of_downloads_while_local_files_are_read(tmp_path: Path, capfd: pytest.CaptureFixture):
+    write_images(tmp_path / "images", "")
+    find_images(ImageOptions(path=tmp_path / "images"))
+    find_texts(TextOptions(path=write_table(tmp_path / "texts.csv", text=["a", "b"] * 5, label=[0, 1] * 5)))
+    assert capfd.readouterr() == ("", "")
+
+
 @pytest.mark.parametrize("known", [name for name in IMAGE_SETS])
 def test_folders_by_class_are_no_known_set_whatever_a_recipe_names(tmp_path: Path, known: str):
     write_images(tmp_path, "", classes=SEVEN)

@@ -89,15 +89,19 @@ def read_file(path: Path) -> "datasets.Dataset":
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Keep `datasets` from logging what goes wrong, which is one message of ours."""
+    """Keep `datasets` from logging what goes wrong, which is one message of ours, and that it downloads local files."""
     from datasets import logging as messages
+    from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-    level = messages.get_verbosity()
+    level, is_silent = messages.get_verbosity(), are_progress_bars_disabled()
     messages.set_verbosity(logging.CRITICAL)
+    disable_progress_bars()
     try:
         yield
     finally:
         messages.set_verbosity(level)
+        if not is_silent:
+            enable_progress_bars()
 
 
 def list_hub(options: SourceOptions, find_content: FindContent) -> Listed:
