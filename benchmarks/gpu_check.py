@@ -65,7 +65,7 @@ class Section(NamedTuple):
 
 SECTIONS: dict[Name, Section] = {
     "versions": Section("Versions, and implementations of attention", right.versions),
-    "agreement": Section("Batched against sequential engine, largest ‖difference‖ ÷ ‖B A‖", right.agreement),
+    "agreement": Section("Batched against sequential engine, largest ‖difference‖ ÷ ‖B A‖", right.agreement, limit=300),
     "waits": Section("Waits of the host for the device", right.waits, on_cpu=False),
     "repeats": Section("The same run twice", right.repeats),
     "steps": Section("ViT-B, a local step", fast.steps),
