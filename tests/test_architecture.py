@@ -93,6 +93,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "distributed",
         "models",
         "parts",
+        "methods",
         "plan",
         "report",
         "server",

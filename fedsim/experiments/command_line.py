@@ -108,8 +108,8 @@ NOT_EMBEDDED = {"--data.path", "--data.hub", "--data.dataset", "--model.name", "
 Recipe = TypeVar("Recipe", bound=RunOptions)
 
 
-def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
-    """Parse the command line into a recipe and run `main(recipe)`.
+def cli(recipe_type: type[Recipe] | Callable[[], type[Recipe]], main: Callable[[Recipe], None]) -> None:
+    """Parse the command line into a recipe and run `main(recipe)`; a type that depends on it may come from a function.
 
     A usage error, or a ValueError before the processes start, is one message and exit code 2; a later one is a bug and
     keeps its traceback. A `Fault`, which is nobody's bug, is one message and exit code 1; a worker that only hears the
@@ -117,7 +117,7 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
     `--resume DIR` the folder's own recipe is the default, and options that contradict it are refused.
     """
     try:
-        recipe = parse(recipe_type)
+        recipe = parse(recipe_type if isinstance(recipe_type, type) else recipe_type())
         if _is_first():
             print(f"{Path(sys.argv[0]).stem}: loading data and model", file=sys.stderr, flush=True)
         main(recipe)
@@ -140,7 +140,7 @@ def cli(recipe_type: type[Recipe], main: Callable[[Recipe], None]) -> None:
 
 def parse(recipe_type: type[Recipe]) -> Recipe:
     """Return the recipe that the command line asks for."""
-    folder = _resume_folder(sys.argv[1:])
+    folder = resume_folder(sys.argv[1:])
     default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
     try:
         with one_voice():
@@ -168,7 +168,7 @@ def check_typed(recipe: RunOptions, default: RunOptions) -> None:
     """Raise ValueError for options on the command line of which one would be ignored, since another says otherwise."""
     typed = {word.partition("=")[0].replace("_", "-") for word in sys.argv[1:] if word.startswith("--")}
     problems = []
-    folder = _resume_folder(sys.argv[1:])
+    folder = resume_folder(sys.argv[1:])
     if folder and recipe.out and folder.absolute() != recipe.out.absolute():
         problems.append(f"a resumed run goes on in '{folder}' and not in '{recipe.out}'; leave out --out or --resume")
     if "--seeds" in typed and not recipe.seeds:
@@ -225,7 +225,8 @@ def fail(message: str) -> None:
     sys.exit(USAGE_ERROR)
 
 
-def _resume_folder(arguments: list[str]) -> Path | None:
+def resume_folder(arguments: list[str]) -> Path | None:
+    """Return the run that `--resume` names; None without it."""
     for index, argument in enumerate(arguments):
         name, _, value = argument.partition("=")
         if name == "--resume":

@@ -66,7 +66,7 @@ def test_it_shows_its_help(name, monkeypatch, capsys):
         "--engine",
         "--cohort-size",
         "--threads",
-        "--method.",
+        "--method",
         "--data.",
     )
     assert all(option in shown for option in (*wanted, "--model.", "--local."))
