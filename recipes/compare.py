@@ -56,5 +56,7 @@ def main(recipe: Compare) -> None:
     run_experiment(recipe, {n: fedsim.Grid(m, grid) for n, m in methods.items()} if recipe.rates else methods)
 
 
+recipe_type = partial(with_options, Compare, KINDS)
+
 if __name__ == "__main__":
-    fedsim.cli(partial(with_options, Compare, KINDS), main)
+    fedsim.cli(recipe_type, main)

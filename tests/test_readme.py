@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import tyro
@@ -222,8 +223,12 @@ def check(words: list[str]) -> None:
     elif program == "python":
         assert (ROOT / arguments[0]).exists(), arguments[0]
         if arguments[0].startswith("recipes/") and "--help" not in arguments:
-            kinds = [k for k in vars(load(Path(arguments[0]).name)).values() if isinstance(k, type)]
-            (kind,) = [k for k in kinds if issubclass(k, fedsim.RunOptions) and k.__module__.startswith("recipe_")]
+            module = load(Path(arguments[0]).name)
+            kinds = [k for k in vars(module).values() if isinstance(k, type) and issubclass(k, fedsim.RunOptions)]
+            (kind,) = [k for k in kinds if k.__module__.startswith("recipe_")]
+            if hasattr(module, "recipe_type"):  # which depends on the command line
+                with mock.patch.object(sys, "argv", arguments):
+                    kind = module.recipe_type()
             tyro.cli(kind, default=kind(), args=arguments[1:])
     else:
         assert program in ("pip", "hf", "docker", "scancel"), program

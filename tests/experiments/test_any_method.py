@@ -2,7 +2,6 @@
 
 import json
 import sys
-from functools import partial
 
 import pytest
 from runs import load
@@ -10,7 +9,7 @@ from runs import load
 import fedsim
 from fedsim import methods
 from fedsim.experiments import command_line
-from fedsim.experiments.any_method import methods_of, named, with_options
+from fedsim.experiments.any_method import methods_of, named
 
 COMPARE = load("compare.py")
 FEW = ("--rounds", "1", "--local.epochs", "1", "--threads", "1", "--cohort-size", "2", "--embedded")
@@ -36,7 +35,7 @@ class Slow:
 
 def compare(monkeypatch, out, *options):
     monkeypatch.setattr(sys, "argv", ["compare.py", *options, "--out", str(out)])
-    fedsim.cli(partial(with_options, COMPARE.Compare, COMPARE.KINDS), COMPARE.main)
+    fedsim.cli(COMPARE.recipe_type, COMPARE.main)
 
 
 @pytest.fixture
@@ -64,7 +63,7 @@ def test_methods_of_ones_own_and_two_of_a_kind_run_with_options_of_their_own_and
     assert (recipe["mine"]["share"], recipe["held"]["mu"], recipe["fedit"]["lora_rank"]) == (0.25, 3, 2)
     assert all(label in shown for label in ("fedit", "mine", "held"))
     monkeypatch.setattr(sys, "argv", ["compare.py", "--resume", str(out)])
-    fedsim.cli(partial(with_options, COMPARE.Compare, COMPARE.KINDS), COMPARE.main)
+    fedsim.cli(COMPARE.recipe_type, COMPARE.main)
     assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1], "the digest"
 
 
@@ -94,6 +93,6 @@ def test_names_that_cannot_be_are_refused(words, message):
 
 def test_a_method_whose_name_is_an_option_already_has_its_options_under_another(monkeypatch, tmp_path):
     monkeypatch.setattr(sys, "argv", ["compare.py", "--methods", "local", "--local-method.lora-rank", "3"])
-    recipe = command_line.parse(with_options(COMPARE.Compare, COMPARE.KINDS))
+    recipe = command_line.parse(COMPARE.recipe_type())
     assert methods_of(recipe)["local"] == fedsim.Local(lora_rank=3, head_policy="global")
     assert isinstance(recipe.local, fedsim.LocalTraining)
