@@ -109,8 +109,14 @@ def _typed() -> dict[str, list[str]]:
 
 
 def _recorded() -> dict[str, list[str]]:
-    """The same of the run that is resumed, where one is."""
+    """The same of the run that is resumed, where one is: of a folder no module is imported that nobody has typed."""
     if (folder := resume_folder(sys.argv[1:])) is None:
         return {}
     recipe = read_recipe(folder)
-    return {"methods": list(recipe.get("methods", ())), "kind": [recipe["kind"]] if "kind" in recipe else []}
+    words = list(map(str, recipe.get("methods", ())))
+    if own := sorted(set(filter(lambda word: ":" in word, words)) - set(_typed().get("methods", ()))):
+        raise ValueError(
+            f"The run has methods of modules that are not fedsim's, {', '.join(own)}, imported only where they "
+            f"are named again (--methods {' '.join(words)})."
+        )
+    return {"methods": words, "kind": [recipe["kind"]] if "kind" in recipe else []}

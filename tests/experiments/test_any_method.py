@@ -62,9 +62,14 @@ def test_methods_of_ones_own_and_two_of_a_kind_run_with_options_of_their_own_and
     recipe, shown = json.loads((out / "recipe.json").read_text()), capsys.readouterr().out
     assert (recipe["mine"]["share"], recipe["held"]["mu"], recipe["fedit"]["lora_rank"]) == (0.25, 3, 2)
     assert all(label in shown for label in ("fedit", "mine", "held"))
-    monkeypatch.setattr(sys, "argv", ["compare.py", "--resume", str(out)])
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--resume", str(out), *words[:4]])
     fedsim.cli(COMPARE.recipe_type, COMPARE.main)
     assert capsys.readouterr().out.splitlines()[-1] == shown.splitlines()[-1], "the digest"
+    sys.modules.pop("my_methods")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--resume", str(out)])
+    with pytest.raises(ValueError, match=r"not fedsim's, mine=my_methods:Slow, .* only where they are named again"):
+        COMPARE.recipe_type()
+    assert "my_methods" not in sys.modules, "a folder that one was given must not choose what is imported"
 
 
 @pytest.mark.parametrize("kind", ["texts", "instructions"])
