@@ -230,5 +230,5 @@ def test_on_the_command_line_with_two_workers_and_with_one(tmp_path):
     before = contents(fixed)
     done = run(python(QUICKSTART, "--resume", fixed, "--rounds", 4))
     assert done.returncode == 2
-    assert done.stderr.startswith("error: This run of 2 rounds cannot go on to 4: what HiLoRA has done depends")
+    assert "\nerror: This run of 2 rounds cannot go on to 4: what HiLoRA has done depends" in done.stderr
     assert contents(fixed) == before
