@@ -1,8 +1,8 @@
-# fedsim with CUDA wheels of torch: docker build -t fedsim . && docker run --gpus all -v "$PWD/runs:/work/runs" fedsim \
+# fedsim with CUDA wheels of torch: docker build -t fedsim . && docker run --gpus all -v "$PWD/runs:/fedsim/runs" fedsim \
 #     fabric run recipes/quickstart.py --accelerator cuda --devices 1 --out runs/first
 FROM python:3.12-slim
 
-WORKDIR /work
+WORKDIR /fedsim
 COPY pyproject.toml README.md LICENSE ./
 COPY fedsim fedsim
 COPY recipes recipes
