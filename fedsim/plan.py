@@ -193,6 +193,11 @@ class Method(Protocol):
         """Return this round's plan; pure, since every worker computes it for itself."""
 
 
+def scaled_factor_of(method: Method) -> Literal["A", "B"] | None:
+    """Return the factor that the server holds times α/R; see `Method`."""
+    return getattr(method, "scaled_factor", "A")
+
+
 def starting_values(
     method: Method, layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor]
 ) -> dict[Slot, Tensor]:
@@ -201,7 +206,7 @@ def starting_values(
     So a client of LoRA rank r starts with the leading part of what the server holds, B A α/R, as it does later.
     """
     start: dict[Slot, Tensor] = getattr(method, "initial", lora_initial)(layout, generator, weights)
-    scale, scaled = (method.lora_alpha or method.lora_rank) / method.lora_rank, getattr(method, "scaled_factor", "A")
+    scale, scaled = (method.lora_alpha or method.lora_rank) / method.lora_rank, scaled_factor_of(method)
     return {slot: value * scale if slot.factor == scaled and scale != 1 else value for slot, value in start.items()}
 
 
@@ -212,11 +217,7 @@ def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot
 
 
 def check_takes_steps(plan: Plan, method: Method, slots: Iterable[Slot]) -> None:
-    """Raise ValueError where the server cannot step from what it holds towards the mean of each factor.
-
-    It can where factors are merged by themselves and a method's own server update, if it has one, adds to what
-    `merge_groups` returns and changes none of it, which it says by an attribute `keeps_means`.
-    """
+    """Raise ValueError where there is no mean of each factor; a server update that leaves it alone `keeps_means`."""
     used, why = slots_in_use(plan, method, slots), ""
     if plan.combine is not mean_factors:
         why = "merges products of factors, not factors"

@@ -51,6 +51,11 @@ def parse_slot(text: str) -> Slot:
     return Slot(*parts)
 
 
+def is_not_a(slot: Slot) -> bool:
+    """Whether a slot is anything but an A: what is trained where every A stays as it is."""
+    return slot.factor != "A"
+
+
 def group_slots(slots: Iterable[Slot]) -> dict[str, dict[str, dict[str, Slot]]]:
     """Return slots as site -> tier -> factor -> slot, tiers in the slots' order, without what mixes tiers."""
     grouped: dict[str, dict[str, dict[str, Slot]]] = {}

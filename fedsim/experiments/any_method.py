@@ -89,8 +89,9 @@ def _of_module(name: str) -> type:
         kind = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"'{name}' cannot be imported: {error} (--methods).") from error
-    if not (isinstance(kind, type) and dataclasses.is_dataclass(kind) and callable(getattr(kind, "plan", None))):
-        raise ValueError(f"'{name}' is no method: a frozen dataclass with a function `plan` (--methods).")
+    is_method = isinstance(kind, type) and dataclasses.is_dataclass(kind) and callable(getattr(kind, "plan", None))
+    if not (is_method and "head_policy" in {field.name for field in dataclasses.fields(kind)}):
+        raise ValueError(f"'{name}' is no method: a dataclass with a field `head_policy` and `plan` (--methods).")
     return kind
 
 

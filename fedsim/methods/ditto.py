@@ -21,7 +21,7 @@ from torch import Tensor
 from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Layout, Slot
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.objectives import near_tier
-from fedsim.parts.sharing import alone, everyone, handed_down, owners, with_head
+from fedsim.parts.sharing import alone, everyone, with_head, with_newcomers
 from fedsim.plan import Plan, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
@@ -81,7 +81,4 @@ class Ditto:
 def _server_update(state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
     """Merge, and give the global adapter to those without one of their own."""
     merged = merge_groups(plan, updates)
-    has_own, others = owners(state.learnt, plan.population, updates)
-    start = handed_down(merged.tensors, GLOBAL, PERSONAL, others)
-    copies = {slot: {**start.get(slot, {}), **merged.tensors.get(slot, {})} for slot in (*merged.tensors, *start)}
-    return Outcome(copies, {"has_own": has_own}, merged.log)
+    return with_newcomers(merged, state.learnt, plan.population, (GLOBAL, PERSONAL), updates)

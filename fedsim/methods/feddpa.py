@@ -26,7 +26,7 @@ from typing import Literal
 from torch import Tensor
 
 from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Slot
-from fedsim.parts.sharing import alone, everyone, handed_down, owners, with_head
+from fedsim.parts.sharing import alone, everyone, with_head, with_newcomers
 from fedsim.plan import Plan, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
@@ -104,7 +104,5 @@ class FedDPA:
         merged = merge_groups(plan, updates)
         if plan.stage == GLOBAL and state.round_index + 1 < self._first_tuned(state):
             return merged
-        has_own, others = owners(state.learnt, plan.population, updates if plan.stage == LOCAL else [])
-        start = handed_down(merged.tensors, GLOBAL, LOCAL, others)
-        copies = {slot: {**start.get(slot, {}), **merged.tensors.get(slot, {})} for slot in (*merged.tensors, *start)}
-        return Outcome(copies, {"has_own": has_own}, merged.log)
+        own = updates if plan.stage == LOCAL else []
+        return with_newcomers(merged, state.learnt, plan.population, (GLOBAL, LOCAL), own)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from fedsim.adapters.layout import Slot, pad_rank
+from fedsim.adapters.layout import is_not_a, pad_rank
 from fedsim.parts.aggregation import orthonormal_rows
 from fedsim.parts.ranks import LoraRanks, UnequalRanks
 from fedsim.plan import Plan, merge_groups
@@ -40,7 +40,7 @@ class FedSVD(UnequalRanks):
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of what is not an A."""
-        return Plan(**self.own_ranks(population), trains=_is_not_a, server_update=self._server_update)
+        return Plan(**self.own_ranks(population), trains=is_not_a, server_update=self._server_update)
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         merged = merge_groups(plan, updates)
@@ -53,7 +53,3 @@ class FedSVD(UnequalRanks):
             B, A = orthonormal_rows(pad_rank(copies[slot][0], "B", len(A)), A)
             copies |= {slot: {0: B}, pair: {0: A}}
         return Outcome(copies, log=merged.log)
-
-
-def _is_not_a(slot: Slot) -> bool:
-    return slot.factor != "A"

@@ -8,7 +8,7 @@ With A fixed, the mean of the B is exact for the mean of the products. Deliberat
 
 from dataclasses import dataclass, field
 
-from fedsim.adapters.layout import Slot
+from fedsim.adapters.layout import is_not_a
 from fedsim.parts.ranks import LoraRanks, UnequalRanks
 from fedsim.plan import Plan
 from fedsim.round import Population, ServerState
@@ -25,8 +25,4 @@ class FFALoRA(UnequalRanks):
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of what is not an A."""
-        return Plan(**self.own_ranks(population), trains=_is_not_a)
-
-
-def _is_not_a(slot: Slot) -> bool:
-    return slot.factor != "A"
+        return Plan(**self.own_ranks(population), trains=is_not_a)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, RANK_AXIS, HeadPolicy, Slot
-from fedsim.round import ClientUpdate, Population
+from fedsim.round import ClientUpdate, Outcome, Population
 
 
 def everyone(population: Population) -> Tensor:
@@ -60,6 +60,24 @@ def owners(
     has_own = learnt.get("has_own", torch.zeros(population.n_clients, dtype=torch.bool)).clone()
     has_own[[update.client for update in updates]] = True
     return has_own, (~has_own).nonzero().flatten().tolist()
+
+
+def with_newcomers(
+    merged: Outcome,
+    learnt: Mapping[str, Tensor],
+    population: Population,
+    tiers: tuple[str, str],
+    own: Sequence[ClientUpdate],
+) -> Outcome:
+    """Return what was merged with copies of the first tier in the second one, for whoever has none of its own there.
+
+    Those of the updates `own` have one from now on.
+    """
+    has_own, others = owners(learnt, population, own)
+    start = handed_down(merged.tensors, *tiers, others)
+    slots = (*merged.tensors, *start)
+    copies = {slot: {**start.get(slot, {}), **merged.tensors.get(slot, {})} for slot in slots}
+    return Outcome(copies, {"has_own": has_own}, merged.log)
 
 
 def handed_down(

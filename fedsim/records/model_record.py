@@ -20,7 +20,7 @@ from fedsim.adapters.peft_folder import as_safetensors
 from fedsim.data.federated import FederatedData
 from fedsim.models.adapted import heads_of, library_state, linear_at, started_from, transposed
 from fedsim.models.origin import origin_of, weights_digest
-from fedsim.plan import Method, slots_in_use
+from fedsim.plan import Method, scaled_factor_of, slots_in_use
 from fedsim.round import Population, ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.storage.disk import write_atomically
@@ -46,7 +46,7 @@ def record_model(folder: Path, spec: RunSpec, initial: Mapping[Slot, Tensor]) ->
     about = {
         "method": {name: getattr(method, name) for name in ("lora_rank", "lora_alpha", "head_policy", "tiers")}
         | {"name": type(method).__name__, "mixing": _mixing(layout.mixing)}
-        | {"scaled_factor": getattr(method, "scaled_factor", "A")},
+        | {"scaled_factor": scaled_factor_of(method)},
         "sites": [asdict(site) for site in layout.sites],
         "outputs": {site.module: linear_at(backbone, site.module).out_features for site in layout.sites},
         "transposed": transposed(backbone),

@@ -169,7 +169,7 @@ class Aggregator:
         To train also what they kept back when they last sent something.
         """
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
-        tensors["clients"] = torch.tensor(clients, dtype=torch.long)
+        tensors["clients"] = everyone = torch.tensor(clients, dtype=torch.long)
         plan, holders, *_ = dealt
         for slot, of_client in holders.items():
             groups = torch.tensor(sorted(set(of_client.values())), dtype=torch.long)
@@ -177,8 +177,7 @@ class Aggregator:
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
             if is_training and (place := kept_back(slot)) in state.bank.rows:
-                ids = torch.tensor(clients, dtype=torch.long)
-                ids = ids[state.bank.written_in(place, ids) != NEVER]
+                ids = everyone[state.bank.written_in(place, everyone) != NEVER]
                 kept = zip(ids.tolist(), state.bank.read(place, ids), strict=True)
                 tensors |= {f"{slot}|kept|{client}": value.contiguous() for client, value in kept}
             for client in corrected_clients(plan, slot, clients):

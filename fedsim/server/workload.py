@@ -12,7 +12,7 @@ from fedsim.adapters.layout import Layout, Slot, fit_rank
 from fedsim.costs.step_cost import Work
 from fedsim.distributed.blocks import Load
 from fedsim.options import LocalTraining
-from fedsim.plan import Method, Plan, is_measured, slots_in_use
+from fedsim.plan import Method, Plan, is_measured, scaled_factor_of, slots_in_use
 from fedsim.round import Population
 
 
@@ -28,7 +28,7 @@ class Workload:
         local: LocalTraining,
     ):
         self.method, self.population, self.initial, self.local = method, population, dict(initial), local
-        self.scaled_factor: str | None = getattr(method, "scaled_factor", "A")
+        self.scaled_factor = scaled_factor_of(method)
         self.depths = layout.depths
         self.heads = {site.name for site in layout.sites if site.is_head}
 

@@ -72,6 +72,14 @@ def test_methods_of_ones_own_and_two_of_a_kind_run_with_options_of_their_own_and
     assert "my_methods" not in sys.modules, "a folder that one was given must not choose what is imported"
 
 
+def test_rates_are_tried_for_each_method_first(monkeypatch, tmp_path):
+    out = tmp_path / "run"
+    compare(monkeypatch, out, "--methods", "local", "fedit", "--rates", "1e-9", "1e-2", *FEW)
+    tried = json.loads((out / "tuning.json").read_text())["methods"]
+    assert tried.keys() >= {"local", "fedit"}
+    assert "1e-09" in json.dumps(tried["fedit"])
+
+
 @pytest.mark.parametrize("kind", ["texts", "instructions"])
 def test_the_same_recipe_takes_texts_and_instructions(kind, monkeypatch, tmp_path, capsys):
     compare(monkeypatch, tmp_path / "run", "--kind", kind, "--methods", "local", "fedit", *FEW)
