@@ -216,19 +216,6 @@ def slots_in_use(plan: Plan, method: Method, slots: Iterable[Slot]) -> list[Slot
     return [slot for slot in slots if slot.tier in tiers and plan.active(slot)]
 
 
-def check_takes_steps(plan: Plan, method: Method, slots: Iterable[Slot]) -> None:
-    """Raise ValueError where there is no mean of each factor; a server update that leaves it alone `keeps_means`."""
-    used, why = slots_in_use(plan, method, slots), ""
-    if plan.combine is not mean_factors:
-        why = "merges products of factors, not factors"
-    elif plan.server_update not in (fedavg_update, allocated_update) and not getattr(method, "keeps_means", False):
-        why = "has a server update of its own"
-    elif all(is_private(plan.groups(slot)) for each in plan.passes for slot in used if each.trains(slot)):
-        why = "merges nothing"
-    if why:
-        raise ValueError(f"{type(method).__name__} {why}, so there is no mean to step to (--server.optimizer none).")
-
-
 def is_measured(plan: Plan, client: int) -> bool:
     """Whether a client measures: only who takes part in training (or is the proxy) and has data."""
     population = plan.population

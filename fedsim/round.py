@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,29 @@ class Population:
         return self.n_clients - (self.proxy is not None)
 
 
+PRESENT = -1
+"""The place of the version that the server holds now."""
+
+
+class AtWork(NamedTuple):
+    """A client that is at work while the server steps: what it received, and when its update arrives."""
+
+    client: int
+    version: int
+    """The round whose beginning it received."""
+    place: int
+    """Where the bank keeps that version, `PRESENT` while the server still holds it."""
+    ends: float
+    """The simulated second in which its update arrives, or in which it goes away."""
+    is_dropped: bool
+    bytes_down: int
+    bytes_up: int
+    steps: int
+    down: float
+    compute: float
+    up: float
+
+
 @dataclass
 class Horizon:
     """The number of rounds of a run, and whether anything that was done so far depended on it."""
@@ -52,7 +76,9 @@ class ServerState:
     `depths` the depth of every name that a slot's site may have (`Layout.depths`), `adapted` those that carry adapters,
     ascending; `memory` the MiB that a client needs to train the last k depths, for k = 0 … D. What a method draws is a
     function of the run's `seed`. `cohort` are the clients of the round, which are known before it is planned.
-    `horizon` is one object for all states of a run: who reads `rounds` leaves its mark there.
+    `horizon` is one object for all states of a run: who reads `rounds` leaves its mark there. `second` is the
+    simulated time, `at_work` are clients that work on while the server steps, `arrived` those whose updates the step
+    takes, or who went away.
     """
 
     round_index: int
@@ -65,6 +91,9 @@ class ServerState:
     seed: int = 0
     cohort: tuple[int, ...] = ()
     memory: tuple[float, ...] = ()
+    second: float = 0.0
+    at_work: tuple[AtWork, ...] = ()
+    arrived: tuple[AtWork, ...] = ()
 
     @property
     def rounds(self) -> int:

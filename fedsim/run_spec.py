@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Slot
+from fedsim.costs.availability import Availability
 from fedsim.costs.devices import Clock, DeviceProfiles
 from fedsim.costs.profiler import profile
 from fedsim.costs.step_cost import MIB, Profile, by_layers, table
@@ -17,10 +18,12 @@ from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
-from fedsim.options import LocalTraining, check_options, check_run
+from fedsim.options import LocalTraining, check_options, check_run, refuse
+from fedsim.parts.schedule import Schedule, older
 from fedsim.parts.server_optimizer import ServerOptimizer
 from fedsim.parts.uplink import Uplink, kept_back
-from fedsim.plan import Method, Plan, check_takes_steps, starting_values
+from fedsim.plan import Method, Plan, starting_values
+from fedsim.plan_checks import check_plans_alike, check_takes_steps
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.loggers import Wandb, check_wandb
@@ -55,8 +58,9 @@ class RunSpec:
     whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
     `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
-    update. `devices_profile` are the clients' simulated devices, `server` is the server's optimiser, `uplink` how what
-    clients send is encoded, and `wandb` says whether Weights & Biases gets the curves too.
+    update. `devices_profile` are the clients' simulated devices, `availability` says when they are there, `schedule`
+    when the server steps, `server` is its optimiser, `uplink` how what clients send is encoded, and `wandb` says
+    whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -77,6 +81,8 @@ class RunSpec:
     tf32: bool = False
     on_nan: OnNan = "stop"
     devices_profile: DeviceProfiles = field(default_factory=DeviceProfiles)
+    availability: Availability = field(default_factory=Availability)
+    schedule: Schedule = field(default_factory=Schedule)
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
     uplink: Uplink = field(default_factory=Uplink)
     wandb: Wandb | None = None
@@ -98,7 +104,9 @@ class RunSpec:
         if self.server.optimizer != "none":
             check_takes_steps(plan, self.method, self.layout.shapes)
         check_classes(self.layout.sites, self.data.n_classes)
-        object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed))
+        calendar = self.availability.calendar(self.seed)
+        object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed, calendar))
+        self._check_schedule()
 
     def _check_somebody_trains(self, plan: Plan) -> None:
         """Raise ValueError when no client that takes part can train any depth."""
@@ -108,6 +116,26 @@ class RunSpec:
                 f"Under {name} no client that takes part trains any of the {n} depths; the last one alone needs "
                 f"{memory[1]:.1f} MiB, all need {memory[-1]:.1f} (--method.capabilities.*)."
             )
+
+    def _check_schedule(self) -> None:
+        """Raise ValueError where simulated time is asked for and there is none, or a schedule does not fit."""
+        schedule, n = self.schedule, len(self.population.seen)
+        asks = {
+            f"--schedule is {schedule.kind}": not schedule.is_rounds,
+            "--availability.* is given": self.availability.is_given,
+        }
+        problems = [
+            f"{what}, which needs simulated devices (--devices-profile.*)"
+            for what, is_so in asks.items()
+            if is_so and self.clock is None
+        ]
+        if not schedule.is_rounds:
+            check_plans_alike(self.method, self.state(0), self.population)
+            if self.devices_profile.deadline is not None:
+                problems.append(f"a deadline belongs to rounds; with --schedule {schedule.kind} leave it out")
+            asked = {"--schedule.concurrency": schedule.at_work(self.n_together), "--schedule.buffer": self.n_cohort}
+            problems += [f"{name} is {k}; {n} clients take part in training" for name, k in asked.items() if k > n]
+        refuse(problems)
 
     @cached_property
     def population(self) -> Population:
@@ -155,13 +183,19 @@ class RunSpec:
         """Return the value with which every slot starts, a function of the seed and the pretrained weights."""
         weights = site_weights(self.backbone, self.layout.sites)
         start = starting_values(self.method, self.layout, generator(self.seed, "initial"), weights)
-        kept = start if self.uplink.feedback else {}
-        return self.server.with_moments(start) | {kept_back(slot): torch.zeros_like(t) for slot, t in kept.items()}
+        beside = {kept_back(slot): torch.zeros_like(value) for slot, value in start.items() if self.uplink.feedback}
+        beside |= {older(slot): value for slot, value in start.items() if not self.schedule.is_rounds}
+        return self.server.with_moments(start) | beside
+
+    @property
+    def n_together(self) -> int:
+        """Clients that are sampled together: those of a round, or by default those at work at a time."""
+        return self.cohort_size or len(self.population.seen)
 
     @property
     def n_cohort(self) -> int:
-        """Clients in a round."""
-        return self.cohort_size or len(self.population.seen)
+        """Clients in a round, or of those at work the ones whose updates a server step takes."""
+        return self.schedule.per_step(self.n_together)
 
     def is_static(self, device: torch.device) -> bool:
         """Whether the batched engine has static shapes on a device."""
@@ -170,7 +204,10 @@ class RunSpec:
     def describe(self) -> dict[str, Any]:
         """Return what recipe.json records of a run without a recipe: what its results depend on, but for tensors."""
         method = {"name": type(self.method).__name__, **vars(self.method)}
-        parts = {name: vars(getattr(self, name)) for name in ("local", "devices_profile", "server", "uplink")}
+        parts = {
+            name: vars(getattr(self, name))
+            for name in ("local", "devices_profile", "availability", "schedule", "server", "uplink")
+        }
         plain = {name: getattr(self, name) for name in PLAIN}
         n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         backbone = f"{type(self.backbone).__name__}, {n_parameters} parameters"

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
-from fedsim.costs.accounting import account_round, round_costs
-from fedsim.costs.devices import ClientCost
+from fedsim.costs.accounting import account_round
 from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import move_to_device
 from fedsim.distributed.blocks import largest_size
@@ -34,6 +33,7 @@ from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Dispatch, sample_cohort
 from fedsim.server.divergence import diverged_clients, event, merge_second_pass
+from fedsim.server.turns import Rounds, turns_of
 from fedsim.server.workload import Workload
 from fedsim.storage.disk import only_writer
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
@@ -83,6 +83,7 @@ def simulate(
         engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)
         n_blocks = -(-spec.n_cohort // engine.block_size)
         aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server)
+        turns = turns_of(workload, spec.schedule, spec.n_together, spec.seed, spec.uplink, spec.clock)
         state, recorder = spec.state(start.round_index), None
         if workers.is_first:
             state = restore_state(spec.state(start.round_index, workload.initial), start.tensors)
@@ -90,7 +91,7 @@ def simulate(
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, spec, workload.initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
-        return Simulation(spec, aggregator, engine, progress, recorder).run(state)
+        return Simulation(spec, aggregator, turns, engine, progress, recorder).run(state)
 
 
 def run_folder_lock(out: Path, workers: Workers) -> AbstractContextManager[None]:
@@ -147,6 +148,7 @@ class Simulation:
 
     spec: RunSpec
     aggregator: Aggregator
+    turns: Rounds
     engine: Engine
     progress: LiveProgress
     recorder: Recorder | None
@@ -164,10 +166,8 @@ class Simulation:
 
     def run_round(self, state: ServerState) -> ServerState:
         """Plan and hand out, train, collect, combine; then evaluate and record."""
-        aggregator, population = self.aggregator, self.aggregator.population
-        cohort = sample_cohort(population, self.spec.n_cohort, self.spec.seed, state.round_index)
-        state = replace(state, cohort=tuple(cohort))
-        costs = self.costs(state, cohort)
+        aggregator, population, begun = self.aggregator, self.aggregator.population, state.second
+        state, costs = self.turns.begin(state) if aggregator.workers.is_first else (state, [])
         dispatch = aggregator.dispatch(state, [cost.client for cost in costs if not cost.is_dropped])
         updates = self.train(state, dispatch)
         if dispatch.plan.second_pass is not None:
@@ -175,8 +175,10 @@ class Simulation:
             updates = [merge_second_pass(update, second) for update, second in zip(updates, more, strict=True)]
         every = [*updates, *self.measure_on_proxy(state, dispatch.plan)]
         excluded = diverged_clients(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
+        state, every = self.turns.before_step(state, dispatch.plan, every)
         after, outcome = aggregator.merge(state, dispatch.plan, every, excluded)
         costs, sums = account_round(costs, outcome, self.spec.clock)
+        after, sums = self.turns.ended(begun, state, after, sums)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
         is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
         evaluated = self.evaluate(after, population.seen) if is_due else []
@@ -190,13 +192,6 @@ class Simulation:
             )
             self.progress.end_round(updates, evaluated)
         return after
-
-    def costs(self, state: ServerState, cohort: Sequence[int]) -> list[ClientCost]:
-        """Return what this round will cost its cohort, on worker 0, which decides who misses a deadline."""
-        if not self.aggregator.workers.is_first:
-            return []
-        plan = self.spec.method.plan(state, self.spec.population)
-        return round_costs(state, plan, self.aggregator.workload.of, cohort, self.spec.clock, self.spec.uplink)
 
     def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
         """Train the clients that were handed out; worker 0 gets everyone's updates."""

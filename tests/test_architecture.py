@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": {"adapters", "options", "randomness", "storage"},
     "parts": {"adapters", "options", "randomness", "round"},
     "plan": {"adapters", "round", "parts"},
+    "plan_checks": {"adapters", "round", "parts", "plan"},
     "costs": {"adapters", "options", "randomness", "round", "parts", "plan"},
     "report": {"errors", "randomness", "round", "storage", "data"},
     "engines": {"adapters", "options", "randomness", "round", "data", "distributed", "models", "plan"},
@@ -40,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models",
         "parts",
         "plan",
+        "plan_checks",
     },
     "server": {
         "adapters",

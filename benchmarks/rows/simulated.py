@@ -11,6 +11,7 @@ from fedsim.distributed.launch import arithmetic, launch
 from fedsim.distributed.workers import Workers
 from fedsim.report.progress import LiveProgress
 from fedsim.server.aggregator import Aggregator
+from fedsim.server.turns import turns_of
 from fedsim.server.workload import Workload as ClientWorkload
 from fedsim.simulation import RunSpec, Simulation, prepare_engine
 
@@ -25,7 +26,8 @@ class RoundLoop:
         asked = ClientWorkload(spec.method, spec.population, spec.layout, initial, spec.local)
         aggregator = Aggregator(asked, workers, prepared.block_size)
         progress = LiveProgress("", spec.rounds, 0, is_shown=False)
-        self.simulation = Simulation(spec, aggregator, prepared, progress, recorder=None)
+        turns = turns_of(asked, spec.schedule, spec.n_together, spec.seed, spec.uplink, spec.clock)
+        self.simulation = Simulation(spec, aggregator, turns, prepared, progress, recorder=None)
         self.state = spec.state(0, initial)
 
     def round(self) -> None:

@@ -24,7 +24,7 @@ def round_costs(
     clock: Clock | None,
     uplink: Uplink,
 ) -> list[ClientCost]:
-    """Return what a round will cost these clients, on worker 0; who misses the deadline of a clock is dropped."""
+    """Return what a round will cost these clients, on worker 0; who misses a deadline or goes away is dropped."""
     works = {client: [work_of(each, client) for each in plan.passes] for client in clients}
     sent = [
         traffic(state, each, {client: works[client][index] for client in clients}, uplink)
@@ -39,7 +39,11 @@ def round_costs(
         )
         for client in clients
     ]
-    return costs if clock is None else clock.on_time([clock.timed(cost, works[cost.client]) for cost in costs])
+    return (
+        costs
+        if clock is None
+        else clock.on_time([clock.timed(cost, works[cost.client], state.second) for cost in costs])
+    )
 
 
 def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: Uplink) -> dict[int, tuple[int, int]]:

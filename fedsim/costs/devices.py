@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedsim.costs.availability import Calendar
 from fedsim.costs.step_cost import Profile, Work
 from fedsim.options import check_options, out_of_range, refuse
 from fedsim.randomness import numpy_generator
@@ -61,11 +62,11 @@ class DeviceProfiles:
         """Whether there are any devices."""
         return self.table is not None or self.gflops is not None
 
-    def clock(self, profile: Profile, seed: int) -> "Clock | None":
+    def clock(self, profile: Profile, seed: int, calendar: Calendar | None = None) -> "Clock | None":
         """Return the clock of these devices for a backbone, None where there are none; raises ValueError (table)."""
         if not self.is_given:
             return None
-        return Clock(self, profile, seed, () if self.table is None else read_table(self.table))
+        return Clock(self, profile, seed, () if self.table is None else read_table(self.table), calendar)
 
 
 class Device(NamedTuple):
@@ -93,7 +94,8 @@ class Seconds(NamedTuple):
 class ClientCost:
     """What a round costs one client: bytes sent, local steps, and how long they take it where devices are simulated.
 
-    Who misses the deadline has its model sent, and would need so many seconds, but sends nothing that arrives.
+    Who misses the deadline, or goes away before, has its model sent, and would need so many seconds, but sends nothing
+    that arrives.
     """
 
     client: int
@@ -102,6 +104,8 @@ class ClientCost:
     steps: int
     seconds: Seconds | None = None
     is_dropped: bool = False
+    leaves: float = math.inf
+    """Seconds until the client goes away."""
 
     def row(self, round_index: int) -> dict[str, Any]:
         """Return its row of costs.csv."""
@@ -120,6 +124,8 @@ class Clock:
     profile: Profile
     seed: int
     rows: Sequence[tuple[float, float]] = ()
+    calendar: Calendar | None = None
+    """When clients are there; None: always."""
 
     @cached_property
     def _devices(self) -> dict[int, Device]:
@@ -146,35 +152,40 @@ class Clock:
         faster, wider = math.exp((of.gflops_sigma or 0) * compute), math.exp((of.mbps_sigma or 0) * network)
         return Device(of.gflops * 1e9 * faster, of.mbps_down * 1e6 / 8 * wider, of.mbps_up * 1e6 / 8 * wider)
 
-    def timed(self, cost: ClientCost, works: Iterable[Work]) -> ClientCost:
-        """Return the cost with its seconds; `works` are what the client does in the round."""
+    def timed(self, cost: ClientCost, works: Iterable[Work], second: float) -> ClientCost:
+        """Return the cost with its seconds from this one on; `works` are what the client does in the round."""
         device, flops = self.device(cost.client), sum(map(self.profile.flops, works))
         seconds = Seconds(cost.bytes_down / device.down, flops / device.flops, cost.bytes_up / device.up)
-        return replace(cost, seconds=seconds)
+        return replace(cost, seconds=seconds, leaves=self.until(cost.client, second) - second)
+
+    def until(self, client: int, second: float) -> float:
+        """Return the second at which a client goes away; `second` itself where it is not there."""
+        return self.calendar.until(client, second) if self.calendar else math.inf
 
     def on_time(self, costs: Sequence[ClientCost]) -> list[ClientCost]:
-        """Return the costs with those dropped who miss the deadline.
+        """Return the costs with those dropped who miss the deadline, or go away before they have sent.
 
-        A round has to have a result: where nobody who trains is in time, it waits for the fastest of them.
+        A round has to have a result: where nobody who trains is in time, it waits for the fastest of those who stay.
         """
-        deadline = self.profiles.deadline
-        if deadline is None or not costs:
-            return list(costs)
-        needs = {cost.client: cost.seconds.total for cost in costs if cost.seconds}
-        busy = [cost.client for cost in costs if cost.steps] or list(needs)
+        deadline = self.profiles.deadline or math.inf
+        needs = {
+            cost.client: cost.seconds.total for cost in costs if cost.seconds and cost.seconds.total <= cost.leaves
+        }
+        busy = [cost.client for cost in costs if cost.steps and cost.client in needs] or list(needs)
         kept = {client for client, seconds in needs.items() if seconds <= deadline}
-        if kept.isdisjoint(busy):
+        if busy and kept.isdisjoint(busy):
             kept.add(min(busy, key=lambda client: (needs[client], client)))
         return [cost if cost.client in kept else replace(cost, is_dropped=True, bytes_up=0) for cost in costs]
 
     def round_seconds(self, costs: Sequence[ClientCost], stack: int = 0) -> float:
         """Return how long a round takes: until the last update, or the deadline where somebody misses it.
 
+        Who goes away is waited for until then.
+
         Then those who took part are sent the `stack` bytes that were added to a tier that grows.
         """
         ends = [cost.seconds.total for cost in costs if cost.seconds and not cost.is_dropped]
-        if any(cost.is_dropped for cost in costs):
-            ends.append(self.profiles.deadline or 0.0)
+        ends += [min(cost.leaves, self.profiles.deadline or math.inf) for cost in costs if cost.is_dropped]
         sent = [stack / self.device(cost.client).down for cost in costs if not cost.is_dropped]
         return max(ends, default=0.0) + max(sent, default=0.0)
 

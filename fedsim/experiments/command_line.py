@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 import tyro
 
+from fedsim.costs.availability import Availability
 from fedsim.costs.devices import DeviceProfiles
 from fedsim.distributed.launch import check_threads, launch, one_voice, tell_launcher
 from fedsim.distributed.signals import Stopped, resume_command
@@ -20,6 +21,7 @@ from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
+from fedsim.parts.schedule import Schedule
 from fedsim.parts.server_optimizer import ServerOptimizer
 from fedsim.parts.uplink import Uplink
 from fedsim.storage.disk import check_is_new
@@ -77,6 +79,12 @@ class RunOptions:
     devices_profile: DeviceProfiles = dataclasses.field(default_factory=DeviceProfiles)
     """Simulated devices of the clients: how long a round would take them, and who misses its deadline."""
 
+    availability: Availability = dataclasses.field(default_factory=Availability)
+    """When the clients are there, in simulated time."""
+
+    schedule: Schedule = dataclasses.field(default_factory=Schedule)
+    """When the server steps: in rounds, or asynchronously."""
+
     server: ServerOptimizer = dataclasses.field(default_factory=ServerOptimizer)
     """The server's optimiser."""
 
@@ -94,8 +102,9 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "static_shapes", "compile")
-        also = ("deterministic", "tf32", "on_nan", "threads", "timeout", "devices_profile", "server", "uplink", "wandb")
-        same = {name: getattr(self, name) for name in (*names, *also)}
+        also = ("deterministic", "tf32", "on_nan", "threads", "timeout", "wandb")
+        parts = ("devices_profile", "availability", "schedule", "server", "uplink")
+        same = {name: getattr(self, name) for name in (*names, *also, *parts)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

@@ -19,6 +19,7 @@ from fedsim.report.evaluation import STATISTICS, client_rows, mean_loss, pooled,
 from fedsim.report.figures import draw_figures, record_split
 from fedsim.report.summary import Result, summarise_run
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
+from fedsim.server.turns import schedule_tensors, with_schedule
 from fedsim.storage.loggers import Curves, Wandb
 from fedsim.storage.run_folder import RunFolder
 from fedsim.storage.wire import digest_of
@@ -29,7 +30,7 @@ HORIZON = "horizon"
 """Where it keeps the number of rounds of the run, and whether anything up to it depended on that number, (2,)."""
 
 
-KEPT = ("learnt", "bank", "last_seen", "holders", BLOCK_SIZE, HORIZON)
+KEPT = ("learnt", "bank", "last_seen", "holders", "schedule", BLOCK_SIZE, HORIZON)
 """What the names of a checkpoint's tensors begin with."""
 
 
@@ -77,7 +78,7 @@ class Recorder:
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
-        metrics |= {name: log[name] for name in ("simulated_seconds", "dropped") if name in log}
+        metrics |= {name: log[name] for name in ("simulated_seconds", "dropped", "staleness") if name in log}
         self.folder.append("metrics.csv", [metrics])
         self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])
         self.clients_done(round_index, stage, updates, {"personal": "personal"})
@@ -89,7 +90,7 @@ class Recorder:
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
         self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, round_index)
-        kept = state_tensors(after) | {BLOCK_SIZE: self.block_size, **beside}
+        kept = state_tensors(after) | schedule_tensors(after) | {BLOCK_SIZE: self.block_size, **beside}
         self.folder.save_checkpoint(after.round_index, kept)
 
     def clients_done(
@@ -153,6 +154,7 @@ def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerSt
     strange += [name for name, value in of["learnt|"].items() if not bool(value.isfinite().all())]
     if strange:
         raise ValueError(f"The checkpoint's '{strange[0]}' is nothing that a run writes (--resume).")
+    state = with_schedule(state, tensors)
     state.bank.load_state_tensors(of["bank|"], rounds, most_groups(state))
     horizon = Horizon(state.horizon.rounds, is_read=HORIZON not in tensors or bool(tensors[HORIZON][1]))
     return replace(state, learnt=of["learnt|"], last_seen=last_seen, horizon=horizon)
@@ -178,8 +180,8 @@ def _is_horizon(kept: Tensor | None, round_index: int) -> bool:
 
 
 def most_groups(state: ServerState) -> int:
-    """Return more groups than any slot has: one for each client, and some that have none."""
-    return 2 * len(state.last_seen) + 2
+    """Return more groups than any slot has: one for each client and some that have none, for each version in use."""
+    return (2 * len(state.last_seen) + 2) * (len(state.at_work) + 1)
 
 
 def check_learnt(state: ServerState, method: Method, population: Population) -> None:

@@ -16,17 +16,21 @@ from fedsim.adapters.layout import Slot, fit_rank, pad_rank
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import pack_updates, scaled_update, unpack_updates
 from fedsim.distributed.workers import Workers
+from fedsim.parts.schedule import older
 from fedsim.parts.server_optimizer import ServerOptimizer, ServerStep
 from fedsim.parts.uplink import kept_back
 from fedsim.plan import Part, Plan, corrected_clients
-from fedsim.round import Assignment, ClientUpdate, Outcome, ServerState
+from fedsim.round import PRESENT, Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
+from fedsim.server.turns import older_row
 from fedsim.server.workload import Workload
 
 Holders = Mapping[Slot, Mapping[int, int]]
 """Which group's copy of a slot each of the clients at work holds."""
 Dealt = tuple[Plan, Holders, list[list[list[int]]], float]
 """A round's plan, who holds what, every worker's blocks of clients, and the utilisation."""
+OF_ONE, OF_ALL = ("correction", "kept", "older"), ("clients", "cohort")
+"""What is sent beside copies that clients share: to the worker of one client, and to all."""
 
 
 class Aggregator:
@@ -72,7 +76,8 @@ class Aggregator:
         if dealt is None:
             clients = arrived["clients"].tolist()
             learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
-            dealt = self._deal(replace(state, learnt=learnt), clients, part, epochs, test_sizes)
+            sampled = replace(state, learnt=learnt, cohort=tuple(arrived["cohort"].tolist()))
+            dealt = self._deal(sampled, clients, part, epochs, test_sizes)
         plan, groups, hands, utilisation = dealt
         mine = [
             [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]
@@ -159,8 +164,8 @@ class Aggregator:
         for hand in hands:
             own = [client for block in hand for client in block]
             keys = {f"{slot}|{of_client[client]}" for slot, of_client in groups.items() for client in own}
-            keys |= {f"{slot}|{what}|{client}" for what in ("correction", "kept") for slot in groups for client in own}
-            shares.append({k: t for k, t in copies.items() if k in keys or k.startswith(("learnt|", "clients"))})
+            keys |= {f"{slot}|{what}|{client}" for what in OF_ONE for slot in groups for client in own}
+            shares.append({k: t for k, t in copies.items() if k in keys or k.startswith(("learnt|", *OF_ALL))})
         return shares
 
     def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt, is_training: bool) -> dict[str, Tensor]:
@@ -170,6 +175,7 @@ class Aggregator:
         """
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         tensors["clients"] = everyone = torch.tensor(clients, dtype=torch.long)
+        tensors["cohort"] = torch.tensor(state.cohort, dtype=torch.long)
         plan, holders, *_ = dealt
         for slot, of_client in holders.items():
             groups = torch.tensor(sorted(set(of_client.values())), dtype=torch.long)
@@ -180,6 +186,10 @@ class Aggregator:
                 ids = everyone[state.bank.written_in(place, everyone) != NEVER]
                 kept = zip(ids.tolist(), state.bank.read(place, ids), strict=True)
                 tensors |= {f"{slot}|kept|{client}": value.contiguous() for client, value in kept}
+            for work in (each for each in state.arrived if is_training and each.place != PRESENT):
+                row = torch.tensor([older_row(plan.groups(slot), work)])
+                if work.client in of_client and int(state.bank.written_in(older(slot), row)) != NEVER:
+                    tensors[f"{slot}|older|{work.client}"] = state.bank.read(older(slot), row)[0].contiguous()
             for client in corrected_clients(plan, slot, clients):
                 assert plan.correction is not None
                 tensors[f"{slot}|correction|{client}"] = plan.correction(
@@ -200,7 +210,7 @@ class Aggregator:
         rank, scale = work.lora_rank(plan, client), work.scale(plan, client)
         tensors, corrections, kept = {}, {}, {}
         for slot, holders in groups.items():
-            copy = arrived.get(f"{slot}|{holders[client]}")
+            copy = arrived.get(f"{slot}|older|{client}", arrived.get(f"{slot}|{holders[client]}"))
             value = self.initial[slot] if copy is None else copy
             value = value if slot.tier in plan.whole_tiers else fit_rank(value, slot.factor, rank)
             is_scaled = slot.factor == work.scaled_factor and scale != 1

@@ -11,13 +11,13 @@ from conftest import TinyAttention, tiny_data
 from engines.test_engines_agree import METHODS
 
 import fedsim
-from fedsim import simulation
 from fedsim.costs.accounting import account_round
 from fedsim.costs.devices import ClientCost, Clock, DeviceProfiles, Seconds, read_table
 from fedsim.costs.step_cost import Piece, Profile
 from fedsim.experiments.dry_run import estimate
 from fedsim.round import Outcome
 from fedsim.run_spec import RunSpec
+from fedsim.server import turns
 
 LOCAL = fedsim.LocalTraining(batch_size=4, learning_rate=1e-2)
 SLOW = DeviceProfiles(gflops=1e-6, mbps_down=0.008, mbps_up=0.004)
@@ -88,7 +88,7 @@ def test_a_classifier_that_is_forgotten_is_not_sent(tiny_run):
 
 def test_who_missed_a_round_is_sent_all_that_was_added_until_then(tiny_run, monkeypatch):
     cohorts = [[0, 1], [0, 2]]
-    monkeypatch.setattr(simulation, "sample_cohort", lambda population, size, seed, index: cohorts[index])
+    monkeypatch.setattr(turns, "sample_cohort", lambda population, size, seed, index, **rest: cohorts[index])
     method = fedsim.FLoRA(ranks=fedsim.LoraRanks(values=(2,)))
     rows = table(tiny_run(method=method, rounds=2, cohort_size=2), "costs.csv")
     stack, fresh = 2 * 4 * ADAPTERS, 4 * (ADAPTERS + HEAD)
@@ -222,8 +222,8 @@ def test_who_misses_the_deadline_is_not_trained_and_the_run_is_that_without_it(t
     deadline = (seconds[3] + seconds[4]) / 2 + 4 * (ADAPTERS + HEAD) * (1 / 1000 + 1 / 500)
     common = {"data": uneven(), "local": LOCAL, "rounds": 3, "evaluate_every": 3}
     dropped = tiny_run("dropped", devices_profile=replace(SLOW, deadline=deadline), **common)
-    real = simulation.sample_cohort
-    monkeypatch.setattr(simulation, "sample_cohort", lambda *a: [c for c in real(*a) if c != 4])
+    real = turns.sample_cohort
+    monkeypatch.setattr(turns, "sample_cohort", lambda *a, **more: [c for c in real(*a, **more) if c != 4])
     assert dropped.digest == tiny_run("without", **common).digest
     rows = table(dropped, "costs.csv")
     assert [row["dropped"] for row in rows] == [*"00001"] * 3

@@ -12,10 +12,12 @@ from conftest import ROOT, TinyAttention, tiny_data
 from runs import QUICKSTART, SMALL, called_by_script, environment, fabric, finished, load, run
 
 import fedsim
+from fedsim.costs.availability import Availability
 from fedsim.costs.devices import DeviceProfiles
 from fedsim.distributed import launch
 from fedsim.distributed.workers import Workers
 from fedsim.errors import Fault
+from fedsim.parts.schedule import Schedule
 from fedsim.parts.tree import TreeCuts
 from fedsim.parts.uplink import Uplink
 from fedsim.run_spec import RunSpec
@@ -124,6 +126,30 @@ def train_otherwise(out: Path) -> fedsim.Comparison | None:
     return fedsim.compare(methods, lambda seed: tiny_data(9), block_size=2, threads=1, out=out, **common)
 
 
+def step_as_clients_arrive(out: Path) -> fedsim.Comparison | None:
+    """Clients that come and go, of whom three are at work at a time and two make a step; and rounds with such."""
+    common = {"backbone": TinyAttention(), "data": tiny_data(9), "rounds": 8, "block_size": 2, "threads": 1}
+    common["devices_profile"] = DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01)
+    common["availability"] = Availability(on_hours=0.02, off_hours=0.02)
+    buffered = Schedule(kind="buffered", buffer=2, concurrency=4)
+    fedsim.simulate(method=fedsim.FedSALoRA(lora_rank=2), schedule=buffered, out=out / "buffered", **common)
+    return fedsim.simulate(method=fedsim.FedHeLLo(lora_rank=2), cohort_size=4, out=out / "rounds", **common)
+
+
+@pytest.mark.slow
+def test_who_arrives_when_is_the_same_with_several_workers(tmp_path):
+    done = run(fabric(2, called_by_script(step_as_clients_arrive, tmp_path / "script.py"), tmp_path / "two"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    step_as_clients_arrive(tmp_path / "one")
+    for name in ("buffered", "rounds"):
+        one, two = (tmp_path / workers / name for workers in ("one", "two"))
+        digests = [json.loads((folder / "result.json").read_text())["digest"] for folder in (one, two)]
+        assert digests[0] == digests[1]
+        for table in ("clients.csv", "costs.csv"):
+            assert (two / table).read_bytes() == (one / table).read_bytes()
+        assert "1" in {row["dropped"] for row in rows(one / "costs.csv")}
+
+
 @pytest.mark.slow
 def test_what_few_methods_do_is_the_same_bits_with_several_workers(tmp_path):
     done = run(fabric(2, called_by_script(train_otherwise, tmp_path / "script.py"), tmp_path / "two"))
@@ -161,7 +187,7 @@ def test_each_worker_is_sent_what_its_own_clients_start_from(monkeypatch):
     assert len(mine) == 2
     for own, share in zip((mine, {0, 1, 2, 4} - mine), sent, strict=True):
         assert share["clients"].tolist() == [0, 1, 2, 4]
-        assert share.keys() - {"clients"} == {f"{slot}|{client}" for slot in initial for client in own}
+        assert share.keys() - {"clients", "cohort"} == {f"{slot}|{client}" for slot in initial for client in own}
 
 
 def test_workers_on_gpus_need_no_nccl(monkeypatch):

@@ -9,13 +9,13 @@ from conftest import TinyAttention, tiny_data
 from runs import called_by_script, fabric, run
 
 import fedsim
-from fedsim import simulation
 from fedsim.adapters.layout import Slot
 from fedsim.data.task import Classification
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.tree import TreeCuts
 from fedsim.round import ClientError, ClientUpdate
 from fedsim.run_spec import population_of
+from fedsim.server import turns
 from fedsim.server.cohort import sample_cohort
 from fedsim.server.divergence import diverged, merge_second_pass
 from fedsim.storage.run_folder import RunFolder, load_checkpoint, read_recipe
@@ -94,8 +94,8 @@ def test_setting_an_update_aside_is_as_if_its_client_had_not_been_sampled(tiny_r
     """In the sequential engine to the bit: copies, private tiers, control variates, clusters, ranks."""
     common = {"method": METHODS[name], "engine": "sequential", "rounds": 4, "on_nan": "skip"}
     aside = tiny_run("aside", data=sick_data(SICK), **common)
-    real = simulation.sample_cohort
-    monkeypatch.setattr(simulation, "sample_cohort", lambda *a: [c for c in real(*a) if c != SICK])
+    real = turns.sample_cohort
+    monkeypatch.setattr(turns, "sample_cohort", lambda *a, **more: [c for c in real(*a, **more) if c != SICK])
     without = tiny_run("without", data=sick_data(SICK), **common)
     assert aside.digest == without.digest
     assert [(row["clients"], row["diverged_clients"]) for row in rows(aside)] == [("5", "1")] * 4
