@@ -45,7 +45,7 @@ def train_tier(tier: str, slot: Slot) -> bool:
 
 def is_adapter(slot: Slot) -> bool:
     """Train the LoRA factors and leave every head as it is."""
-    return slot.factor in ("A", "B")
+    return slot.factor in RANK_AXIS
 
 
 def by_samples(members: Sequence[ClientUpdate], slot: Slot) -> Tensor:
@@ -169,8 +169,9 @@ class Method(Protocol):
 
     A second one, `initial(layout, generator, weights)`, says how slots start where it is not as in LoRA
     (`parts.initialisation.lora_initial`). An attribute `mixing` says how tiers are weighed where they are not summed;
-    an attribute `scaled_factor`, "A" where there is none, which factor the server holds times α/R, which clients of
-    unequal LoRA rank have unequal: "A", "B", or None for bare factors.
+    an attribute `middle_tiers` which tiers have a factor H (R, R) between B and A; an attribute `scaled_factor`, "A"
+    where there is none, which factor the server holds times α/R, which clients of unequal LoRA rank have unequal: "A",
+    "B", "H", or None for bare factors.
     """
 
     @property
@@ -193,7 +194,7 @@ class Method(Protocol):
         """Return this round's plan; pure, since every worker computes it for itself."""
 
 
-def scaled_factor_of(method: Method) -> Literal["A", "B"] | None:
+def scaled_factor_of(method: Method) -> Literal["A", "B", "H"] | None:
     """Return the factor that the server holds times α/R; see `Method`."""
     return getattr(method, "scaled_factor", "A")
 

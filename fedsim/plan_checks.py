@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from fedsim.adapters.layout import Slot
+from fedsim.adapters.layout import MIDDLE, Slot
 from fedsim.parts.aggregation import mean_factors
 from fedsim.parts.sharing import is_private
 from fedsim.plan import Method, Plan, allocated_update, fedavg_update, slots_in_use
@@ -65,3 +65,13 @@ def check_plans_alike(method: Method, state: ServerState, population: Population
         why = f"plans by {read}"
     if why:
         raise ValueError(f"{type(method).__name__} {why}, so it has a meaning in rounds only (--schedule rounds).")
+
+
+def check_merges_middle(plan: Plan, method: Method, slots: Iterable[Slot]) -> None:
+    """Raise ValueError where an H is trained and a merge sees products of B and A, which are not what adapters do."""
+    used = slots_in_use(plan, method, slots)
+    if plan.combine is not mean_factors and any(slot.factor == MIDDLE and plan.trains(slot) for slot in used):
+        raise ValueError(
+            f"{type(method).__name__} merges products of B and A, and its adapters are B H A with an H that is "
+            "trained. Let H be frozen, or let `combine` of its plan merge factors."
+        )

@@ -23,7 +23,7 @@ from fedsim.parts.schedule import Schedule, older
 from fedsim.parts.server_optimizer import ServerOptimizer
 from fedsim.parts.uplink import Uplink, kept_back
 from fedsim.plan import Method, Plan, starting_values
-from fedsim.plan_checks import check_plans_alike, check_takes_steps
+from fedsim.plan_checks import check_merges_middle, check_plans_alike, check_takes_steps
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.loggers import Wandb, check_wandb
@@ -101,6 +101,7 @@ class RunSpec:
         check_cohort_size(self.cohort_size, self.population)
         plan = self.method.plan(self.state(0), self.population)  # what does not fit says so
         self._check_somebody_trains(plan)
+        check_merges_middle(plan, self.method, self.layout.shapes)
         if self.server.optimizer != "none":
             check_takes_steps(plan, self.method, self.layout.shapes)
         check_classes(self.layout.sites, self.data.n_classes)
@@ -147,7 +148,8 @@ class RunSpec:
         """Where trainable tensors live."""
         found = find_sites(self.backbone, self.sites, self.head)
         method, mixing = self.method, getattr(self.method, "mixing", None)
-        return Layout(found, method.tiers, method.lora_rank, method.head_policy, mixing)
+        middle = tuple(getattr(method, "middle_tiers", ()))
+        return Layout(found, method.tiers, method.lora_rank, method.head_policy, mixing, middle)
 
     @cached_property
     def profile(self) -> Profile:

@@ -6,11 +6,12 @@ Shape legend, used in every docstring of fedsim:
     B  samples of a batch               T  tokens                        I/O  in and out features of a site
     R  LoRA rank                        D  depth (number of blocks)      N  classes
 
-A LoRA site adds  ΔW = scale · B @ A  with A (R, I) and B (O, R). A head site adds a full ΔW = W (O, I) and b (O,) to
-the backbone's own classifier, so a head is trained, shared and counted exactly as an adapter is: tier by tier.
+A LoRA site adds  ΔW = scale · B @ A  with A (R, I) and B (O, R), or  scale · B @ H @ A  where its tier has a middle
+factor H (R, R). A head site adds a full ΔW = W (O, I) and b (O,) to the backbone's own classifier, so a head is
+trained, shared and counted exactly as an adapter is: tier by tier.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -28,12 +29,15 @@ MIX_TIER = "mix"
 """The tier that holds what weighs the other tiers, where a method mixes them."""
 
 
-RANK_AXIS = {"A": -2, "B": -1}
-"""The axis of a factor that is as long as its LoRA rank."""
+MIDDLE = "H"
+"""The factor between B and A, of the tiers that have one."""
+
+RANK_AXIS = {"A": -2, "B": -1, MIDDLE: -1}
+"""An axis of a factor that is as long as its LoRA rank; H has two of them."""
 
 
 class Slot(NamedTuple):
-    """The place of one tensor: which tier, at which site, which factor (A or B; W or b for a head; a mixing's own)."""
+    """The place of one tensor: which tier, at which site, which factor (A, B, H; W or b for a head; a mixing's own)."""
 
     tier: str
     site: str
@@ -116,6 +120,8 @@ class Layout:
     lora_rank: int
     head_policy: HeadPolicy = "frozen"
     mixing: Mixing | None = None
+    middle_tiers: tuple[str, ...] = ()
+    """The tiers with a middle factor H."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -125,6 +131,8 @@ class Layout:
             problems.append("no adapter site was found in the backbone; change the pattern (--model.sites)")
         if len(set(self.tiers)) != len(self.tiers) or {HEAD_TIER, MIX_TIER} & set(self.tiers):
             problems.append(f"tiers {self.tiers} must be distinct names other than '{HEAD_TIER}' and '{MIX_TIER}'")
+        if unknown := set(self.middle_tiers) - set(self.tiers):
+            problems.append(f"middle_tiers names {sorted(unknown)}; the tiers are {self.tiers}")
         for site in self.sites:
             if not site.is_head and self.lora_rank > min(site.in_features, site.out_features):
                 width = min(site.in_features, site.out_features)
@@ -163,7 +171,8 @@ class Layout:
     def _factors(self, tier: str, site: Site) -> list[tuple[str, tuple[int, ...]]]:
         inputs, outputs, rank = site.in_features, site.out_features, self.lora_rank
         if not site.is_head:
-            return [("A", (rank, inputs)), ("B", (outputs, rank))] if tier != HEAD_TIER else []
+            middle = [(MIDDLE, (rank, rank))] if tier in self.middle_tiers else []
+            return [("A", (rank, inputs)), ("B", (outputs, rank)), *middle] if tier != HEAD_TIER else []
         holder = {"frozen": False, "tier": tier != HEAD_TIER}.get(self.head_policy, tier == HEAD_TIER)
         if not holder:
             return []
@@ -171,24 +180,33 @@ class Layout:
 
 
 def fit_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
-    """Return the leading `lora_rank` rows of an A or columns of a B; a head's tensors pass through."""
+    """Return the leading `lora_rank` rows of an A, columns of a B or both of an H; a head's tensors pass through."""
     axis = RANK_AXIS.get(factor)
     if axis is None or tensor.shape[axis] <= lora_rank:
         return tensor
-    return tensor[..., :lora_rank, :] if factor == "A" else tensor[..., :lora_rank]
+    rows = tensor if factor == "B" else tensor[..., :lora_rank, :]
+    return rows if factor == "A" else rows[..., :lora_rank]
 
 
 def pad_rank(tensor: Tensor, factor: str, lora_rank: int) -> Tensor:
-    """Return an A with zero rows, or a B with zero columns, up to `lora_rank`; a head's tensors pass through.
+    """Return an A with zero rows, a B with zero columns or an H with both up to `lora_rank`; a head's pass through.
 
-    The product B @ A stays the same, so this is how adapters of unequal LoRA ranks meet.
+    The product B @ A, or B @ H @ A, stays the same, so this is how adapters of unequal LoRA ranks meet.
     """
     axis = RANK_AXIS.get(factor)
     if axis is None or tensor.shape[axis] == lora_rank:
         return tensor
     missing = lora_rank - tensor.shape[axis]
     assert missing > 0, "padding does not cut"
-    return F.pad(tensor, (0, 0, 0, missing) if factor == "A" else (0, missing))
+    return F.pad(tensor, {"A": (0, 0, 0, missing), "B": (0, missing)}.get(factor, (0, missing, 0, missing)))
+
+
+def left_factor(factors: Mapping[str, Tensor]) -> Tensor:
+    """Return what is left of A in a tier's change: B (..., O, R), or B @ H where the tier has an H.
+
+    The product with an H that is the identity is B, bit for bit.
+    """
+    return factors["B"] @ factors[MIDDLE] if MIDDLE in factors else factors["B"]
 
 
 def byte_count(tensors: Iterable[Tensor]) -> int:

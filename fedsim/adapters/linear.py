@@ -4,6 +4,7 @@ x (..., I)
  ├──────────── frozen W, b ─────────────► y (..., O)
  └─ A_t (R, I) ─ B_t (O, R) ─ · scale_t ──► + at the site's rows, for every tier t (times its weight where tiers mix)
 
+A middle factor H_t (R, R) is taken into B_t, so that it costs a product for each pass and not for each token.
 One client's factors have these shapes. A block's carry a leading client axis K: the frozen map sees the samples of all
 clients as one batch, and only the products with A and B know whose sample is whose (`ClientBatch`).
 """
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
+from fedsim.adapters.layout import Mixing, Site, Slot, group_slots, left_factor
 from fedsim.adapters.mixing import Mixed
 
 Scale = float | Tensor
@@ -152,7 +153,7 @@ def _change(share: Share, x: Tensor, whole: Tensor) -> Tensor:
         bias = reduce(torch.add, [tier["b"] for tier in factors]) if site.has_bias else None
         return F.linear(x, weight, bias)
     A = torch.cat([tier["A"] for tier in factors])
-    B = torch.cat([scale * tier["B"] for tier, scale in zip(factors, scales, strict=True)], dim=-1)
+    B = torch.cat([scale * left_factor(tier) for tier, scale in zip(factors, scales, strict=True)], dim=-1)
     if mixed is None:
         return F.linear(F.linear(x, A), B)
     columns = mixed.columns(whole, [tier["A"].shape[-2] for tier in factors])
@@ -170,7 +171,7 @@ def _block_change(share: Share, x: Tensor, whole: Tensor) -> Tensor:
             return torch.bmm(x, weight.mT)
         return torch.baddbmm(reduce(torch.add, [tier["b"] for tier in factors]).unsqueeze(1), x, weight.mT)
     A = [tier["A"] for tier in factors]
-    B = [_scaled(tier["B"], scale) for tier, scale in zip(factors, scales, strict=True)]
+    B = [_scaled(left_factor(tier), scale) for tier, scale in zip(factors, scales, strict=True)]
     A_all, B_all = (A[0], B[0]) if len(A) == 1 else (torch.cat(A, dim=1), torch.cat(B, dim=2))
     if mixed is not None:
         columns = mixed.columns(whole, [factor.shape[1] for factor in A])

@@ -2,7 +2,8 @@
 
     Σ_t w_t s_t B_t A_t  =  [w_1 s_1 B_1 … w_n s_n B_n] [A_1; …; A_n]
 
-A row slice of a fused map writes its B into its rows; the A of its slices are stacked.
+A middle factor H_t is taken into B_t. A row slice of a fused map writes its B into its rows; the A of its slices are
+stacked.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
+from fedsim.adapters.layout import Mixing, Site, Slot, group_slots, left_factor
 from fedsim.adapters.mixing import Mixed
 
 
@@ -95,8 +96,9 @@ def _site_change(
     scales: Mapping[str, float],
     mixing: Mixing | None,
 ) -> LowRankChange:
-    A = [tensors[slots["A"]] for slots in tiers.values()]
-    B = torch.cat([tensors[slots["B"]] * scales.get(tier, 1.0) for tier, slots in tiers.items()], dim=1)
+    factors = {tier: {factor: tensors[slot] for factor, slot in slots.items()} for tier, slots in tiers.items()}
+    A = [of_tier["A"] for of_tier in factors.values()]
+    B = torch.cat([left_factor(of_tier) * scales.get(tier, 1.0) for tier, of_tier in factors.items()], dim=1)
     if mixing is not None and (value := tensors.get(mixing.slot(site))) is not None:
         if mixing.is_tokenwise:
             raise ValueError(

@@ -17,7 +17,7 @@ from functools import cached_property
 from math import prod
 from typing import NamedTuple
 
-from fedsim.adapters.layout import RANK_AXIS, Layout, Site, Slot
+from fedsim.adapters.layout import MIDDLE, RANK_AXIS, Layout, Site, Slot
 from fedsim.options import LocalTraining
 
 MIB = 2**20
@@ -113,6 +113,7 @@ class Profile:
         for slot, shape in own.items():
             of_site.setdefault(slot.site, {})[slot] = shape
         inputs: dict[str, int] = {}
+        products = [_middle_products(slots, trained) for slots in of_site.values()]
         for name, slots in of_site.items():
             more = self._adapters(self.site[name], slots, trained, lowest)
             forward, backward, kept = forward + more.forward, backward + more.backward, kept + more.kept
@@ -121,8 +122,8 @@ class Profile:
                 is_dropped = local.dropout > 0 and not site.is_head and site.depth > lowest
                 inputs[site.module] = self.inputs[name] * (1 + is_dropped)
         return Cost(
-            forward=forward * local.batch_size,
-            backward=max(backward, 0) * local.batch_size,
+            forward=forward * local.batch_size + sum(of[0] for of in products),
+            backward=max(backward, 0) * local.batch_size + sum(of[1] for of in products),
             activations=(kept + sum(inputs.values())) * local.batch_size,
             states=_states(shapes, trained, local),
             backbone=self.backbone,
@@ -144,8 +145,9 @@ class Profile:
         is_passed, unit = site.depth > lowest, 2 * T * rank
         if site.is_head:
             return Piece(unit * width["W"], unit * width["W"] * (learns["W"] + is_passed), 0)
-        backward = inputs * (learns["A"] + is_passed) + outputs * (learns["B"] + (learns["A"] or is_passed))
-        return Piece(unit * (inputs + outputs), unit * backward, T * rank * BYTES * learns["B"])
+        learns_left = learns["B"] or any(slot.factor == MIDDLE and slot in trained for slot in slots)
+        backward = inputs * (learns["A"] + is_passed) + outputs * (learns_left + (learns["A"] or is_passed))
+        return Piece(unit * (inputs + outputs), unit * backward, T * rank * BYTES * learns_left)
 
     def _unneeded(self, lowest: int) -> int:
         """FLOPs of gradients of inputs that nothing below needs: those of the frozen maps with the lowest adapters."""
@@ -156,6 +158,17 @@ class Profile:
     def _rows(self, site: Site) -> list[int]:
         """Output rows of the map that a site is part of; a fused one is query, key and value of one width."""
         return [site.out_features] * (1 if site.rows is None else 3)
+
+
+def _middle_products(slots: Mapping[Slot, Sequence[int]], trained: frozenset[Slot]) -> tuple[int, int]:
+    """FLOPs of the products B H of a site in a step, forward and backward, whatever the batch."""
+    forward, backward = 0, 0
+    for middle, (rank, _) in ((slot, shape) for slot, shape in slots.items() if slot.factor == MIDDLE):
+        left = middle._replace(factor="B")
+        product = 2 * slots[left][0] * rank**2
+        forward += product
+        backward += product * ((middle in trained) + (left in trained))
+    return forward, backward
 
 
 def byte_size(shape: Sequence[int]) -> int:

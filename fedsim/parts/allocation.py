@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
-from fedsim.adapters.layout import Slot
+from fedsim.adapters.layout import RANK_AXIS, Slot
 from fedsim.randomness import numpy_generator
 from fedsim.round import ClientUpdate
 
 Allocation = frozenset[int]
-FACTORS = ("A", "B")
 
 Pattern = Literal["bottleneck", "uniform", "shallow-heavy", "deep-heavy"]
 """The shape that the clients' sets make when they are stacked: both ends; evenly spread; the first depths (Fed-HeLLo's
@@ -107,5 +106,5 @@ def update_norms(bank: Bank, updates: Sequence[ClientUpdate]) -> list[float]:
     def change(slot: Slot, tensor: Tensor) -> float:
         return float((tensor - bank.read(slot, torch.tensor([0]))[0]).double().square().sum())
 
-    adapters = [{slot: t for slot, t in u.tensors.items() if slot.factor in FACTORS} for u in updates]
+    adapters = [{slot: t for slot, t in u.tensors.items() if slot.factor in RANK_AXIS} for u in updates]
     return [math.sqrt(sum(change(slot, t) for slot, t in tensors.items())) for tensors in adapters]

@@ -118,7 +118,7 @@ class SubspaceClustering:
         return _placed(clients, found, population, log)
 
     def _by_updates(self, bank: Bank, updates: Sequence[ClientUpdate], population: Population) -> Found:
-        moved = changes(bank, updates, "root", "change", factors=("A", "B", "W", "b"))
+        moved = changes(bank, updates, "root", "change", factors=(*RANK_AXIS, "W", "b"))
         vectors = torch.cat([change.flatten(1) for change in moved.values()], 1)
         found, scores = kmeans_clusters(vectors, self.k_min, self.k_max)
         log = {"n_clusters": int(found.max()) + 1, "silhouettes": list(map(list, scores.items()))}

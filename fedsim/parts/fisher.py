@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.adapters.layout import RANK_AXIS
 from fedsim.randomness import numpy_generator
 from fedsim.round import ClientUpdate, ServerState
 
@@ -75,7 +76,7 @@ def depth_scores(updates: Sequence[ClientUpdate], depths: Mapping[str, int], sco
     Several clients' means over samples become one; heads do not count.
     """
     total = sum(update.n_samples for update in updates)
-    adapters = [slot for slot in updates[0].measured if slot.factor in ("A", "B")]
+    adapters = [slot for slot in updates[0].measured if slot.factor in RANK_AXIS]
     scores = dict.fromkeys(sorted({depths[slot.site] for slot in adapters}), 0.0)
     for slot in adapters:
         diagonal = sum(update.measured[slot].double() * (update.n_samples / total) for update in updates)

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim.adapters.layout import Layout, Slot
+from fedsim.adapters.layout import MIDDLE, Layout, Slot
 
 
 def lora_initial(
     layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor] | None = None
 ) -> dict[Slot, Tensor]:
-    """Return the shared start of every slot: A uniform in ±1/√I, as in LoRA (arXiv 2106.09685); B, W and b zero.
+    """Return the shared start of every slot: A uniform in ±1/√I, as in LoRA (arXiv 2106.09685); B, W and b zero; H = I.
 
     So every tier starts as the identity, and all clients of a tier start alike; what mixes tiers starts as it says
     itself. The pretrained `weights` play no part.
@@ -25,7 +25,7 @@ def lora_initial(
             bound = 1 / math.sqrt(shape[-1])
             initial[slot] = torch.rand(shape, generator=generator).mul_(2 * bound).sub_(bound)
         else:
-            initial[slot] = torch.zeros(shape)
+            initial[slot] = torch.eye(shape[0]) if slot.factor == MIDDLE else torch.zeros(shape)
     return initial
 
 

@@ -62,8 +62,8 @@ def updated_variates(
 
 def _sharers(slot: Slot, widest: Tensor, lora_ranks: Sequence[int], owners_only: bool) -> Tensor:
     """How many clients a mean is taken over, for each rank direction, in a shape that divides the slot."""
-    if slot.factor not in ("A", "B") or not owners_only:
+    if slot.factor not in RANK_AXIS or not owners_only:
         return torch.tensor(float(len(lora_ranks)))
     ranks, directions = torch.tensor(lora_ranks), torch.arange(widest.shape[RANK_AXIS.get(slot.factor, -1)])
     owners = (ranks[:, None] > directions).sum(0).clamp(min=1).float()
-    return owners[:, None] if slot.factor == "A" else owners
+    return {"A": owners[:, None], "B": owners}.get(slot.factor, torch.minimum(owners[:, None], owners))

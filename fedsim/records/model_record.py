@@ -46,7 +46,7 @@ def record_model(folder: Path, spec: RunSpec, initial: Mapping[Slot, Tensor]) ->
     about = {
         "method": {name: getattr(method, name) for name in ("lora_rank", "lora_alpha", "head_policy", "tiers")}
         | {"name": type(method).__name__, "mixing": _mixing(layout.mixing)}
-        | {"scaled_factor": scaled_factor_of(method)},
+        | {"scaled_factor": scaled_factor_of(method), "middle_tiers": layout.middle_tiers},
         "sites": [asdict(site) for site in layout.sites],
         "outputs": {site.module: linear_at(backbone, site.module).out_features for site in layout.sites},
         "transposed": transposed(backbone),

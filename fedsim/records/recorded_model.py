@@ -92,7 +92,8 @@ def _parsed(about: Mapping[str, Any], tensors: Mapping[str, Tensor], checkpoint:
     numbers, population = about["method"], about["population"]
     mixing = _read_mixing(numbers["mixing"])
     sites = tuple(Site(**{**site, "rows": site["rows"] and tuple(site["rows"])}) for site in about["sites"])
-    layout = Layout(sites, tuple(numbers["tiers"]), int(numbers["lora_rank"]), numbers["head_policy"], mixing)
+    tiers, middle = tuple(numbers["tiers"]), tuple(numbers.get("middle_tiers", ()))
+    layout = Layout(sites, tiers, int(numbers["lora_rank"]), numbers["head_policy"], mixing, middle)
     lists = {name: tuple(value) if isinstance(value, list) else value for name, value in population.items()}
     who = Population(**lists)
     said = json.loads(bytes(checkpoint[f"{HOLDERS}about"].numpy()))

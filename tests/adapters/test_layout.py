@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot, byte_count, fit_rank, parse_slot
+from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot, byte_count, fit_rank, pad_rank, parse_slot
 
 QUERY, VALUE = Site("q", "q", 16, 8, 0), Site("v", "v", 16, 8, 0)
 HEAD, PLAIN_HEAD = (Site("head", "head", 8, 3, 1, is_head=True, has_bias=bias) for bias in (True, False))
@@ -26,6 +26,27 @@ def test_slots_come_tier_by_tier_then_site_by_site_with_their_shapes():
     expected = {Slot(*pair, f): shape for pair in pairs for f, shape in (("A", (4, 16)), ("B", (8, 4)))}
     assert layout.shapes == expected
     assert list(layout.shapes) == list(expected)
+
+
+def test_a_tier_with_a_middle_factor_has_an_h_of_its_lora_rank_squared_at_every_site():
+    layout = Layout((QUERY, HEAD), ("root", "leaf"), 4, middle_tiers=("leaf",))
+    assert [slot for slot in layout.shapes if slot.factor == "H"] == [Slot("leaf", "q", "H")]
+    assert layout.shapes[Slot("leaf", "q", "H")] == (4, 4)
+    with pytest.raises(ValueError, match=r"middle_tiers names \['stem'\]; the tiers are \('root', 'leaf'\)"):
+        Layout((QUERY,), ("root", "leaf"), 4, middle_tiers=("stem",))
+
+
+def test_factors_of_a_smaller_lora_rank_are_leading_parts_and_padding_keeps_their_product():
+    B, H, A = torch.randn(8, 4), torch.randn(4, 4), torch.randn(4, 16)
+    small = [fit_rank(t, factor, 3) for t, factor in ((B, "B"), (H, "H"), (A, "A"))]
+    product = B[:, :3] @ H[:3, :3] @ A[:3]
+    torch.testing.assert_close(small[0] @ small[1] @ small[2], product)
+    padded = [pad_rank(t, factor, 5) for t, factor in zip(small, "BHA", strict=True)]
+    assert [t.shape for t in padded] == [(8, 5), (5, 5), (5, 16)]
+    torch.testing.assert_close(padded[0] @ padded[1] @ padded[2], product)
+    stacked = torch.randn(2, 4, 4)
+    assert torch.equal(fit_rank(stacked, "H", 2), stacked[:, :2, :2])
+    assert torch.equal(pad_rank(stacked, "H", 6)[:, :4, :4], stacked)
 
 
 HEADS = {"frozen": [], "global": [HEAD_TIER], "local": [HEAD_TIER], "tier": ["root", "leaf"]}

@@ -31,6 +31,14 @@ def test_slices_of_a_fused_map_and_tiers_with_their_scales_become_one_change():
     torch.testing.assert_close(change.product(), expected)
 
 
+def test_a_middle_factor_is_taken_into_b():
+    tensors = {Slot(tier, "q", f): made(*s) for tier in "xy" for f, s in (("A", (2, 4)), ("B", (4, 2)))}
+    H = tensors[Slot("y", "q", "H")] = made(2, 2)
+    (change,) = single_adapter([Q], {"qkv": 12}, tensors, {"x": 2.0, "y": 0.5}).values()
+    expected = 2 * made(4, 2) @ made(2, 4) + 0.5 * made(4, 2) @ H @ made(2, 4)
+    torch.testing.assert_close(change.product()[:4], expected)
+
+
 def test_maps_without_adapters_and_classifiers_have_no_change():
     tensors = {
         Slot("root", "q", "A"): made(1, 4),

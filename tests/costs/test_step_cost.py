@@ -36,6 +36,9 @@ PROFILE = profile(NET, LAYOUT.sites, IMAGES)
 ALL = frozenset(range(12))
 
 
+MIDDLE = Layout(find_sites(NET), ("adapter", "other"), RANK, "global", middle_tiers=("adapter",))
+
+
 def trained(depths, tiers=("adapter", "head"), factors="ABWb") -> frozenset[Slot]:
     of = LAYOUT.depths | {site.name: -1 for site in LAYOUT.sites if site.is_head}
     chosen = {*depths, -1}
@@ -43,12 +46,12 @@ def trained(depths, tiers=("adapter", "head"), factors="ABWb") -> frozenset[Slot
 
 
 def measured(
-    learns: frozenset[Slot], n_clients: int | None = None, lora_rank: int = RANK
+    learns: frozenset[Slot], n_clients: int | None = None, lora_rank: int = RANK, layout: Layout = LAYOUT
 ) -> tuple[float, float, float]:
     """FLOPs forward, FLOPs backward and bytes kept, of a client alone or of each of a block's."""
     n = n_clients or 1
     tensors = {
-        slot: fit_rank(0.1 * torch.randn(shape), slot.factor, lora_rank) for slot, shape in LAYOUT.shapes.items()
+        slot: fit_rank(0.1 * torch.randn(shape), slot.factor, lora_rank) for slot, shape in layout.shapes.items()
     }
     if n_clients:
         tensors = {slot: tensor.expand(n, *tensor.shape).clone() for slot, tensor in tensors.items()}
@@ -61,7 +64,7 @@ def measured(
     kept = {}
 
     def keep(tensor):
-        is_copy = {*tensor.shape[-2:]} == {192, 2 * lora_rank}  # both tiers' factors side by side: not activations
+        is_copy = {*tensor.shape[-2:]} <= {192, lora_rank, 2 * lora_rank}  # factors side by side, B H: not activations
         if tensor.untyped_storage().data_ptr() not in known and not is_copy:
             kept.setdefault(tensor.untyped_storage().data_ptr(), tensor)
         return tensor
@@ -96,6 +99,20 @@ def test_estimates_are_within_two_percent_of_what_is_measured_alone_and_in_a_blo
     assert cost.forward == pytest.approx(forward, rel=TOLERANCE)
     assert cost.backward == pytest.approx(backward, rel=TOLERANCE)
     assert cost.activations == pytest.approx(kept, rel=2 * TOLERANCE, abs=20_000)
+
+
+@pytest.mark.parametrize("n_clients", [None, 3])
+@pytest.mark.parametrize("factors", ["H", "AB", "ABH"])
+def test_a_middle_factor_costs_its_product_with_b_once_for_a_batch(factors, n_clients):
+    learns = frozenset(s for s in MIDDLE.shapes if s.tier == "adapter" and s.factor in factors)
+    cost = PROFILE.cost(Work(MIDDLE.shapes, learns, fedsim.LocalTraining(batch_size=BATCH)))
+    forward, backward, kept = measured(learns, n_clients, layout=MIDDLE)
+    assert cost.forward == pytest.approx(forward, rel=0.001)
+    assert cost.backward == pytest.approx(backward, rel=TOLERANCE)
+    assert cost.activations == pytest.approx(kept, rel=2 * TOLERANCE)
+    plain = PROFILE.cost(Work(LAYOUT.shapes, learns & LAYOUT.shapes.keys(), fedsim.LocalTraining(batch_size=BATCH)))
+    assert cost.forward - plain.forward == 24 * 2 * 192 * RANK**2
+    assert cost.states - plain.states == 4 * 24 * RANK**2 * (1 + 3 * ("H" in factors))
 
 
 def test_a_smaller_lora_rank_costs_less_and_is_estimated_as_well():

@@ -86,6 +86,15 @@ def mixed(mixing: Mixing):
     return {"mixing": mixing, "tensors": tensors}
 
 
+def middles(client: int, a: Assignment) -> dict[Slot, torch.Tensor]:
+    """The client's tensors with an H in one tier, at each client's own LoRA rank."""
+    random = torch.Generator().manual_seed(client)
+    ranks = {slot.site: len(t) for slot, t in a.tensors.items() if slot.factor == "A"}
+    return a.tensors | {
+        Slot("leaf", site, "H"): torch.randn(rank, rank, generator=random) for site, rank in ranks.items()
+    }
+
+
 def first_and_others(logits: torch.Tensor, n_tiers: int) -> torch.Tensor:
     """Two of the three outputs speak for the first tier, and only the two largest of all count."""
     kept = logits.masked_fill(logits < logits.topk(2).values[..., -1:], -torch.inf).softmax(-1)
@@ -135,6 +144,15 @@ CASES = {
     }
     | ALL_TRAIN
     | local(dropout=lambda client: 0.2),
+    "middle factors": {"tensors": middles} | ALL_TRAIN | STEPS | CORRECTED,
+    "middle factors alone, of unequal ranks": {
+        "tensors": lambda client, a: middles(client, replace(a, tensors=low_ranks(client, a))),
+        "scales": UNEQUAL_RANKS["scales"],
+        "trains": lambda client, a: frozenset(s for s in a.tensors if s.factor == "H"),
+    },
+    "middle factors under gates": GATES
+    | {"tensors": lambda client, a: middles(client, replace(a, tensors=GATES["tensors"](client, a)))}
+    | ALL_TRAIN,
     "rates of slots": OWN_RATES | local(weight_decay=lambda client: 0.5 * (client % 3)),
     "rates and decay": RATES,
     "sgd": local(optimizer=lambda client: "sgd", weight_decay=lambda client: 0.1 * client),
