@@ -76,17 +76,19 @@ class DepthGate:
 
 @dataclass(frozen=True)
 class TierWeights:
-    """One number for each tier, the same at all sites; what it is is what the tier weighs."""
+    """One number for each tier; what it is is what the tier weighs."""
 
     tiers: tuple[str, ...]
     initial: tuple[float, ...]
     """The weights at the start, one for each tier."""
+    by_site: bool = False
+    """Whether every site has weights of its own, and not all of them the same."""
 
     is_tokenwise: ClassVar[bool] = False
 
     def slot(self, site: Site) -> Slot:
-        """One place for all sites."""
-        return Slot(MIX_TIER, "all", "weights")
+        """One place for all sites, or one for each."""
+        return Slot(MIX_TIER, site.name if self.by_site else "all", "weights")
 
     def shape(self, site: Site) -> tuple[int, ...]:
         """(tiers,)."""

@@ -51,9 +51,9 @@ def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: U
 
     Down: shared copies in the forward pass that were written since the client last took part (the initial values
     follow from the seed). Who missed a round of a tier that grows gets the whole tier; what a round adds to it is
-    counted when it is added. Up: the trained slots that are shared, as `uplink` encodes them. Private slots never leave
-    their client, nor do those without any group, but for those that the plan uploads. A correction down and what is
-    measured up cost as much again, unencoded. The proxy client is the server's own.
+    counted when it is added. Up, of who takes a step: the trained slots that are shared, as `uplink` encodes them.
+    Private slots never leave their client, nor do those without any group, but for those that the plan uploads. A
+    correction down and what is measured up cost as much again, unencoded. The proxy client is the server's own.
     """
     clients = list(works)
     ids, down, up = torch.tensor(clients, dtype=torch.long), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
@@ -74,8 +74,8 @@ def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: U
             size = byte_size(work.shapes[slot])
             down[client] += (whole if grows else size) * is_fresh + size * (client in corrected)
             if slot in work.trained:
-                up[client] += size * ((is_sent and client in measures) + stays)
-                encoded[client] += [] if stays else [prod(work.shapes[slot])]
+                up[client] += size * ((is_sent and client in measures) + (stays and work.steps > 0))
+                encoded[client] += [] if stays or not work.steps else [prod(work.shapes[slot])]
     return {client: (down[client], up[client] + uplink.bytes(encoded[client])) for client in clients}
 
 

@@ -5,6 +5,7 @@ from fedsim.methods.depth_fedit import DepthFedIT
 from fedsim.methods.ditto import Ditto
 from fedsim.methods.exclusive import Exclusive
 from fedsim.methods.fdlora import FDLoRA
+from fedsim.methods.fed_sb import FedSB
 from fedsim.methods.fedalt import FedALT
 from fedsim.methods.feddpa import FedDPA
 from fedsim.methods.fedex_lora import FedExLoRA
@@ -28,6 +29,7 @@ from fedsim.methods.local import Local
 from fedsim.methods.lora_fair import LoRAFAIR
 from fedsim.methods.pf2lora import PF2LoRA
 from fedsim.methods.raflora import RaFLoRA
+from fedsim.methods.ravan import Ravan
 from fedsim.methods.rolora import RoLoRA
 from fedsim.methods.scaffold import SCAFFOLD
 from fedsim.methods.straggler import Straggler
@@ -52,6 +54,7 @@ __all__ = [
     "FedRA",
     "FedRotLoRA",
     "FedSALoRA",
+    "FedSB",
     "FedSVD",
     "FedTreeLoRA",
     "FlexLoRA",
@@ -62,6 +65,7 @@ __all__ = [
     "Local",
     "PF2LoRA",
     "RaFLoRA",
+    "Ravan",
     "RoLoRA",
     "Straggler",
 ]

@@ -29,6 +29,27 @@ def lora_initial(
     return initial
 
 
+def orthonormal_initial(layout: Layout, generator: torch.Generator) -> dict[Slot, Tensor]:
+    """Return a random start in which the rows of A of all tiers at a site are orthonormal, and so are columns of B.
+
+    That is Gram–Schmidt over the tiers. H is 0, so that ΔW is; all else is as in `lora_initial`. Raises ValueError
+    where a site is not as wide as its tiers' LoRA ranks together.
+    """
+    initial, width = lora_initial(layout, generator), layout.lora_rank * len(layout.tiers)
+    for site in [site for site in layout.sites if not site.is_head]:
+        if width > min(site.in_features, site.out_features):
+            raise ValueError(
+                f"{len(layout.tiers)} adapters of LoRA rank {layout.lora_rank} are to be orthogonal, and site "
+                f"'{site.name}' is {min(site.in_features, site.out_features)} wide (--method.lora-rank)."
+            )
+        for factor, features in (("A", site.in_features), ("B", site.out_features)):
+            Q, upper = torch.linalg.qr(torch.randn(features, width, generator=generator, dtype=torch.float64))
+            columns = (Q * upper.diagonal().sign()).float().split(layout.lora_rank, dim=1)
+            for tier, own in zip(layout.tiers, columns, strict=True):
+                initial[Slot(tier, site.name, factor)] = (own.mT if factor == "A" else own).contiguous()
+    return {slot: 0 * value if slot.factor == MIDDLE else value for slot, value in initial.items()}
+
+
 def qr_factors(weight: Tensor, lora_rank: int, rms: float | None) -> tuple[Tensor, Tensor]:
     """Return B (O, R) and A (R, I): the first R columns of Q and rows of R of the pretrained weight (O, I).
 

@@ -93,7 +93,7 @@ def _mixing(mixing: Mixing | None) -> dict[str, Any] | None:
     kind = type(mixing).__name__
     names = {
         "DepthGate": ("tiers", "initial"),
-        "TierWeights": ("tiers", "initial"),
+        "TierWeights": ("tiers", "initial", "by_site"),
         "TokenRouter": ("tiers", "n_outputs"),
     }
     return {"kind": kind} | {name: getattr(mixing, name) for name in names.get(kind, ("tiers",))}

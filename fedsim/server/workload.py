@@ -66,7 +66,8 @@ class Workload:
         shapes = {slot: fit_rank(self.initial[slot], slot.factor, rank).shape for slot in slots}
         trained = frozenset(slot for slot in slots if self.trains(plan, slot, client))
         steps = self.steps(plan, client) if trained and n else 0
-        samples = samples_of(n, steps, self.local.batch_size) + n * is_measured(plan, client) if steps else 0
+        samples = samples_of(n, steps, self.local.batch_size) if steps else 0
+        samples += n * (is_measured(plan, client) and bool(trained))
         return Work(shapes, trained, self.local, steps, samples)
 
     def load(self, plan: Plan, client: int, epochs: int | None) -> Load:

@@ -1,5 +1,6 @@
 """One contract, two engines: whatever clients differ in, training them together is training each alone."""
 
+import re
 from dataclasses import dataclass, replace
 
 import pytest
@@ -314,6 +315,8 @@ METHODS = {
     "fedmomentum": fedsim.FedMomentum(ranks=RANKS),
     "ditto": fedsim.Ditto(lora_rank=2, lora_alpha=4, penalty=0.5),
     "scaffold": fedsim.SCAFFOLD(lora_rank=2, lora_alpha=4),
+    "fed_sb": fedsim.FedSB(ranks=RANKS),
+    "ravan": fedsim.Ravan(lora_rank=2, n_heads=3, lora_alpha=4),
     "fedra": fedsim.FedRA(**SOME),
     "straggler": fedsim.Straggler(**SOME),
     "exclusive": fedsim.Exclusive(**SOME),
@@ -330,11 +333,13 @@ def test_every_method_is_among_those_that_are_compared():
 
 
 def products(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A checkpoint with every pair of factors as its product, which is what they stand for."""
+    """A checkpoint with factors as their product, B A or B H A, which is what they stand for."""
     rows = {key: value for key, value in state.items() if key.endswith("|rows")}
     pairs = {key for key in rows if "/B|" in key and key.replace("/B|", "/A|") in rows and "variate" not in key}
-    others = {key: value for key, value in rows.items() if key.replace("/A|", "/B|") not in pairs}
-    return others | {key: rows[key] @ rows[key.replace("/B|", "/A|")] for key in pairs}
+    middles = {key: rows[middle] for key in pairs if (middle := key.replace("/B|", "/H|")) in rows}
+    others = {key: value for key, value in rows.items() if re.sub(r"/[AH]\|", "/B|", key) not in pairs}
+    lefts = {key: rows[key] @ middles[key] if key in middles else rows[key] for key in pairs}
+    return others | {key: lefts[key] @ rows[key.replace("/B|", "/A|")] for key in pairs}
 
 
 @pytest.mark.parametrize("cohort_size", [None, pytest.param(3, marks=pytest.mark.slow)])

@@ -94,9 +94,11 @@ REFUSED = {
     "FedExLoRA",
     "FedLEASE",
     "FedMomentum",
+    "FedSB",
     "FedSVD",
     "FedTreeLoRA",
     "FLoRA",
+    "Ravan",
 }
 PRODUCTS = {"FlexLoRA", "HiLoRA", "ILoRA", "LoRAFAIR", "RaFLoRA"}
 

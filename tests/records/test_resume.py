@@ -50,6 +50,8 @@ LASTING = {
     "fedrot_lora": fedsim.FedRotLoRA(lora_rank=2),
     "fedsvd": fedsim.FedSVD(ranks=fedsim.LoraRanks(values=(2,))),
     "rolora": fedsim.RoLoRA(lora_rank=2),
+    "fed_sb": fedsim.FedSB(ranks=fedsim.LoraRanks(values=(2, 3))),
+    "ravan": fedsim.Ravan(lora_rank=2),
     "clustered_fedavg": fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=2),
     "feddpa": fedsim.FedDPA(lora_rank=2),
     "fedalt": fedsim.FedALT(lora_rank=2),
