@@ -32,6 +32,10 @@ HOW = {
     ),
     "loss": ("The mean over clients of their training loss. It may rise where a stage begins to train something new."),
     "clients": ("One place for each client, seen ones first, sorted. A thin line joins two models of the same client."),
+    "participation": (
+        "Clients sorted by how many of their updates the server has taken. A steep line: some clients shape the model "
+        "more than others, since they are faster or more often there."
+    ),
     "tiers": ("What seen clients held when a stage had ended. Each stage of the method adds a tier to those before."),
     "clusters": ("Numbers are clients. One number in each row and column means that the method found the domains."),
     "similarity": (

@@ -26,7 +26,7 @@ from fedsim.storage.disk import check_own_folder, write_atomically
 
 SECTIONS = {
     "Curves": ("curve", "loss"),
-    "Clients": ("clients", "models"),
+    "Clients": ("clients", "participation", "models"),
     "Stages": ("tiers", "stages"),
     "Clusters": ("clusters", "similarity", "contingency"),
     "Found out by the run": ("run-",),

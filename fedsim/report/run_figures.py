@@ -1,5 +1,6 @@
 """Figures of one run, from its tables: curves, clients, tiers, costs. Clusters are in cluster_figures.py."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ def draw_run(run: Run) -> Iterator[Picture]:
     yield from losses(run)
     yield from prices(run)
     yield from clients(run)
+    yield from participation(run)
     yield from tiers(run)
     yield from costs(run)
 
@@ -126,6 +128,21 @@ def clients(run: Run) -> Iterator[Picture]:
     yield picture(
         figure, "clients", f"{metric.capitalize()} of every client at the end", words, not is_named or len(order) > 24
     )
+
+
+def participation(run: Run) -> Iterator[Picture]:
+    """Yield how many updates of each client were taken, where that differs between clients that were sampled."""
+    counts = Counter(int(row["client"]) for row in run.clients if row["evaluation"] == PERSONAL)
+    taken = np.sort([counts[client] for client in {*run.latest(GLOBAL), *counts}])
+    if not len(taken) or taken[0] == taken[-1]:
+        return
+    figure, axes = new_figure(height=2.2)
+    axes.step(np.arange(len(taken)), taken, where="mid", color=LINES[0])
+    axes.set(xlabel=f"{len(taken)} seen clients, sorted", ylabel="updates taken")
+    axes.set_ylim(bottom=0)
+    axes.get_yaxis().get_major_locator().set_params(integer=True)
+    words = f"updates taken of each of {len(taken)} seen clients: {taken[0]} to {taken[-1]}, mean {taken.mean():.3g}"
+    yield picture(figure, "participation", "How often each client took part", words)
 
 
 def _strips(axes: "Axes", values: Mapping[str, Mapping[int, float]], place: Mapping[int, int]) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from fedsim.costs.availability import Availability
 from fedsim.costs.devices import DeviceProfiles
 from fedsim.engines.batched import BatchedEngine
 from fedsim.parts.schedule import Schedule
+from fedsim.report.page import write_report
 from fedsim.run_spec import RunSpec
 from fedsim.server.turns import with_schedule
 from fedsim.storage.run_folder import load_checkpoint
@@ -174,3 +176,15 @@ def test_a_round_in_which_everyone_goes_away_changes_nothing(tiny_run, tmp_path)
     _, tensors = load_checkpoint(result.folder)
     assert not [name for name in tensors if name.startswith("bank|")]
     assert len({row["global.mean"] for row in table(result, "metrics.csv")}) == 1
+
+
+def test_the_report_shows_schedules_over_simulated_time_and_how_often_clients_took_part(tiny_run, tmp_path):
+    common = {"devices_profile": UNLIKE, "rounds": 4}
+    rounds, buffered = tiny_run("rounds", **common), tiny_run("buffered", **common, schedule=BUFFERED)
+    page = write_report([rounds.folder, buffered.folder], tmp_path / "page.html").read_text()
+    taken = Counter(row["client"] for row in table(buffered, "costs.csv"))
+    counts = [taken[str(client)] for client in range(5)]
+    assert 'id="several-time-' in page
+    assert 'id="buffered-participation-' in page
+    assert f"updates taken of each of 5 seen clients: {min(counts)} to {max(counts)}" in page
+    assert 'id="rounds-participation-' not in page, "all took part in all"
