@@ -162,6 +162,8 @@ MEANING = {
     "simulated_seconds": "seconds that the round would take simulated devices",
     "dropped": "clients that missed the deadline or went away (in costs.csv: 1 for such a client)",
     "staleness": "server steps since clients received their model, mean over those whose updates were taken",
+    "epsilon": "ε of (ε, δ)-differential privacy of clients after the round (`--privacy.*`)",
+    "delta": "its δ",
     "domain": "number of the client's domain, where the data have domains",
     "evaluation": "which model: `personal`, `global`, `unseen.untuned`, `unseen.tuned`",
     "accuracy": "share of right test samples",
@@ -210,7 +212,7 @@ def meaning(name: str) -> str:
 
 
 def columns() -> str:
-    """Return tables of all columns that a small run with simulated devices writes, and of a comparison's."""
+    """Return tables of all columns that a small private run with simulated devices writes, and of a comparison's."""
     from fedsim.report.comparison import SHOWN, SUMS
 
     parts = []
@@ -237,6 +239,7 @@ def small_run(folder: Path) -> list[str]:
 
     import fedsim
     from fedsim.costs.devices import DeviceProfiles
+    from fedsim.parts.privacy import Privacy
 
     torch.manual_seed(0)
     inputs = torch.randn(240, 8)
@@ -255,6 +258,7 @@ def small_run(folder: Path) -> list[str]:
         rounds=4,
         out=folder,
         devices_profile=DeviceProfiles(gflops=1, mbps_down=10, mbps_up=10),
+        privacy=Privacy(clip=1.0, noise_multiplier=0.01, local=True),
     )
     return list(json.loads((folder / "result.json").read_text()))
 

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NewType, Union, get_args, get_origin, get_type_hints
 
-CALLED = {int: "a whole number", float: "a finite number", NoneType: "None"}
+Unlimited = NewType("Unlimited", float)
+"""A number that may be infinite."""
+CALLED = {int: "a whole number", float: "a finite number", Unlimited: "a number", NoneType: "None"}
 SEVERAL = (tuple, list, Sequence)
 RANGES: dict[str, Callable[[Any], bool]] = {
     "be 0 or more": lambda value: value >= 0,
@@ -134,6 +136,8 @@ def _fits(value: Any, kind: Any) -> bool:
         return isinstance(value, Integral)
     if kind is float:
         return isinstance(value, Real) and math.isfinite(value)
+    if kind is Unlimited:
+        return isinstance(value, Real) and not math.isnan(value)
     return value is None if kind is NoneType else True
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from fedsim.adapters.layout import MIDDLE, Slot
 from fedsim.parts.aggregation import mean_factors
-from fedsim.parts.sharing import is_private
-from fedsim.plan import Method, Plan, allocated_update, fedavg_update, slots_in_use
+from fedsim.parts.sharing import is_private, leaves
+from fedsim.plan import Method, Plan, allocated_update, by_samples, equally, fedavg_update, slots_in_use
 from fedsim.round import Population, ServerState
 
 VARYING = {
@@ -75,3 +75,49 @@ def check_merges_middle(plan: Plan, method: Method, slots: Iterable[Slot]) -> No
             f"{type(method).__name__} merges products of B and A, and its adapters are B H A with an H that is "
             "trained. Let H be frozen, or let `combine` of its plan merge factors."
         )
+
+
+def check_private(plan: Plan, method: Method, slots: Iterable[Slot], is_local: bool, must_send: bool = True) -> None:
+    """Raise ValueError where clipping and noise would not protect clients under a plan, or protect nothing.
+
+    The server may only add changes up, unless clients add the noise themselves; and all that leaves a client must be
+    changes of shared slots, and with `must_send` some. A method whose server update takes means of `merge_groups` alone
+    says `only_merges`.
+    """
+    used = list(slots)
+    sent = [[slot for slot in slots_in_use(each, method, used) if each.trains(slot)] for each in plan.passes]
+    sent = [[s for s in trained if leaves(each.groups(s))] for each, trained in zip(plan.passes, sent, strict=True)]
+    why, hint = _leaves_besides(plan, slots_in_use(plan, method, used), sent), "--privacy.clip None"
+    if not why and must_send and not any(sent):
+        why = "sends nothing that is merged"
+    if not why and not is_local:
+        has_groups = any(bool(plan.groups(slot).any()) for trained in sent for slot in trained)
+        why, hint = _looks_at(plan, method, has_groups), f"--privacy.local, or {hint}"
+    if why:
+        raise ValueError(f"{type(method).__name__} {why}; differential privacy cannot cover that ({hint}).")
+
+
+def _leaves_besides(plan: Plan, used: list[Slot], sent: list[list[Slot]]) -> str:
+    """What leaves a client beside the change of its shared slots."""
+    if any(plan.uploads(slot) for slot in used):
+        return "has clients upload private slots"
+    if all(sent) and len(sent) > 1:
+        return "trains shared slots twice in a round, and a change is clipped once"
+    if plan.measure is not None and plan.measure.by == "clients":
+        return f"has clients measure a {plan.measure.what.replace('_', ' ')} and send it"
+    return ""
+
+
+def _looks_at(plan: Plan, method: Method, has_groups: bool) -> str:
+    """What the server makes of single updates beside their sum."""
+    if plan.combine is not mean_factors:
+        return "merges products of factors, not factors"
+    if plan.lora_ranks is not None and len(set(plan.lora_ranks)) > 1:
+        return "counts as zero what clients of smaller LoRA rank lack, which no clipping bounds"
+    if plan.weights not in (by_samples, equally):
+        return "weighs clients by what they sent"
+    if plan.correction is not None:
+        return "keeps control variates of single clients"
+    if plan.server_update not in (fedavg_update, allocated_update) and not getattr(method, "only_merges", False):
+        return "has a server update that looks at single updates"
+    return "merges clients by groups, which it found in single updates" if has_groups else ""

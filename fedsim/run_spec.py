@@ -1,5 +1,6 @@
 """What to simulate: the parts of a run, checked against each other before anything starts."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import isclass
@@ -19,11 +20,13 @@ from fedsim.distributed.launch import check_precision
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run, refuse
+from fedsim.parts.privacy import Privacy
+from fedsim.parts.privacy_loss import Mechanism, Sampling
 from fedsim.parts.schedule import Schedule, older
 from fedsim.parts.server_optimizer import ServerOptimizer
 from fedsim.parts.uplink import Uplink, kept_back
 from fedsim.plan import Method, Plan, starting_values
-from fedsim.plan_checks import check_merges_middle, check_plans_alike, check_takes_steps
+from fedsim.plan_checks import check_merges_middle, check_plans_alike, check_private, check_takes_steps
 from fedsim.randomness import generator
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.loggers import Wandb, check_wandb
@@ -33,6 +36,7 @@ PLAIN = (
     "rounds",
     "seed",
     "cohort_size",
+    "cohort_sampling",
     "sites",
     "head",
     "evaluate_every",
@@ -53,14 +57,15 @@ class RunSpec:
 
     `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
     match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
-    of clients sampled in a round (None: all), `evaluate_every` the rounds between evaluations of all seen clients,
+    of clients sampled in a round (None: all), `cohort_sampling` whether it is that number always or, each client taking
+    part by itself, on average (Poisson sampling), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `static_shapes`
     whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
     `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
     update. `devices_profile` are the clients' simulated devices, `availability` says when they are there, `schedule`
-    when the server steps, `server` is its optimiser, `uplink` how what clients send is encoded, and `wandb` says
-    whether Weights & Biases gets the curves too.
+    when the server steps, `server` is its optimiser, `uplink` how what clients send is encoded, `privacy` how it is
+    clipped and noised, and `wandb` says whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -69,6 +74,7 @@ class RunSpec:
     rounds: int
     local: LocalTraining = field(default_factory=LocalTraining)
     cohort_size: int | None = None
+    cohort_sampling: Sampling = "fixed"
     seed: int = 0
     sites: str = QUERY_VALUE
     head: str = ""
@@ -85,6 +91,7 @@ class RunSpec:
     schedule: Schedule = field(default_factory=Schedule)
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
     uplink: Uplink = field(default_factory=Uplink)
+    privacy: Privacy = field(default_factory=Privacy)
     wandb: Wandb | None = None
     clock: Clock | None = field(init=False)
 
@@ -104,6 +111,8 @@ class RunSpec:
         check_merges_middle(plan, self.method, self.layout.shapes)
         if self.server.optimizer != "none":
             check_takes_steps(plan, self.method, self.layout.shapes)
+        if not self.privacy.is_off:
+            check_private(plan, self.method, self.layout.shapes, self.privacy.local)
         check_classes(self.layout.sites, self.data.n_classes)
         calendar = self.availability.calendar(self.seed)
         object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed, calendar))
@@ -136,7 +145,18 @@ class RunSpec:
                 problems.append(f"a deadline belongs to rounds; with --schedule {schedule.kind} leave it out")
             asked = {"--schedule.concurrency": schedule.at_work(self.n_together), "--schedule.buffer": self.n_cohort}
             problems += [f"{name} is {k}; {n} clients take part in training" for name, k in asked.items() if k > n]
-        refuse(problems)
+        refuse(problems + list(self._sampled_otherwise()))
+
+    def _sampled_otherwise(self) -> Iterator[str]:
+        """What is wrong where clients are not a round's sample, or send what is mostly noise."""
+        is_private, is_poisson = not self.privacy.is_off, self.cohort_sampling == "poisson"
+        if not self.schedule.is_rounds and (is_private or is_poisson):
+            what = "--privacy.* counts" if is_private else "--cohort-sampling poisson draws"
+            yield f"{what} samples of clients by round, and --schedule {self.schedule.kind} takes those who arrive"
+        if self.availability.is_given and is_private:
+            yield "--privacy.* counts on samples of all clients, and with --availability.* some are not there"
+        if self.privacy.local and self.uplink.feedback:
+            yield "with --privacy.local what a client keeps back is mostly noise; leave out --uplink.feedback"
 
     @cached_property
     def population(self) -> Population:
@@ -170,8 +190,9 @@ class RunSpec:
         costs = by_layers(self.profile, self.layout, self.local)
         memory = tuple(cost.memory / MIB for cost in costs)
         layout, seed = self.layout, self.seed
+        horizon = Horizon(self.rounds, is_read=self.privacy.epsilon is not None)  # the noise is found for them
         state = ServerState(
-            round_index, Horizon(self.rounds), depths=layout.depths, adapted=layout.adapted, memory=memory, seed=seed
+            round_index, horizon, depths=layout.depths, adapted=layout.adapted, memory=memory, seed=seed
         )
         if initial is None:
             return state
@@ -196,8 +217,13 @@ class RunSpec:
 
     @property
     def n_cohort(self) -> int:
-        """Clients in a round, or of those at work the ones whose updates a server step takes."""
+        """Clients in a round (under Poisson sampling on average), or those at work whose updates a step takes."""
         return self.schedule.per_step(self.n_together)
+
+    @property
+    def mechanism(self) -> Mechanism:
+        """How a client's data enter what it gives away in a round."""
+        return Mechanism(len(self.population.seen), self.n_cohort, self.cohort_sampling, self.privacy.local)
 
     def is_static(self, device: torch.device) -> bool:
         """Whether the batched engine has static shapes on a device."""
@@ -208,7 +234,7 @@ class RunSpec:
         method = {"name": type(self.method).__name__, **vars(self.method)}
         parts = {
             name: vars(getattr(self, name))
-            for name in ("local", "devices_profile", "availability", "schedule", "server", "uplink")
+            for name in ("local", "devices_profile", "availability", "schedule", "server", "uplink", "privacy")
         }
         plain = {name: getattr(self, name) for name in PLAIN}
         n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())

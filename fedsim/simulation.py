@@ -21,8 +21,9 @@ from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.engines import Engine
 from fedsim.engines.block_size import cpu_block_size, measured_block_size, trial_assignment
 from fedsim.parts.sharing import leaves
-from fedsim.parts.uplink import sent_by
+from fedsim.parts.uplink import Uplink, sent_by
 from fedsim.plan import Plan, slots_in_use
+from fedsim.plan_checks import check_private
 from fedsim.records.model_record import holders, record_model
 from fedsim.records.recorder import HORIZON, Recorder, restore_state
 from fedsim.records.resume import start_of
@@ -33,6 +34,7 @@ from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Dispatch, sample_cohort
 from fedsim.server.divergence import diverged_clients, event, merge_second_pass
+from fedsim.server.ledger import Ledger
 from fedsim.server.turns import Rounds, turns_of
 from fedsim.server.workload import Workload
 from fedsim.storage.disk import only_writer
@@ -68,6 +70,7 @@ def simulate(
     """
     check_timeout(timeout), check_threads(threads)
     spec, out = RunSpec(**fields), Path(out)
+    ledger = ledger_of(spec)
     recipe = dict(recipe or spec.describe() | {"threads": threads})
     loaded = spec.fingerprint()
     start = start_of(spec, out, recipe, loaded, resume, threads)
@@ -82,8 +85,9 @@ def simulate(
     with handle_signals(), run_folder_lock(out, workers), progress, computing:
         engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)
         n_blocks = -(-spec.n_cohort // engine.block_size)
-        aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server)
-        turns = turns_of(workload, spec.schedule, spec.n_together, spec.seed, spec.uplink, spec.clock)
+        aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server, ledger)
+        of_run = spec.schedule, spec.n_together, spec.seed, spec.uplink, spec.clock, spec.cohort_sampling
+        turns = turns_of(workload, *of_run)
         state, recorder = spec.state(start.round_index), None
         if workers.is_first:
             state = restore_state(spec.state(start.round_index, workload.initial), start.tensors)
@@ -92,6 +96,13 @@ def simulate(
             record_model(out, spec, workload.initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
         return Simulation(spec, aggregator, turns, engine, progress, recorder).run(state)
+
+
+def ledger_of(spec: RunSpec) -> Ledger | None:
+    """Return what counts what clients give away, under differential privacy."""
+    if spec.privacy.is_off:
+        return None
+    return Ledger(spec.privacy, spec.mechanism, spec.population, spec.seed, spec.rounds)
 
 
 def run_folder_lock(out: Path, workers: Workers) -> AbstractContextManager[None]:
@@ -169,6 +180,10 @@ class Simulation:
         aggregator, population, begun = self.aggregator, self.aggregator.population, state.second
         state, costs = self.turns.begin(state) if aggregator.workers.is_first else (state, [])
         dispatch = aggregator.dispatch(state, [cost.client for cost in costs if not cost.is_dropped])
+        if aggregator.ledger is not None:  # later plans may ask for what the first one did not
+            check_private(
+                dispatch.plan, aggregator.method, aggregator.initial, self.spec.privacy.local, must_send=False
+            )
         updates = self.train(state, dispatch)
         if dispatch.plan.second_pass is not None:
             more = self.train(state, aggregator.dispatch(state, dispatch.clients, part="second_pass"))
@@ -185,30 +200,33 @@ class Simulation:
         if self.recorder:
             log = {**self.resources(dispatch.plan, dispatch.clients), **outcome.log, **sums, **event(excluded)}
             log |= {"utilisation": dispatch.utilisation}
+            log |= aggregator.ledger.log(state.round_index) if aggregator.ledger else {}
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
             held = holders(aggregator.method, replace(after, cohort=()), population, list(aggregator.initial))
             self.recorder.round_done(
                 after, dispatch.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held}
             )
-            self.progress.end_round(updates, evaluated)
+            self.progress.end_round(updates, evaluated, log.get("epsilon"))
         return after
 
     def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
         """Train the clients that were handed out; worker 0 gets everyone's updates."""
         self.progress.begin_phase(state.round_index, dispatch.plan.stage, dispatch.n_clients)
         updates = self.engine.local_update(dispatch.plan, dispatch.blocks)
-        return self.aggregator.collect(dispatch.plan, self.encoded(dispatch, updates))
+        return self.aggregator.collect(dispatch.plan, self.encoded(dispatch, updates, self.spec.uplink))
 
-    def encoded(self, dispatch: Dispatch, updates: list[ClientUpdate]) -> list[ClientUpdate]:
-        """Return updates as they arrive at the server, where a client encodes what it sends."""
-        uplink, plan = self.spec.uplink, dispatch.plan
-        if uplink.is_off:
+    def encoded(self, dispatch: Dispatch, updates: list[ClientUpdate], uplink: Uplink) -> list[ClientUpdate]:
+        """Return updates as they arrive at the server, where a client clips, noises or encodes what it sends."""
+        plan, aggregator = dispatch.plan, self.aggregator
+        if uplink.is_off and aggregator.ledger is None:
             return updates
         assignments = {assignment.client: assignment for block in dispatch.blocks for assignment in block}
-        slots = dict.fromkeys(slot for update in updates for slot in update.tensors)
-        shared, seed = [slot for slot in slots if leaves(plan.groups(slot))], self.spec.seed
-        purpose = f"uplink/{plan.stage}"
-        return [sent_by(uplink, u, assignments[u.client], shared, seed, purpose) for u in updates]
+        shared = [slot for slot in aggregator.workload.slots(plan) if leaves(plan.groups(slot))]
+        of_run = shared, self.spec.seed, plan.stage
+        return [
+            sent_by(uplink, aggregator.guard(plan, u.client, shared), u, assignments[u.client], *of_run)
+            for u in updates
+        ]
 
     def resources(self, plan: Plan, clients: Sequence[int]) -> dict[str, object]:
         """Return what is logged of who trained which depths, where a plan allocates them."""
@@ -261,7 +279,8 @@ class Simulation:
         seen = sample_cohort(population, min(PROBED, len(population.seen)), self.spec.seed, state.round_index)
         dispatch = aggregator.dispatch(state, [*population.unseen, *seen], part="probe")
         self.progress.begin_phase(state.round_index, "probe", dispatch.n_clients)
-        probes = aggregator.collect(dispatch.plan, self.engine.local_update(dispatch.plan, dispatch.blocks))
+        probes = self.encoded(dispatch, self.engine.local_update(dispatch.plan, dispatch.blocks), Uplink())
+        probes = aggregator.collect(dispatch.plan, probes)
         excluded = diverged_clients(probes, self.spec.on_nan, state.round_index, "probe")
         if not self.recorder:
             return state, {}, []

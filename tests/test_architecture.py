@@ -77,6 +77,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "models",
         "parts",
         "plan",
+        "plan_checks",
         "report",
         "engines",
         "server",

@@ -21,6 +21,8 @@ from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
+from fedsim.parts.privacy import Privacy
+from fedsim.parts.privacy_loss import Sampling
 from fedsim.parts.schedule import Schedule
 from fedsim.parts.server_optimizer import ServerOptimizer
 from fedsim.parts.uplink import Uplink
@@ -52,6 +54,8 @@ class RunOptions:
     """Rounds in all."""
     cohort_size: int | None = None
     """Clients sampled in a round; default all."""
+    cohort_sampling: Sampling = "fixed"
+    """Whether so many clients take part in every round, or each by itself and so many on average (Poisson sampling)."""
     evaluate_every: int = 1
     """Rounds between evaluations of all seen clients; the last round always has one."""
     engine: Literal["batched", "sequential"] = "batched"
@@ -91,6 +95,9 @@ class RunOptions:
     uplink: Uplink = dataclasses.field(default_factory=Uplink)
     """How what clients send is encoded."""
 
+    privacy: Privacy = dataclasses.field(default_factory=Privacy)
+    """Differential privacy of clients."""
+
     wandb: Literal["offline", "online"] | None = None
     """Give the curves to Weights & Biases too: kept in the run folder for `wandb sync`, or sent at once."""
 
@@ -101,10 +108,10 @@ class RunOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
-        names = ("rounds", "seed", "cohort_size", "evaluate_every", "engine", "block_size", "static_shapes", "compile")
-        also = ("deterministic", "tf32", "on_nan", "threads", "timeout", "wandb")
-        parts = ("devices_profile", "availability", "schedule", "server", "uplink")
-        same = {name: getattr(self, name) for name in (*names, *also, *parts)}
+        names = ("rounds", "seed", "cohort_size", "cohort_sampling", "evaluate_every", "engine", "block_size", "wandb")
+        how = ("static_shapes", "compile", "deterministic", "tf32", "on_nan", "threads", "timeout")
+        parts = ("devices_profile", "availability", "schedule", "server", "uplink", "privacy")
+        same = {name: getattr(self, name) for name in (*names, *how, *parts)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 
 

@@ -42,7 +42,7 @@ class Ditto:
     """λ of the proximal term; 0 is Local. The best one depends on the data."""
 
     tiers = (GLOBAL, PERSONAL)
-    keeps_means = True
+    keeps_means = only_merges = True
 
     def __post_init__(self) -> None:
         if not self.penalty >= 0:

@@ -51,7 +51,7 @@ class FedDPA:
     """F: rounds of fine-tuning, as a share of all rounds; at least one."""
 
     tiers = (GLOBAL, LOCAL)
-    keeps_means = True
+    keeps_means = only_merges = True
 
     def __post_init__(self) -> None:
         if not (0 <= self.local_weight <= 1 and 0 <= self.tuning_share < 1):

@@ -58,7 +58,7 @@ class FedHeLLo(UnequalDepths):
     """Whether those who trained a layer count alike, or by their training samples."""
 
     scaled_factor = None
-    keeps_means = True
+    keeps_means = only_merges = True
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Every client at its own depths; raises ValueError when scores are due and there is no proxy set."""

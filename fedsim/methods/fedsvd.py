@@ -33,6 +33,7 @@ class FedSVD(UnequalRanks):
     """Rounds from one SVD to the next; in a run of fewer rounds it is FFA-LoRA."""
 
     scaled_factor = "B"
+    only_merges = True
 
     def __post_init__(self) -> None:
         if self.period < 1:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import Slot
 from fedsim.options import check_options, out_of_range, refuse
+from fedsim.parts.privacy import Guard
 from fedsim.randomness import generator
 from fedsim.round import Assignment, ClientUpdate
 
@@ -89,17 +90,32 @@ def kept_back(slot: Slot) -> Slot:
 
 
 def sent_by(
-    uplink: Uplink, update: ClientUpdate, assignment: Assignment, shared: Sequence[Slot], seed: int, purpose: str
+    uplink: Uplink,
+    guard: Guard,
+    update: ClientUpdate,
+    assignment: Assignment,
+    shared: Sequence[Slot],
+    seed: int,
+    stage: str,
 ) -> ClientUpdate:
-    """Return a client's update as it arrives, and what it keeps back.
+    """Return a client's update as it arrives, and what it keeps back: clipped and noised, then encoded.
 
     `shared` are the slots that leave it; the others are as they were.
     """
-    change = {slot: update.tensors[slot] - assignment.tensors[slot] for slot in shared if slot in update.tensors}
-    if not change:
+    trained = {slot: update.tensors[slot] - assignment.tensors[slot] for slot in shared if slot in update.tensors}
+    if not trained:
         return update
-    change = {slot: moved + assignment.kept.get(slot, 0) for slot, moved in change.items()}
-    arrived = uplink.encoded(change, generator(seed, purpose, assignment.round_index, update.client))
+    whole = {slot: moved + assignment.kept.get(slot, 0) for slot, moved in trained.items()}
+    of = seed, assignment.round_index, update.client
+    change = guard.released(whole, _random("privacy", stage, *of))
+    if uplink.is_off and change is whole:
+        return update
+    encoded = change if uplink.is_off else uplink.encoded(change, _random("uplink", stage, *of))
+    arrived = guard.bounded(encoded)
     tensors = {slot: assignment.tensors[slot] + moved for slot, moved in arrived.items()}
-    kept = {slot: change[slot] - moved for slot, moved in arrived.items()} if uplink.feedback else {}
+    kept = {slot: change[slot] - moved for slot, moved in encoded.items()} if uplink.feedback else {}
     return replace(update, tensors={**update.tensors, **tensors}, kept=kept)
+
+
+def _random(purpose: str, stage: str, seed: int, round_index: int, client: int) -> torch.Generator:
+    return generator(seed, f"{purpose}/{stage}", round_index, client)

@@ -78,7 +78,8 @@ class Recorder:
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
-        metrics |= {name: log[name] for name in ("simulated_seconds", "dropped", "staleness") if name in log}
+        optional = ("simulated_seconds", "dropped", "staleness", "epsilon", "delta")
+        metrics |= {name: log[name] for name in optional if name in log}
         self.folder.append("metrics.csv", [metrics])
         self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])
         self.clients_done(round_index, stage, updates, {"personal": "personal"})

@@ -68,7 +68,7 @@ def check_fits(spec: RunSpec, out: Path, round_index: int, tensors: Mapping[str,
         if round_index > spec.rounds:
             raise ValueError(f"It begins with round {round_index}, and the run has {spec.rounds}.")
         state = restore_state(spec.state(round_index, spec.initial_slots()), tensors)
-        cohort = sample_cohort(spec.population, spec.n_cohort, spec.seed, round_index)
+        cohort = sample_cohort(spec.population, spec.n_cohort, spec.seed, round_index, sampling=spec.cohort_sampling)
         check_learnt(replace(state, cohort=tuple(cohort)), spec.method, spec.population)
     except ValueError as error:
         raise ValueError(f"The run cannot go on from '{out}/checkpoints/round-{round_index:06d}': {error}") from error

@@ -30,8 +30,8 @@ SHOWN = {
 """Columns of accuracies: mean ± standard deviation over seeds."""
 PRINTED = ("method", "mean", "p10", "unseen", "MB", "difference [95 %]", "verdict")
 """Columns that the terminal shows; the others are in the files."""
-SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds", "simulated s": SIMULATED}
-"""Columns of costs: the mean over seeds; time is simulated only where there are devices."""
+SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds", "simulated s": SIMULATED, "ε": "epsilon"}
+"""Columns of costs: the mean over seeds; the last two only where there are devices, or there is privacy."""
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,16 @@ def steps_in_words(comparison: Comparison) -> str:
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its rows as texts; – where there is nothing to tell."""
-    is_timed = any(comparison.values(name, SIMULATED) for name in comparison.results)
-    sums = {column: key for column, key in SUMS.items() if is_timed or key != SIMULATED}
+    always = [key for key in SUMS.values() if key not in (SIMULATED, "epsilon")]
+    told = {key for key in SUMS.values() if any(comparison.values(name, key) for name in comparison.results)}
+    sums = {column: key for column, key in SUMS.items() if key in told.union(always)}
     header = ["method", *SHOWN, *sums, "difference [95 %]", "p (Holm)", "verdict"]
     rows = []
     for name in comparison.results:
         row = [_spread(comparison.values(name, key)) for key in SHOWN.values()]
         for column, key in sums.items():
             values = comparison.values(name, key)
-            scale, digits = (1e6, 2) if column.startswith("MB") else (1, 0)
+            scale, digits = (1e6, 2) if column.startswith("MB") else (1, 2 if key == "epsilon" else 0)
             row.append(f"{np.mean(values) / scale:.{digits}f}" if values else "–")
         rows.append([name, *row, *_tested(comparison.differences.get(name))])
     return header, rows

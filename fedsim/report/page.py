@@ -30,7 +30,7 @@ SECTIONS = {
     "Stages": ("tiers", "stages"),
     "Clusters": ("clusters", "similarity", "contingency"),
     "Found out by the run": ("run-",),
-    "Cost": ("bytes", "seconds", "utilisation"),
+    "Cost": ("bytes", "seconds", "utilisation", "epsilon"),
 }
 """Which figures and tables stand together, by how their names begin, after the split of the data."""
 SPLIT = "run-split"
@@ -215,6 +215,9 @@ def _cards(run: Run) -> list[tuple[str, str, str | None]]:
     for title, key in {"seconds": "seconds", "simulated seconds": SIMULATED, "dropped out": "dropped"}.items():
         if key in run.summary:
             texts.append((title, f"{run.summary[key]:.0f}", None))
+    if "epsilon" in run.summary:
+        epsilon = float(run.summary["epsilon"])
+        texts.append((f"ε at δ {float(run.summary['delta']):.3g}", f"{epsilon:.3g}", repr(epsilon)))
     return texts
 
 

@@ -69,8 +69,13 @@ class LiveProgress:
             text = f"{self.title} · round {self.round_index + 1} · {self.stage} · client {self.done}/{self.clients}"
             self.bar.update(self.task, description=text)
 
-    def end_round(self, updates: Sequence[ClientUpdate], evaluated: Sequence[ClientUpdate]) -> None:
-        """Show a finished round; the metric is the global model's where that was evaluated, else the personal one's."""
+    def end_round(
+        self, updates: Sequence[ClientUpdate], evaluated: Sequence[ClientUpdate], epsilon: float | None = None
+    ) -> None:
+        """Show a finished round; the metric is the global model's where that was evaluated, else the personal one's.
+
+        `epsilon` is what clients have given away so far, under differential privacy.
+        """
         if not self.is_shown:
             return
         now, done = time.perf_counter(), self.round_index + 1
@@ -78,6 +83,7 @@ class LiveProgress:
         kind, source = ("global", evaluated) if evaluated else ("personal", updates)
         mean = summarise_updates(source, kind, (self.metric,)).get(f"{kind}.mean", float("nan"))
         scores = f"{kind} {self.metric} {mean:.3f} · {self.stage} · loss {loss:.3f}"
+        scores += "" if epsilon is None else f" · ε {epsilon:.3g}"
         text = f"{self.title} · {scores} · {rate:.1f} clients/s"
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)

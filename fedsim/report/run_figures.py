@@ -200,7 +200,7 @@ def stages_of(run: Run) -> list[str]:
 
 
 def costs(run: Run) -> Iterator[Picture]:
-    """Yield bytes, seconds and utilisation by round."""
+    """Yield bytes, seconds, utilisation and, under differential privacy, ε by round."""
     up, down = run.curve("bytes.up"), run.curve("bytes.down")
     unit = next((u for u, s in reversed(UNITS.items()) if max([*up[1], *down[1], 1]) >= s), "B")
     seconds = [(int(row["round"]) + 1, number(row, "seconds")) for row in run.timing if row.get("clients_per_second")]
@@ -208,6 +208,7 @@ def costs(run: Run) -> Iterator[Picture]:
         "bytes": ("Bytes by round", f"{unit} of all clients", {"up": up, "down": down}, UNITS[unit]),
         "seconds": ("Seconds by round", "seconds", {"": tuple(zip(*seconds, strict=True)) or ((), ())}, 1),
         "utilisation": ("Utilisation", "busiest worker / mean (1 is best)", {"": run.curve("utilisation")}, 1),
+        "epsilon": ("ε by round", f"ε ({LOWER})", {"": run.curve("epsilon")} if "epsilon" in run.summary else {}, 1),
     }
     for name, (title, label, lines, scale) in panels.items():
         if not any(len(rounds) for rounds, _ in lines.values()):

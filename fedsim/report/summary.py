@@ -1,5 +1,6 @@
 """The summary of a run (result.json), from its own tables."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,8 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     `stage.S.*` what seen clients held after the last round of stage S. `*.best.*` is the best round by mean. All of it
     is the first metric, the headline, which `metric` names; further ones follow as `global.<metric>.*` and so on. What
     a task tells of all seen clients' test samples together is `global.<name>`, after the last round that tells it.
-    `bytes.*`, and with simulated devices `simulated_seconds` and `dropped`, are sums over rounds.
+    `bytes.*`, and with simulated devices `simulated_seconds` and `dropped`, are sums over rounds; under differential
+    privacy there is the last `epsilon`, at `delta`.
     """
     summary: dict[str, Any] = {"rounds": len(rounds), "metric": metrics[0]}
     for name in (*MODELS, "unseen.untuned", "unseen.tuned"):
@@ -63,4 +65,6 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     if rounds and SIMULATED in rounds[0]:
         summary |= {SIMULATED: sum(float(row[SIMULATED]) for row in rounds)}
         summary |= {"dropped": sum(int(row["dropped"]) for row in rounds)}
+    if rounds and "epsilon" in rounds[0] and math.isfinite(float(rounds[-1]["epsilon"])):
+        summary |= {name: float(rounds[-1][name]) for name in ("epsilon", "delta")}
     return summary

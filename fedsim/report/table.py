@@ -32,8 +32,11 @@ def print_result(result: Result) -> None:
     row = [_number(result, key) for key in COLUMNS.values()]
     row += [f"{result.summary[f'bytes.{way}'] / 1e6:.2f}" for way in ("up", "down")]
     row.append(f"{result.summary['seconds']:.0f}")
+    header = ["run", *COLUMNS, "MB up", "MB down", "seconds"]
+    if "epsilon" in result.summary:
+        header, row = [*header, "ε"], [*row, f"{result.summary['epsilon']:.3g}"]
     console.print(f"{metric.capitalize()} over clients, each on its own test split", highlight=False)
-    print_table(console, ("run", *COLUMNS, "MB up", "MB down", "seconds"), [[name, *row]])
+    print_table(console, header, [[name, *row]])
     console.print(
         "mean, p10, worst, std: global models of seen clients, after aggregation. personal: after their own training. "
         "unseen: clients that took no part, untuned as handed out, tuned on their own data.",
@@ -71,7 +74,7 @@ def print_end(console: Console, folder: Path, digest: str) -> None:
 
 
 def discoveries(result: Result) -> list[str]:
-    """Return sentences about stages, clusters and routing, where the run has them."""
+    """Return sentences about stages, clusters, routing and privacy, where the run has them."""
     summary, lines = result.summary, []
     stages = [key.split(".")[1] for key in summary if key.startswith("stage.") and key.endswith(".mean")]
     if len(stages) > 1:
@@ -85,6 +88,8 @@ def discoveries(result: Result) -> list[str]:
         lines.append(f"{summary['clusters.count']:.0f} clusters{ari}")
     if "unseen.routing_agreement" in summary:
         lines.append(f"seen clients routed to their own cluster: {summary['unseen.routing_agreement']:.0%}")
+    if "epsilon" in summary:
+        lines.append(f"differential privacy of clients: ε {summary['epsilon']:.3g} at δ {summary['delta']:.3g}")
     best = [
         f"{name} {summary[f'{name}.best.mean']:.3f} (round {summary[f'{name}.best.round'] + 1:.0f})"
         for name in ("global", "personal")

@@ -16,12 +16,16 @@ from fedsim.adapters.layout import Slot, fit_rank, pad_rank
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import pack_updates, scaled_update, unpack_updates
 from fedsim.distributed.workers import Workers
+from fedsim.parts.privacy import Guard, PrivateMean
 from fedsim.parts.schedule import older
 from fedsim.parts.server_optimizer import ServerOptimizer, ServerStep
+from fedsim.parts.sharing import leaves
 from fedsim.parts.uplink import kept_back
 from fedsim.plan import Part, Plan, corrected_clients
+from fedsim.randomness import generator
 from fedsim.round import PRESENT, Assignment, ClientUpdate, Outcome, ServerState
 from fedsim.server.cohort import Dispatch
+from fedsim.server.ledger import Ledger
 from fedsim.server.turns import older_row
 from fedsim.server.workload import Workload
 
@@ -38,7 +42,7 @@ class Aggregator:
 
     `workload` says what a plan asks of each client, `block_size` how many clients the engine trains together, and
     `n_blocks` how many blocks there are at least where there are clients enough, so that no worker waits while few are
-    at work; `optimizer` steps to the mean of clients' results.
+    at work; `optimizer` steps to the mean of clients' results, which is private where there is a `ledger`.
     """
 
     def __init__(
@@ -48,9 +52,10 @@ class Aggregator:
         block_size: int = 1,
         n_blocks: int = 1,
         optimizer: ServerOptimizer | None = None,
+        ledger: Ledger | None = None,
     ):
         self.workload, self.workers, self.block_size, self.n_blocks = workload, workers, block_size, n_blocks
-        self.optimizer = optimizer or ServerOptimizer()
+        self.optimizer, self.ledger = optimizer or ServerOptimizer(), ledger
         self.method, self.population = workload.method, workload.population
         self.initial, self.local = workload.initial, workload.local
 
@@ -112,8 +117,14 @@ class Aggregator:
             return after, Outcome()
         sound = [update for update in updates if update.client not in excluded]
         merged = [update.client for update in sound if update.client != self.population.proxy]
+        if self.ledger is not None:  # how many samples a client has is not told, so all weigh alike
+            sound = [replace(update, n_samples=min(update.n_samples, 1)) for update in sound]
         step = ServerStep(self.optimizer, state.bank) if self.optimizer.optimizer != "none" else None
-        outcome = plan.server_update(state, replace(plan, server_step=step), sound) if merged else Outcome()
+        private = self._private(state, plan, sound, step)
+        of_round = replace(plan, server_step=private or step, weights=private.weights if private else plan.weights)
+        outcome = plan.server_update(state, of_round, sound) if merged else Outcome()
+        if private is not None:
+            outcome = replace(outcome, tensors={**outcome.tensors, **private.rest()})
         if step is not None:
             outcome = replace(outcome, tensors={**outcome.tensors, **step.moments})
         kept: dict[Slot, dict[int, Tensor]] = {}
@@ -124,6 +135,30 @@ class Aggregator:
         last_seen = state.last_seen.clone()
         last_seen[merged] = state.round_index
         return replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen), outcome
+
+    def guard(self, plan: Plan, client: int, shared: Sequence[Slot]) -> Guard:
+        """Return what a client does to its change of the slots that leave it."""
+        if self.ledger is None:
+            return Guard()
+        scale, privacy = self.workload.scale(plan, client), self.ledger.privacy
+        units = {slot: scale for slot in shared if slot.factor == self.workload.scaled_factor}
+        return Guard(privacy.clip or 0.0, self.ledger.deviation if privacy.local else 0.0, units)
+
+    def _private(
+        self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate], step: ServerStep | None
+    ) -> PrivateMean | None:
+        """What merges this round's changes with noise, where the server adds it."""
+        if self.ledger is None or self.ledger.privacy.local:
+            return None
+        of_all = self.ledger.mechanism
+        expected = {
+            slot: of_all.cohort * n / of_all.clients
+            for each in plan.passes
+            for slot, n in self.workload.trainers(each).items()
+            if leaves(each.groups(slot))
+        }
+        random = generator(state.seed, "privacy", state.round_index)
+        return PrivateMean(state.bank, updates, expected, self.ledger.deviation, random, step)
 
     def apply(self, state: ServerState, plan: Plan, outcome: Outcome) -> ServerState:
         """Write the outcome's copies into the bank and return the state with what was learnt."""

@@ -6,6 +6,7 @@ from itertools import islice
 
 import numpy as np
 
+from fedsim.parts.privacy_loss import Sampling
 from fedsim.plan import Plan
 from fedsim.randomness import numpy_generator
 from fedsim.round import Block, Population
@@ -35,16 +36,24 @@ def sample_cohort(
     seed: int,
     round_index: int,
     *,
+    sampling: Sampling = "fixed",
     draw: int = 0,
     without: Collection[int] = (),
     is_there: Callable[[int], bool] | None = None,
 ) -> list[int]:
-    """Return the clients of a round, uniform without replacement, in ascending order.
+    """Return the clients of a round in ascending order: `size` of them, uniform without replacement.
 
-    `draw` numbers several draws of one round, `without` are clients that cannot be drawn, and `is_there` says whether
-    one could take part; there are fewer where there are not so many.
+    Under "poisson" each takes part by itself, with the probability that makes `size` of all on average; there may be
+    none. `draw` numbers several draws of one round, `without` are clients that cannot be drawn, and `is_there` says
+    whether one could take part; there are fewer where there are not so many.
     """
     rng = numpy_generator(seed, "cohort", round_index, draw)
+    if sampling == "poisson":
+        joins = rng.random(len(population.seen)) < size / len(population.seen)
+        drawn = [
+            client for client, is_in in zip(population.seen, joins, strict=True) if is_in and client not in without
+        ]
+        return [client for client in drawn if is_there is None or is_there(client)]
     able = np.setdiff1d(population.seen, list(without)) if without else population.seen
     if is_there is None:
         return sorted(int(client) for client in rng.choice(able, size=min(size, len(able)), replace=False))

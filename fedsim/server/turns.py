@@ -17,6 +17,7 @@ from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Slot
 from fedsim.costs.accounting import round_costs
 from fedsim.costs.devices import ClientCost, Clock, Seconds
+from fedsim.parts.privacy_loss import Sampling
 from fedsim.parts.schedule import Schedule, older
 from fedsim.parts.sharing import leaves
 from fedsim.parts.uplink import Uplink
@@ -39,6 +40,7 @@ class Rounds:
     seed: int
     uplink: Uplink
     clock: Clock | None
+    sampling: Sampling = "fixed"
 
     def begin(self, state: ServerState) -> tuple[ServerState, list[ClientCost]]:
         """Return the state in which the step's clients are known, and what the step costs them."""
@@ -66,7 +68,8 @@ class Rounds:
         """Clients that are there now."""
         population, clock, now = self.workload.population, self.clock, state.second
         there = (lambda client: clock.until(client, now) > now) if clock and clock.calendar else None
-        return sample_cohort(population, size, self.seed, state.round_index, draw=draw, without=without, is_there=there)
+        key = size, self.seed, state.round_index
+        return sample_cohort(population, *key, sampling=self.sampling, draw=draw, without=without, is_there=there)
 
     def _next_second(self, second: float, without: Sequence[int]) -> float:
         """The first second from this one on at which one of the other clients is there; infinity where none ever is."""
@@ -169,11 +172,17 @@ class Buffered(Rounds):
 
 
 def turns_of(
-    workload: Workload, schedule: Schedule, cohort_size: int, seed: int, uplink: Uplink, clock: Clock | None
+    workload: Workload,
+    schedule: Schedule,
+    cohort_size: int,
+    seed: int,
+    uplink: Uplink,
+    clock: Clock | None,
+    sampling: Sampling = "fixed",
 ) -> Rounds:
     """Return what decides whose updates a step takes."""
     kind = Rounds if schedule.is_rounds else Buffered
-    return kind(workload, schedule, cohort_size, seed, uplink, clock)
+    return kind(workload, schedule, cohort_size, seed, uplink, clock, sampling)
 
 
 def wide(groups: Tensor) -> int:

@@ -53,6 +53,15 @@ class Workload:
         depths = plan.allocations[client]
         return bool(depths) if slot.site in self.heads else self.depths[slot.site] in depths
 
+    def trainers(self, plan: Plan) -> dict[Slot, int]:
+        """Return how many of those that take part have samples and train a slot, for each that any of them trains."""
+        clients = [client for client in self.population.seen if self.population.samples[client]]
+        slots = [slot for slot in self.slots(plan) if plan.trains(slot)]
+        if plan.allocations is None:
+            return dict.fromkeys(slots, len(clients))
+        counts = {slot: sum(self.trains(plan, slot, client) for client in clients) for slot in slots}
+        return {slot: n for slot, n in counts.items() if n}
+
     def steps(self, plan: Plan, client: int, epochs: int | None = None) -> int:
         """Return a client's local steps; `epochs` overrides the recipe's."""
         per_epoch = math.ceil(self.local.share * -(-self.population.samples[client] // self.local.batch_size))

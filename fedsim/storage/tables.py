@@ -8,7 +8,7 @@ from fedsim.storage.disk import open_own, own_bytes, parse_json
 
 TABLES = ("metrics.csv", "clients.csv", "costs.csv", "timing.csv", "events.jsonl")
 EVERY_ROUND = frozenset(TABLES) - {"clients.csv"}
-"""Tables that have a row of every round."""
+"""Tables that have a row of every round; costs.csv has none of a round without clients."""
 
 
 def lines_before(folder: Path, round_index: int) -> dict[Path, bytes]:
@@ -16,7 +16,11 @@ def lines_before(folder: Path, round_index: int) -> dict[Path, bytes]:
 
     Raises ValueError that names file and line where one is no row of its table, or where a round's rows are missing.
     """
-    return {folder / name: _lines_before(folder / name, round_index) for name in TABLES}
+    empty = _without_clients(folder / "metrics.csv")
+    return {
+        folder / name: _lines_before(folder / name, round_index, empty if name == "costs.csv" else frozenset())
+        for name in TABLES
+    }
 
 
 def header(path: Path) -> list[str]:
@@ -27,8 +31,17 @@ def header(path: Path) -> list[str]:
         return next(csv.reader(file), [])
 
 
-def _lines_before(path: Path, round_index: int) -> bytes:
-    kept, missing, number = [], set(range(round_index)) if path.name in EVERY_ROUND else set(), 0
+def _without_clients(path: Path) -> frozenset[int]:
+    """The rounds in which, by metrics.csv, nobody took part."""
+    names = header(path)
+    if "clients" not in names:
+        return frozenset()
+    place, lines = names.index("clients"), list(_rows(path))[1:]
+    return frozenset(found for line, found in lines if next(csv.reader([line.decode()]))[place] == "0")
+
+
+def _lines_before(path: Path, round_index: int, empty: frozenset[int]) -> bytes:
+    kept, missing, number = [], set(range(round_index)) - empty if path.name in EVERY_ROUND else set(), 0
     for number, (line, found) in enumerate(_rows(path), 1):
         if found < round_index:
             kept.append(line)

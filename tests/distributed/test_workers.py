@@ -17,6 +17,7 @@ from fedsim.costs.devices import DeviceProfiles
 from fedsim.distributed import launch
 from fedsim.distributed.workers import Workers
 from fedsim.errors import Fault
+from fedsim.parts.privacy import Privacy
 from fedsim.parts.schedule import Schedule
 from fedsim.parts.tree import TreeCuts
 from fedsim.parts.uplink import Uplink
@@ -124,6 +125,27 @@ def train_otherwise(out: Path) -> fedsim.Comparison | None:
     common = {"backbone": TinyAttention(), "rounds": 3, "cohort_size": 5}
     common["uplink"] = Uplink(top_k=0.5, bits=8, feedback=True)
     return fedsim.compare(methods, lambda seed: tiny_data(9), block_size=2, threads=1, out=out, **common)
+
+
+def train_privately(out: Path) -> fedsim.Comparison | None:
+    """Clipped, noised and encoded: by the server, with Poisson cohorts and unequal depths, and by the clients."""
+    common = {"backbone": TinyAttention(), "data": tiny_data(9), "rounds": 3, "block_size": 2, "threads": 1}
+    common |= {"cohort_size": 3, "cohort_sampling": "poisson", "uplink": Uplink(top_k=0.5, bits=8)}
+    deep = fedsim.FedRA(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2)))
+    central, local = (Privacy(clip=0.1, noise_multiplier=0.5, local=is_local) for is_local in (False, True))
+    fedsim.simulate(method=deep, privacy=central, out=out / "central", **common)
+    return fedsim.simulate(method=fedsim.FedRotLoRA(lora_rank=2), privacy=local, out=out / "local", **common)
+
+
+@pytest.mark.slow
+def test_clipping_and_noise_are_the_same_bits_with_several_workers(tmp_path):
+    done = run(fabric(2, called_by_script(train_privately, tmp_path / "script.py"), tmp_path / "two"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    train_privately(tmp_path / "one")
+    for name in ("central", "local"):
+        one, two = (json.loads((tmp_path / n / name / "result.json").read_text()) for n in ("one", "two"))
+        assert one["digest"] == two["digest"], name
+        assert one["epsilon"] == two["epsilon"] > 0
 
 
 def step_as_clients_arrive(out: Path) -> fedsim.Comparison | None:
