@@ -4,6 +4,7 @@
 
 A mixing says which tiers it weighs, where its trained value lies (an ordinary slot of the tier `MIX_TIER`) and how that
 becomes weights. A tier that it does not name, and every tier where its slot is not in use, has weight 1.
+Where a test weighs tiers sample by sample (`InstanceWeights`), the model asks first and puts `SampleWeights` in place.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fedsim.adapters.layout import MIX_TIER, Mixing, Site, Slot
@@ -101,6 +103,54 @@ class TierWeights:
     def weights(self, value: Tensor, x: Tensor, n_tiers: int) -> Tensor:
         """Return the value (..., tiers) as (..., 1, n_tiers), the same for every token."""
         return value.unsqueeze(-2)[..., :n_tiers]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InstanceWeights(TierWeights):
+    """Two tiers at the given numbers in training, and at each sample's own in a test (FedDPA, arXiv 2403.19211).
+
+    w = λ · mean cosine of the sample's last hidden state to those of some of the client's training samples
+
+    The tier `weighed` has w and the other one 1 − w; w is negative where the cosine is. States are those of the model
+    with the tier `seen_by` alone. A client without training samples keeps the given numbers.
+    """
+
+    weighed: str
+    seen_by: str
+    largest: float = 0.5
+    """λ, in [0, 1]."""
+    n_references: int = 5
+    """Training samples of each client; all where it has fewer."""
+
+    is_tokenwise: ClassVar[bool] = True
+
+    def alone(self, value: Tensor) -> Tensor:
+        """Return a value like `value` (..., tiers) with which only the tier `seen_by` counts."""
+        return value.new_tensor([float(tier == self.seen_by) for tier in self.tiers]).expand_as(value)
+
+    def of_states(self, states: Tensor, direction: Tensor, value: Tensor) -> Tensor:
+        """Return the weights (..., B, tiers) of samples with states (..., B, D).
+
+        `direction` (..., D) is the mean of the references' unit states, zero where there are none, so that its product
+        with a unit state is the mean cosine; `value` (..., tiers) are the weights in training.
+        """
+        cosine = (F.normalize(states.float(), dim=-1) @ direction.unsqueeze(-1)).squeeze(-1)
+        own = self.largest * cosine
+        by_tier = torch.stack([own if tier == self.weighed else 1 - own for tier in self.tiers], dim=-1)
+        return torch.where(direction.any(-1)[..., None, None], by_tier, value.unsqueeze(-2))
+
+
+@dataclass(frozen=True)
+class SampleWeights(TierWeights):
+    """Numbers for each tier that are each sample's own, (B, tiers), or (K, widest, tiers) of a block's clients."""
+
+    is_tokenwise: ClassVar[bool] = True
+
+    def weights(self, value: Tensor, x: Tensor, n_tiers: int) -> Tensor:
+        """Return the weights for x (B, ..., I) or (K, M, I), whose tokens (and beams) follow each sample's first."""
+        axis = value.ndim - 2
+        each = value[..., :n_tiers].repeat_interleave(x.shape[axis] // value.shape[axis], dim=axis)
+        return each.view(*each.shape[:-1], *(1,) * (x.ndim - each.ndim), n_tiers)
 
 
 @dataclass(frozen=True)

@@ -43,8 +43,8 @@ def single_adapter(
 ) -> dict[str, LowRankChange]:
     """Return the one change of every module that carries adapters, from a client's tensors and its tiers' scales.
 
-    `out_features` are the outputs of each module, which may be more than a site's. Raises ValueError when a router
-    weighs tiers token by token, which no LoRA does.
+    `out_features` are the outputs of each module, which may be more than a site's. Raises ValueError when tiers
+    are weighed token by token or sample by sample, which no LoRA does.
     """
     by_module: dict[str, list[LowRankChange]] = {}
     grouped = group_slots(tensors)
@@ -102,8 +102,9 @@ def _site_change(
     if mixing is not None and (value := tensors.get(mixing.slot(site))) is not None:
         if mixing.is_tokenwise:
             raise ValueError(
-                f"A router weighs the tiers {', '.join(mixing.tiers)} token by token (first at '{site.name}'). No LoRA "
-                "adapter and no merged weight can say that, so this model cannot leave the program."
+                f"The tiers {', '.join(mixing.tiers)} are weighed token by token or sample by sample (first at "
+                f"'{site.name}'). No LoRA adapter and no merged weight can say that, so this model cannot leave the "
+                "program."
             )
         B = B * Mixed(mixing, value, tuple(tiers)).columns(A[0], [len(factor) for factor in A])
     return LowRankChange(torch.cat(A), B)

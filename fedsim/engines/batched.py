@@ -20,6 +20,7 @@ from fedsim.adapters.linear import ClientBatch, Dropout
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import BlockDropout
 from fedsim.engines.padding import Pick, Samples, length_step, padded_samples, padded_size, samples_of
+from fedsim.engines.references import reference_rows
 from fedsim.engines.stack import Stack, StackedOptimizer
 from fedsim.models.client_module import ClientModule, is_out_of_memory
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
@@ -198,12 +199,15 @@ class BatchedEngine:
         def test(start: int, stop: int) -> Tensor:
             tables = [self.data.test[assignment.client] for assignment in stack.block[start:stop]]
             sums = torch.zeros(len(tables), task.n_scores, device=stack.device)
+            direction = self._direction(plan, stack, start, stop)
             for begin in range(0, max(map(len, tables)), batch_size):
                 chosen = [table[begin : begin + batch_size] for table in tables]
                 rows = ClientBatch([len(each) for each in chosen], stack.device)
                 self._install(plan, stack, stack.values[start:stop], start, rows)
                 inputs, targets = self.data.batch(torch.cat(chosen), device=stack.device)
                 with self.fabric.autocast():
+                    if direction is not None:
+                        self.module.weigh((inputs, targets), direction)
                     scores = task.score(self.module, inputs, targets)
                 sums += rows.stack(scores).sum(1)
             return sums
@@ -211,6 +215,17 @@ class BatchedEngine:
         sizes = [self.data.test_size(assignment.client) for assignment in stack.block]
         sums = torch.cat(self._in_passes(len(stack.block), test)).tolist()
         return [task.summary(totals, n) if n else {} for totals, n in zip(sums, sizes, strict=True)]
+
+    def _direction(self, plan: Plan, stack: Stack, start: int, stop: int) -> Tensor | None:
+        """Where the training samples of clients (K, D) lie to which they compare test samples; None if they do not."""
+        n = self.module.references(stack.shapes)
+        near = [reference_rows(self.data, self.seed, each.client, n) for each in stack.block[start:stop]]
+        if not any(map(len, near)):
+            return None
+        rows = ClientBatch([len(each) for each in near], stack.device)
+        self._install(plan, stack, stack.values[start:stop], start, rows)
+        with self.fabric.autocast():
+            return self.module.direction(self.data.batch(torch.cat(near), device=stack.device))
 
     def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientBatch, dropout=None) -> None:
         """Make the module the clients from `start` on, whose trained tensors are `values`."""

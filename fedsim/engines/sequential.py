@@ -9,6 +9,7 @@ from lightning.fabric import Fabric
 from fedsim.adapters.linear import ClientBatch, Dropout
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import BlockDropout
+from fedsim.engines.references import reference_rows
 from fedsim.engines.stack import Received
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
@@ -129,8 +130,13 @@ class SequentialEngine:
         """The task's metrics on the client's test split; empty without test samples."""
         n, task = self.data.test_size(assignment.client), self.data.task
         totals = torch.zeros(task.n_scores, device=self.module.device)
+        near = reference_rows(self.data, self.seed, assignment.client, self.module.references(assignment.tensors))
+        with self.fabric.autocast():
+            direction = self.module.direction(self.data.batch(near, device=self.module.device)) if len(near) else None
         for rows in self.data.test_steps(assignment.client, 2 * assignment.local.batch_size):
             inputs, targets = self.data.batch(rows, device=self.module.device)
             with self.fabric.autocast():
+                if direction is not None:
+                    self.module.weigh((inputs, targets), direction)
                 totals += task.score(self.module, inputs, targets).sum(0)
         return task.summary(totals.tolist(), n) if n else {}

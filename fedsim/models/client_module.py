@@ -2,16 +2,19 @@
 
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from lightning import LightningModule
 from torch import Tensor, nn
 
-from fedsim.adapters.layout import Mixing, Site, Slot, group_slots
+from fedsim.adapters.layout import MIX_TIER, Mixing, Site, Slot, group_slots
 from fedsim.adapters.linear import ClientBatch, Dropout, Grouped, Scale, insert_tiered_linears
+from fedsim.adapters.mixing import InstanceWeights, SampleWeights
 from fedsim.models.decoding import generate
+from fedsim.models.sites import last_map
 from fedsim.options import IGNORED, LocalTraining
 
 Objective = Callable[[Tensor, Tensor, Mapping[Slot, Tensor]], Tensor]
@@ -41,6 +44,8 @@ class ClientModule(LightningModule):
         self.rates: Mapping[Slot, float] = {}
         self.tensors: dict[Slot, Tensor] = {}
         self.rows: ClientBatch | None = None
+        self.scales: Mapping[str, Scale] = {}
+        self.sites = tuple(sites)
 
     def install(
         self,
@@ -59,10 +64,58 @@ class ClientModule(LightningModule):
         slots that have one of their own, `grouped` the slots by site and tier where a block's steps share them.
         """
         self.tensors, self.objective, self.rows, self.rates = dict(tensors), objective, rows, rates or {}
-        self.local = local or self.local
+        self.local, self.scales = local or self.local, scales
         grouped = group_slots(tensors) if grouped is None else grouped
         for linear in self.linears.values():
             linear.install(tensors, scales, rows, dropout, self.mixing, grouped)
+
+    def references(self, slots: Iterable[Slot]) -> int:
+        """Return to how many training samples a client that holds these slots compares every test sample."""
+        is_mixed = any(slot.tier == MIX_TIER for slot in slots)
+        return self.mixing.n_references if is_mixed and isinstance(self.mixing, InstanceWeights) else 0
+
+    def direction(self, batch: tuple[Tensor, Tensor]) -> Tensor:
+        """Return the mean unit state (D,) of a batch of the installed client, or (K, D); zero of clients without."""
+        states = F.normalize(self._states(*batch), dim=-1)
+        if self.rows is None:
+            return states.mean(0)
+        sizes = torch.tensor(self.rows.sizes, device=states.device).clamp(min=1)
+        return self.rows.stack(states).sum(1) / sizes.unsqueeze(1)
+
+    def weigh(self, batch: tuple[Tensor, Tensor], direction: Tensor) -> None:
+        """Let every sample of a batch weigh the tiers by how near its state is to `direction`, until `install`."""
+        assert isinstance(self.mixing, InstanceWeights)
+        states = self._states(*batch)
+        states = states if self.rows is None else self.rows.stack(states)
+        weights = self.mixing.of_states(states, direction, self._mix_value)
+        self._reweigh(SampleWeights(self.mixing.tiers, self.mixing.initial), weights)
+
+    def _states(self, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The last hidden state (B, D) of each sample under one tier alone, of a text its prompt's last token's."""
+        assert isinstance(self.mixing, InstanceWeights)
+        self._reweigh(self.mixing, self.mixing.alone(self._mix_value))
+        seen: list[Tensor] = []
+        hook = last_map(self.backbone, self.sites).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+        try:
+            self.backbone(inputs)
+        finally:
+            hook.remove()
+        states = seen[0].float()
+        if targets.ndim == 1:
+            return states if states.ndim == 2 else states.flatten(1, -2).mean(1)
+        first = (targets != IGNORED).int().argmax(1)  # the target of a prompt's last token is the answer's first
+        return states[torch.arange(len(states), device=states.device), first]
+
+    @property
+    def _mix_value(self) -> Tensor:
+        """What the mixing's slot holds, (tiers,) or (K, tiers)."""
+        (value,) = [tensor for slot, tensor in self.tensors.items() if slot.tier == MIX_TIER]
+        return value
+
+    def _reweigh(self, mixing: Mixing, value: Tensor) -> None:
+        tensors = {slot: value if slot.tier == MIX_TIER else tensor for slot, tensor in self.tensors.items()}
+        for linear in self.linears.values():
+            linear.install(tensors, self.scales, self.rows, None, mixing)
 
     @property
     def trained(self) -> dict[Slot, Tensor]:

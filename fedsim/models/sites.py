@@ -56,6 +56,12 @@ def site_weights(backbone: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor
     return {site.name: weights[site.name][slice(*(site.rows or (None,)))] for site in sites if site.name in weights}
 
 
+def last_map(backbone: nn.Module, sites: Sequence[Site]) -> nn.Module:
+    """Return the map whose input is the last hidden state: the classifier's first, or a language model's output."""
+    heads = [site.module for site in sites if site.is_head]
+    return backbone.get_submodule(heads[0]) if heads else backbone.get_output_embeddings()
+
+
 def check_classes(sites: Sequence[Site], n_classes: int) -> None:
     """Raise ValueError when the classifier's last linear map does not have one output per class.
 

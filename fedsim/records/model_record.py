@@ -95,6 +95,7 @@ def _mixing(mixing: Mixing | None) -> dict[str, Any] | None:
         "DepthGate": ("tiers", "initial"),
         "TierWeights": ("tiers", "initial", "by_site"),
         "TokenRouter": ("tiers", "n_outputs"),
+        "InstanceWeights": ("tiers", "initial", "weighed", "seen_by"),
     }
     return {"kind": kind} | {name: getattr(mixing, name) for name in names.get(kind, ("tiers",))}
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Layout, Mixing, Site, Slot, fit_rank, parse_slot
-from fedsim.adapters.mixing import DepthGate, TierWeights, TokenRouter
+from fedsim.adapters.mixing import DepthGate, InstanceWeights, TierWeights, TokenRouter
 from fedsim.adapters.single import LowRankChange
 from fedsim.models import backbones, causal, digits_vit, text  # noqa: F401  # whose loaders are known from here on
 from fedsim.models.origin import Origin
@@ -23,7 +23,7 @@ from fedsim.storage.disk import read_json
 from fedsim.storage.wire import unpack
 
 MIXINGS: dict[str, type[DepthGate | TierWeights | TokenRouter]] = {
-    kind.__name__: kind for kind in (DepthGate, TierWeights, TokenRouter)
+    kind.__name__: kind for kind in (DepthGate, TierWeights, InstanceWeights, TokenRouter)
 }
 DAMAGE = (KeyError, TypeError, AttributeError, IndexError, ValueError, OSError, SafetensorError, RuntimeError)
 """What a folder that is not as it was written can make of reading it."""

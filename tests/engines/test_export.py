@@ -32,7 +32,7 @@ from fedsim.storage.run_folder import digest_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing:FutureWarning")  # PEFT asks for it
 CLIENT, ROUNDS = 2, 3
-TOKENWISE = {"fedalt", "fedlease", "fedtreelora_by_token"}
+TOKENWISE = {"fedalt", "fedlease", "fedtreelora_by_token", "feddpa_t", "feddpa_global"}
 LOCAL = fedsim.LocalTraining(batch_size=8, learning_rate=3e-2)
 
 

@@ -14,6 +14,7 @@ from sklearn.cluster import AgglomerativeClustering
 from sklearn.metrics import silhouette_score
 
 import fedsim
+from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot
 from fedsim.adapters.mixing import adaptive_top, two_way
 from fedsim.parts.clustering import cosine_similarities, first_appearance
@@ -168,13 +169,25 @@ def test_clustered_fedavg_places_whom_the_clustering_missed(tiny_run):
     assert labels[first].tolist() == found, "whoever has a cluster stays in it"
 
 
+def test_clustered_fedavg_keeps_a_member_whose_change_is_like_another_clusters():
+    """Client 1 is of cluster 0 and moves as cluster 1 does; client 2, of none, moves alike and joins that."""
+    B, moves = Slot("adapter", "q", "B"), torch.eye(4, 2)
+    bank = Bank({B: torch.zeros(4, 2), B._replace(tier="change"): torch.zeros(4, 2)})
+    bank.write(B._replace(tier="change"), {0: -moves, 1: moves}, 2, 0)
+    labels = torch.tensor([0, 0, -1, 1, -1, -1])
+    state = ServerState(5, Horizon(10), {"labels": labels}, bank)
+    plan = fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=2).plan(state, POPULATION)
+    updates = [ClientUpdate(client, 12, {B: 0.5 * moves}) for client in (1, 2)]
+    assert plan.server_update(state, plan, updates).learnt["labels"].tolist() == [0, 0, 1, 1, -1, -1]
+
+
 # FedDPA
 
 
 @pytest.mark.parametrize("head_policy", ["tier", "global"])
 def test_feddpa_t_whose_local_adapter_counts_nothing_is_fedit(tiny_run, head_policy):
     options = {"lora_rank": 2, "lora_alpha": 4, "head_policy": head_policy}
-    found = tiny_run("feddpa", method=fedsim.FedDPA(variant="T", local_weight=0, **options))
+    found = tiny_run("feddpa", method=fedsim.FedDPA(variant="T", weighting="constant", local_weight=0, **options))
     expected = tiny_run("fedit", method=fedsim.FedIT(**options))
     assert adapters(found, "global").keys() == adapters(expected).keys()
     for key, value in adapters(expected).items():
@@ -186,7 +199,7 @@ def test_feddpa_t_whose_local_adapter_counts_nothing_is_fedit(tiny_run, head_pol
 def test_feddpa_f_is_fedit_and_then_fine_tuning_of_its_copy(tiny_run):
     """At weight 1 what a client holds is FedIT's adapter, trained on by itself: FedIT, then Local from there."""
     options = {"lora_rank": 2, "lora_alpha": 4, "head_policy": "frozen"}
-    method = fedsim.FedDPA(variant="F", tuning_share=0.34, local_weight=1, **options)
+    method = fedsim.FedDPA(variant="F", weighting="constant", local_weight=1, **options)
     found = tiny_run("feddpa", method=method)
     expected = tiny_run("fedit", method=fedsim.FedIT(**options), rounds=2)
     for key, value in adapters(expected).items():
@@ -198,7 +211,7 @@ def test_feddpa_f_is_fedit_and_then_fine_tuning_of_its_copy(tiny_run):
 
 
 def test_feddpa_uploads_the_global_adapter_only():
-    plan = plan_of(fedsim.FedDPA(variant="T", head_policy="global"))
+    plan = plan_of(fedsim.FedDPA(variant="T", weighting="constant", head_policy="global"))
     assert plan.second_pass is not None
     trained = {
         (part, tier)
@@ -210,6 +223,26 @@ def test_feddpa_uploads_the_global_adapter_only():
     assert plan.tier_scales == {"global": 0.5, "local": 0.5}
     assert plan.second_pass.tiers == ("global",)
     assert plan.groups(Slot("local", "q", "B")).tolist() == list(range(6))
+
+
+def test_feddpa_whose_local_adapter_weighs_nothing_in_tests_trains_all_the_same_and_is_tested_as_fedit(tiny_run):
+    options = {"lora_rank": 2, "head_policy": "global"}
+    found, constant = (
+        tiny_run(weighting, method=fedsim.FedDPA(weighting=weighting, largest_weight=0, **options))
+        for weighting in ("local", "constant")
+    )
+    expected = tiny_run("fedit", method=fedsim.FedIT(**options))
+    for tier in ("global", "local"):
+        for key, value in adapters(constant, tier).items():
+            torch.testing.assert_close(adapters(found, tier)[key], value, rtol=1e-5, atol=1e-6)
+    assert_same_run(found, expected, tier="global")
+    assert found.summary["bytes.down"] == expected.summary["bytes.down"], "weights are not sent"
+
+
+@pytest.mark.parametrize("wrong", [{"n_references": 0}, {"largest_weight": 1.5}, {"local_weight": -0.1}])
+def test_feddpa_says_which_of_its_numbers_cannot_be(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        fedsim.FedDPA(**wrong)
 
 
 # Ditto
