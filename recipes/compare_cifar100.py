@@ -4,7 +4,7 @@ HiLoRA's federations (100 clients by GL-Dir(0.3), SC-Dir(3) or Patho(10), a fift
 the same split, backbone, head policy, LoRA rank, rounds and local epochs. `--tune` tries four settings of each first.
 
     fabric run recipes/compare_cifar100.py --devices 8 --seeds 0 1 2 --tune
-    fabric run recipes/compare_cifar100.py --devices 8 --seeds 0 1 2 --only hilora fedit local --dry-run
+    fabric run recipes/compare_cifar100.py --devices 8 --seeds 0 1 2 --methods hilora fedit local --dry-run
     python recipes/compare_cifar100.py --embedded --rounds 2 --seeds 0 1
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import fedsim
 from fedsim.data.images.images import ImageOptions
 from fedsim.data.protocols import Clients, Skew
-from fedsim.experiments import Experiment, run_experiment
+from fedsim.experiments import Experiment, chosen, run_experiment
 from fedsim.models.backbones import TimmModel
 
 IMAGES = Clients(source=ImageOptions(dataset="cifar100"), split=Skew())
@@ -26,8 +26,8 @@ GRIDS = {"hilora": {"local.learning_rate": (1e-3, 3e-3), "gamma_c": (0.1, 0.01)}
 class CompareCifar100(Experiment):
     """Methods on CIFAR-100."""
 
-    only: tuple[str, ...] = ()
-    """Some of the methods; default all."""
+    methods: tuple[str, ...] = ("hilora", "local", "fedit", "flexlora", "ilora", "flora")
+    """The methods."""
     tune: bool = False
     """First try four settings of each method on validation rows, and take the best."""
     method: fedsim.HiLoRA = field(default_factory=fedsim.HiLoRA)
@@ -39,24 +39,22 @@ class CompareCifar100(Experiment):
     local: fedsim.LocalTraining = field(default_factory=lambda: fedsim.LocalTraining(epochs=1, batch_size=64))
     """Local training."""
 
-    def methods(self) -> dict[str, fedsim.Method | fedsim.Grid]:
-        """Return the methods to compare, by name."""
+    def by_name(self) -> dict[str, fedsim.Method | fedsim.Grid]:
+        """Return all methods that there are, or what is tried of each."""
         shared = {name: getattr(self.method, name) for name in ("lora_alpha", "head_policy")}
         rank = self.method.lora_rank
         one, many = shared | {"lora_rank": rank}, shared | {"ranks": fedsim.LoraRanks(values=(rank,))}
-        found = {"hilora": self.method, "local": fedsim.Local(**one), "fedit": fedsim.FedIT(**one)}
-        found |= {"flexlora": fedsim.FlexLoRA(**many), "ilora": fedsim.ILoRA(**many), "flora": fedsim.FLoRA(**many)}
-        if unknown := set(self.only) - set(found):
-            raise ValueError(f"There is no method {sorted(unknown)}; there are {', '.join(found)} (--only).")
-        chosen = {name: method for name, method in found.items() if name in (self.only or found)}
+        found: dict[str, fedsim.Method] = {"hilora": self.method}
+        found |= {"local": fedsim.Local(**one), "fedit": fedsim.FedIT(**one), "flexlora": fedsim.FlexLoRA(**many)}
+        found |= {"ilora": fedsim.ILoRA(**many), "flora": fedsim.FLoRA(**many)}
         if not self.tune:
-            return chosen
-        return {n: fedsim.Grid(m, GRIDS.get(n, {"local.learning_rate": RATES})) for n, m in chosen.items()}
+            return dict(found)
+        return {n: fedsim.Grid(m, GRIDS.get(n, {"local.learning_rate": RATES})) for n, m in found.items()}
 
 
 def main(recipe: CompareCifar100) -> None:
     """Run what is missing, and print the table."""
-    run_experiment(recipe, recipe.methods())
+    run_experiment(recipe, chosen(recipe.by_name(), recipe.methods))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 import fedsim
 from fedsim.data.builtin.digits import DigitStyles
-from fedsim.experiments import run_experiment
+from fedsim.experiments import chosen, run_experiment
 from fedsim.models.digits_vit import DigitsViT
 from fedsim.parts.directions import SubspaceClustering
 
@@ -23,8 +23,8 @@ HILORA = fedsim.HiLoRA(lora_rank=4, clustering=SubspaceClustering(k_min=4))
 class Quickstart(fedsim.RunOptions):
     """HiLoRA, FedIT and Local on the embedded digits."""
 
-    method: Literal["all", "local", "fedit", "hilora"] = "all"
-    """Which method to train; `all` trains the three and compares them."""
+    methods: tuple[Literal["local", "fedit", "hilora"], ...] = ("local", "fedit", "hilora")
+    """Which methods to train; several are compared."""
     rounds: int = 20
     """Rounds of each method."""
     evaluate_every: int = 2
@@ -40,17 +40,15 @@ class Quickstart(fedsim.RunOptions):
     )
     """Local training."""
 
-    def methods(self) -> dict[str, fedsim.Method]:
-        """Return the methods to train, by name."""
+    def by_name(self) -> dict[str, fedsim.Method]:
+        """Return the three methods."""
         shared = {name: getattr(self.hilora, name) for name in ("lora_rank", "lora_alpha", "head_policy")}
-        methods = {"local": fedsim.Local(**shared), "fedit": fedsim.FedIT(**shared), "hilora": self.hilora}
-        return methods if self.method == "all" else {self.method: methods[self.method]}
+        return {"local": fedsim.Local(**shared), "fedit": fedsim.FedIT(**shared), "hilora": self.hilora}
 
 
 def main(recipe: Quickstart) -> None:
     """Train what was asked for and print one table."""
-    methods = recipe.methods()
-    run_experiment(recipe, methods if recipe.method == "all" else methods[recipe.method])
+    run_experiment(recipe, chosen(recipe.by_name(), recipe.methods))
 
 
 if __name__ == "__main__":

@@ -45,10 +45,12 @@ class Recipe(quickstart.Quickstart):
     fedit: Paused = field(default_factory=lambda: Paused(lora_rank=4))
     """What takes its time."""
 
-    def methods(self) -> dict[str, fedsim.Method]:
-        """Return the methods to train, by name."""
-        methods = {"fedit": self.fedit, "local": fedsim.Local(lora_rank=4)}
-        return methods if self.method == "all" else {self.method: methods[self.method]}
+    methods: tuple[str, ...] = ("fedit", "local")
+    """Which of them to train."""
+
+    def by_name(self) -> dict[str, fedsim.Method]:
+        """Return the two methods."""
+        return {"fedit": self.fedit, "local": fedsim.Local(lora_rank=4)}
 
 
 if __name__ == "__main__":

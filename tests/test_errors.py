@@ -68,7 +68,7 @@ fedsim.cli(quickstart.Quickstart, quickstart.main)
 @pytest.mark.parametrize(("workers", "index"), [(2, 1), (3, 0)])
 def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path, workers, index):
     """And nobody else is said to hang, who waits for another; nor does the launcher wait for who hangs."""
-    options = "--timeout", 15, "--method", "fedit"
+    options = "--timeout", 15, "--methods", "fedit"
     status, said, seconds = struck(tmp_path / "run", index, signal.SIGSTOP, *options, workers=workers)
     assert status != 0
     assert said.count(f"error: Worker {index} did not answer for 15 seconds (--timeout): it hangs.") == 2, said
@@ -85,7 +85,7 @@ def test_a_worker_that_hangs_is_named_and_ends_the_run(tmp_path, workers, index)
 def test_a_worker_that_hangs_inside_a_transfer_is_named_too(tmp_path, index, place, at):
     script, out, mark = tmp_path / "hangs.py", tmp_path / "run", tmp_path / "stopped"
     script.write_text(HANGS)
-    options = (*SMALL, "--rounds", 50, "--method", "fedit", "--timeout", 10, "--out", out)
+    options = (*SMALL, "--rounds", 50, "--methods", "fedit", "--timeout", 10, "--out", out)
     command = fabric(3, script, ROOT / "recipes", index, place, at, mark, *options)
     done = run(command)
     seconds = time.time() - mark.stat().st_mtime
@@ -99,7 +99,7 @@ def test_a_worker_that_hangs_inside_a_transfer_is_named_too(tmp_path, index, pla
 @pytest.mark.slow
 @pytest.mark.parametrize("index", [0, 1])
 def test_a_worker_that_is_killed_ends_the_run_promptly(tmp_path, index):
-    status, said, seconds = struck(tmp_path / "run", index, signal.SIGKILL, "--method", "fedit")
+    status, said, seconds = struck(tmp_path / "run", index, signal.SIGKILL, "--methods", "fedit")
     assert status != 0
     assert seconds < 60
     assert "SIGKILL" in said, said
@@ -110,7 +110,7 @@ def test_a_worker_that_is_killed_ends_the_run_promptly(tmp_path, index):
 def test_workers_whose_launcher_is_killed_end_too(tmp_path):
     """Each is a session of its own, so nobody else would end them, and they would write beside a resumed run."""
     out = tmp_path / "run"
-    command = fabric(2, QUICKSTART, *SMALL, "--rounds", 500, "--method", "fedit", "--out", out)
+    command = fabric(2, QUICKSTART, *SMALL, "--rounds", 500, "--methods", "fedit", "--out", out)
     with out.with_suffix(".log").open("w") as said:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=said, stderr=said)
         while load_checkpoint(out)[0] == 0:

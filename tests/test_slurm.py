@@ -19,7 +19,7 @@ from slurm_cluster import until
 pytestmark = [pytest.mark.slow, pytest.mark.cluster, pytest.mark.timeout(3000)]
 
 RECIPE = "tests/paused.py"
-OPTIONS = (*SMALL, "--method", "fedit", "--rounds", 16)
+OPTIONS = (*SMALL, "--methods", "fedit", "--rounds", 16)
 PATIENCE = 900
 """Seconds that anything may take on a busy machine."""
 WARNING = 60

@@ -60,7 +60,7 @@ print("digest", result.digest)
 # Everything that a recipe can do is one command. This one has 24 clients and 20 rounds, and takes a minute or two:
 #
 # ```bash
-# python recipes/quickstart.py --method hilora --rounds 20 --out runs/first
+# python recipes/quickstart.py --methods hilora --rounds 20 --out runs/first
 # python -m fedsim.report runs/first
 # ```
 #

@@ -72,7 +72,7 @@ assert digests["one"] == digests["two"]
 # more rounds where the method does not depend on their number:
 #
 # ```bash
-# python recipes/quickstart.py --method fedit --rounds 2 --out runs/fedit
+# python recipes/quickstart.py --methods fedit --rounds 2 --out runs/fedit
 # python recipes/quickstart.py --resume runs/fedit --rounds 4
 # ```
 #

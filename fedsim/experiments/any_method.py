@@ -75,9 +75,13 @@ def option_of(label: str) -> str:
 
 
 def methods_of(recipe: Any) -> dict[str, Method]:
-    """Return a recipe's methods by label, all with its head policy."""
+    """Return a recipe's methods by label, all with its head policy; ValueError where one is given its own."""
     chosen = named(recipe.methods).items()
     made = {label: getattr(recipe, option_of(label), None) or kind() for label, kind in chosen}
+    for label, kind in chosen:
+        if made[label].head_policy != kind().head_policy:
+            option = option_of(label).replace("_", "-")
+            raise ValueError(f"--{option}.head-policy is not used: --head-policy is that of all methods.")
     return {label: dataclasses.replace(method, head_policy=recipe.head_policy) for label, method in made.items()}
 
 

@@ -121,6 +121,9 @@ HOW_NOT_WHAT = ("out", "resume", "dry_run")
 NOT_EMBEDDED = {"--data.path", "--data.hub", "--data.dataset", "--model.name", "--model.weights"}
 """Options that --embedded would ignore without a word."""
 
+RENAMED = {"--method": "--methods", "--only": "--methods", "--rung": "--methods"}
+"""What options of recipes were called before."""
+
 Recipe = TypeVar("Recipe", bound=RunOptions)
 
 
@@ -156,6 +159,7 @@ def cli(recipe_type: type[Recipe] | Callable[[], type[Recipe]], main: Callable[[
 
 def parse(recipe_type: type[Recipe]) -> Recipe:
     """Return the recipe that the command line asks for."""
+    check_renamed(sys.argv[1:], {field.name for field in dataclasses.fields(recipe_type)})
     folder = resume_folder(sys.argv[1:])
     default = recipe_type() if folder is None else from_dict(recipe_type(), read_recipe(folder))
     try:
@@ -178,6 +182,14 @@ def parse(recipe_type: type[Recipe]) -> Recipe:
     recipe = dataclasses.replace(recipe, out=folder, seeds=_with_new_seeds(default.seeds, recipe.seeds))
     check_same_recipe(folder, to_dict(recipe), more_rounds=True)  # a comparison refuses them later
     return recipe
+
+
+def check_renamed(arguments: list[str], fields: set[str]) -> None:
+    """Raise ValueError for an option by the name that it had before, where the recipe has it by its new one."""
+    typed = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    is_known = {f"--{name.replace('_', '-')}" for name in fields}
+    if old := [word for word in typed if RENAMED.get(word) in is_known]:
+        raise ValueError(f"{old[0]} is called {RENAMED[old[0]]} now; it takes one name or several.")
 
 
 def check_typed(recipe: RunOptions, default: RunOptions) -> None:

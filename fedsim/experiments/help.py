@@ -3,6 +3,7 @@
 import argparse
 import textwrap
 import warnings
+from collections.abc import Collection
 from typing import Any
 
 from tyro.extras import get_parser
@@ -20,17 +21,22 @@ def help_text(recipe_type: type, default: Any, program: str, description: str) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         actions = get_parser(recipe_type, default=default)._actions
+    methods = {"method", *(name.replace("_", "-") for name, value in vars(default).items() if hasattr(value, "plan"))}
     common, advanced = [], []
     for action in actions:
-        (common if is_common(action.option_strings[0].lstrip("-")) else advanced).append(_entry(action))
+        (common if is_common(action.option_strings[0].lstrip("-"), methods) else advanced).append(_entry(action))
     heads = f"usage: {program} [OPTIONS]\n\n{description.strip()}\n\nCommon options:\n", "\nAdvanced options:\n"
     return heads[0] + "".join(sorted(common, key=_part)) + heads[1] + "".join(sorted(advanced, key=_part))
 
 
-def is_common(option: str) -> bool:
-    """Whether an option, such as data.alpha, is one that most runs set."""
+def is_common(option: str, methods: Collection[str] = ("method",)) -> bool:
+    """Whether an option, such as data.alpha, is one that most runs set; `methods` are the parts that are methods."""
     part, _, name = option.rpartition(".")
-    return name not in ADVANCED if not part else part == "method" or (name in COMMON and "." not in part)
+    if not part:
+        return name not in ADVANCED
+    if part in methods:
+        return part == "method" or name != "head-policy"  # of several methods --head-policy is all methods'
+    return name in COMMON and "." not in part
 
 
 def _part(entry: str) -> str:

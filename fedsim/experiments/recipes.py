@@ -1,6 +1,6 @@
 """What recipes have in common: options, and the way from them to a printed result."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from fedsim.report.comparison import print_comparison
 from fedsim.report.table import print_result
 from fedsim.simulation import simulate
 
-Methods = Method | Mapping[str, Method | Grid]
+Methods = Method | Grid | Mapping[str, Method | Grid]
 """One method, or several by name, which are then compared on one split a seed and one backbone."""
 Federation = Callable[[int], FederatedData]
 """From a seed to the data of all clients."""
@@ -33,6 +33,14 @@ class Experiment(RunOptions):
     """Local training."""
     embedded: bool = False
     """Try it anywhere: small data and a small backbone that come with fedsim instead of `data` and `model`."""
+
+
+def chosen(methods: Mapping[str, Method | Grid], names: Sequence[str]) -> Methods:
+    """Return the methods of these names, or where it is one name that method; ValueError where there is no such."""
+    if not names or (unknown := sorted(set(names) - methods.keys())):
+        which = f"There is no method {', '.join(unknown)}" if names else "No method is named"
+        raise ValueError(f"{which}; there are {', '.join(methods)} (--methods).")
+    return {name: methods[name] for name in names} if len(set(names)) > 1 else methods[names[0]]
 
 
 def run_experiment(recipe: Any, methods: Methods | None = None) -> None:
@@ -59,8 +67,8 @@ def run(recipe: Any, methods: Methods, data: Federation, backbone: nn.Module) ->
     common = {"backbone": backbone, "sites": recipe.model.sites, "local": recipe.local, **recipe.arguments()}
     seed = common.pop("seed")
     seeds, several = recipe.seeds or (seed,), methods if isinstance(methods, Mapping) else None
-    if several is None and recipe.seeds:
-        several = {type(methods).__name__.lower(): methods}
+    if several is None and (recipe.seeds or isinstance(methods, Grid)):
+        several = {type(getattr(methods, "method", methods)).__name__.lower(): methods}
     check_names(several or {"it": methods}, seeds, recipe.reference)
     if recipe.dry_run:
         print_costs(several or {type(methods).__name__.lower(): methods}, data, seeds, **common)

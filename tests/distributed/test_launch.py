@@ -102,7 +102,7 @@ def test_bits_do_not_depend_on_the_number_of_workers_where_nobody_speaks_of_thre
     digests = []
     for workers in (1, 2):
         out = tmp_path / str(workers)
-        options = (*SMALL[:-2], "--rounds", 2, "--method", "fedit", "--out", out)
+        options = (*SMALL[:-2], "--rounds", 2, "--methods", "fedit", "--out", out)
         done = run(fabric(workers, QUICKSTART, *options), variables=own)
         assert done.returncode == 0, done.stdout + done.stderr
         digests.append(json.loads((out / "result.json").read_text())["digest"])

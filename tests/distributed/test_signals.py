@@ -168,7 +168,7 @@ def begun(tmp_path):
     def begin(seconds):
         (tmp_path / "pause").write_text(f"{seconds} 2")
         log, out = tmp_path / "log", tmp_path / "run"
-        command = fabric(2, "tests/paused.py", *SMALL, "--method", "fedit", "--rounds", 8, "--out", out)
+        command = fabric(2, "tests/paused.py", *SMALL, "--methods", "fedit", "--rounds", 8, "--out", out)
         variables = environment() | {"PAUSE": str(tmp_path / "pause")}
         with log.open("w") as said:
             launcher = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=said, stderr=said)
@@ -194,7 +194,7 @@ def is_there(pid):
 @pytest.mark.slow
 def test_under_the_launcher_all_workers_stop_and_the_printed_command_goes_on_to_the_same_bits(tmp_path, begun):
     whole = tmp_path / "whole"
-    options = (*SMALL, "--method", "fedit", "--rounds", 8)
+    options = (*SMALL, "--methods", "fedit", "--rounds", 8)
     expected = finished(fabric(2, "tests/paused.py", *options, "--out", whole), whole, 600)
     process, workers, log, out = begun(0.2)
     assert len(workers) == 2

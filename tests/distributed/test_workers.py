@@ -50,7 +50,7 @@ def assert_same_tables(ours: Path, theirs: Path, workers: int) -> None:
 
 
 def test_hilora_ends_in_the_same_bits_with_two_workers_and_in_this_process(monkeypatch, tmp_path):
-    here, out, options = tmp_path / "here", tmp_path / "two", (*OPTIONS, "--method", "hilora")
+    here, out, options = tmp_path / "here", tmp_path / "two", (*OPTIONS, "--methods", "hilora")
     monkeypatch.setattr(sys, "argv", [QUICKSTART, *map(str, options), "--out", str(here)])
     quickstart = load("quickstart.py")
     fedsim.cli(quickstart.Quickstart, quickstart.main)

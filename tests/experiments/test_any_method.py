@@ -72,6 +72,29 @@ def test_methods_of_ones_own_and_two_of_a_kind_run_with_options_of_their_own_and
     assert "my_methods" not in sys.modules, "a folder that one was given must not choose what is imported"
 
 
+def test_one_head_policy_is_for_all_and_a_methods_own_is_refused(monkeypatch):
+    words = ["compare.py", "--methods", "fedit", "low=fedit", "--low.head-policy", "local"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(ValueError, match=r"--low.head-policy is not used: --head-policy is that of all methods"):
+        methods_of(command_line.parse(COMPARE.recipe_type()))
+    monkeypatch.setattr(sys, "argv", [*words[:4], "--head-policy", "local"])
+    made = methods_of(command_line.parse(COMPARE.recipe_type()))
+    assert {method.head_policy for method in made.values()} == {"local"}
+
+
+def test_help_shows_the_options_of_the_named_methods_among_the_common_ones(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--methods", "flexlora", "my_own=fedprox", "local", "--help"])
+    with pytest.raises(SystemExit):
+        command_line.parse(COMPARE.recipe_type())
+    common, advanced = capsys.readouterr().out.split("Advanced options:\n")
+    for option in ("--methods", "--head-policy", "--my-own.mu", "--my-own.lora-rank", "--local-method.lora-rank"):
+        assert f"\n  {option} " in common
+    assert "--flexlora.lora-alpha" in common
+    assert "--flexlora.ranks.values" in advanced
+    assert "--my-own.head-policy" in advanced, "it is refused"
+    assert "--hilora" not in common + advanced
+
+
 def test_rates_are_tried_for_each_method_first(monkeypatch, tmp_path):
     out = tmp_path / "run"
     compare(monkeypatch, out, "--methods", "local", "fedit", "--rates", "1e-9", "1e-2", *FEW)

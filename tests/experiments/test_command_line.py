@@ -7,12 +7,13 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from runs import QUICKSTART, SMALL, fabric, python, run
+from runs import QUICKSTART, SMALL, fabric, load, python, run
+from test_recipes import recipe_type
 
 import fedsim
 from fedsim.data.images.images import ImageOptions
 from fedsim.data.protocols import Clients, Skew
-from fedsim.experiments import Experiment, command_line
+from fedsim.experiments import Experiment, chosen, command_line
 from fedsim.models.backbones import TimmModel
 
 IMAGES = Clients(source=ImageOptions(), split=Skew())
@@ -116,6 +117,26 @@ def test_a_value_out_of_range_is_one_message_with_exit_code_2(monkeypatch, capsy
     assert message in said
 
 
+@pytest.mark.parametrize("typed", [("--method", "hilora"), ("--only", "hilora", "local"), ("--rung=all",)])
+@pytest.mark.parametrize("recipe", ["quickstart.py", "compare_cifar100.py", "ilora_text.py", "compare.py"])
+def test_an_option_by_its_old_name_is_told_the_new_one(monkeypatch, capsys, recipe, typed):
+    monkeypatch.setattr(sys, "argv", [recipe, *typed])
+    module = load(recipe)
+    with pytest.raises(SystemExit) as stop:
+        fedsim.cli(recipe_type(module), module.main)
+    assert stop.value.code == 2
+    assert f"error: {typed[0].partition('=')[0]} is called --methods now" in capsys.readouterr().err
+
+
+def test_one_name_is_a_run_several_are_compared_and_unknown_ones_refused():
+    there = {"fedit": fedsim.FedIT(), "local": fedsim.Local()}
+    assert chosen(there, ["local"]) == there["local"]
+    assert chosen(there, ["local", "fedit"]) == there
+    for names, message in (([], "No method is named; there are fedit, local"), (["fedit", "x"], "no method x; there")):
+        with pytest.raises(ValueError, match=message):
+            chosen(there, names)
+
+
 def test_resume_takes_the_options_of_the_folder(parse, tmp_path):
     first = parse("--seed", 5, "--method.gamma-l", 0.7, "--out", tmp_path / "run")
     (tmp_path / "run").mkdir()
@@ -202,7 +223,7 @@ def test_several_workers_print_one_message_before_the_launcher_speaks():
 
 def test_plain_python_is_one_worker_and_its_mistakes_have_exit_code_2(tmp_path):
     out = tmp_path / "run"
-    done = run(python(QUICKSTART, *SMALL, "--method", "hilora", "--cohort-size", 99, "--out", out))
+    done = run(python(QUICKSTART, *SMALL, "--methods", "hilora", "--cohort-size", 99, "--out", out))
     assert done.returncode == 2
     started, message = done.stderr.splitlines()[:2]
     assert started == "quickstart: loading data and model"

@@ -220,13 +220,13 @@ def test_only_what_depends_on_the_number_of_rounds_leaves_a_mark():
 @pytest.mark.slow
 def test_on_the_command_line_with_two_workers_and_with_one(tmp_path):
     whole, grown, fixed = tmp_path / "whole", tmp_path / "grown", tmp_path / "fixed"
-    expected = finished(fabric(2, QUICKSTART, *SMALL, "--method", "fedit", "--rounds", 4, "--out", whole), whole)
-    finished(python(QUICKSTART, *SMALL, "--method", "fedit", "--rounds", 2, "--out", grown), grown)
+    expected = finished(fabric(2, QUICKSTART, *SMALL, "--methods", "fedit", "--rounds", 4, "--out", whole), whole)
+    finished(python(QUICKSTART, *SMALL, "--methods", "fedit", "--rounds", 2, "--out", grown), grown)
     found = finished(fabric(2, QUICKSTART, "--resume", grown, "--rounds", 4), grown)
     assert found["digest"] == expected["digest"]
     for name in ("metrics.csv", "clients.csv", "costs.csv"):
         assert (grown / name).read_bytes() == (whole / name).read_bytes()
-    finished(python(QUICKSTART, *SMALL, "--method", "hilora", "--rounds", 2, "--out", fixed), fixed)
+    finished(python(QUICKSTART, *SMALL, "--methods", "hilora", "--rounds", 2, "--out", fixed), fixed)
     before = contents(fixed)
     done = run(python(QUICKSTART, "--resume", fixed, "--rounds", 4))
     assert done.returncode == 2

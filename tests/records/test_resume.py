@@ -213,7 +213,7 @@ def rounds_in(folder):
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_ends_in_the_same_bits(tmp_path):
-    options = (*SMALL, "--rounds", 8, "--method", "hilora")
+    options = (*SMALL, "--rounds", 8, "--methods", "hilora")
     whole = tmp_path / "whole"
     expected = finished(fabric(2, QUICKSTART, *options, "--out", whole), whole)
     out, moments, kills = tmp_path / "killed", random.Random(0), 0
