@@ -226,8 +226,8 @@ def is_measured(plan: Plan, client: int) -> bool:
 
 
 def corrected_clients(plan: Plan, slot: Slot, clients: Sequence[int]) -> list[int]:
-    """Return those of the clients whose gradients of the slot are corrected: only who takes part in training."""
-    if plan.correction is None or not plan.trains(slot):
+    """Return those of the clients whose gradients of a shared slot are corrected: only who takes part in training."""
+    if plan.correction is None or not plan.trains(slot) or is_private(plan.groups(slot)):
         return []
     seen = frozenset(plan.population.seen)
     return [client for client in clients if client in seen]

@@ -27,7 +27,7 @@ def why_no_means(plan: Plan, method: Method) -> str:
     if plan.combine is not mean_factors:
         return "merges products of factors, not factors"
     if plan.server_update not in (fedavg_update, allocated_update) and not getattr(method, "keeps_means", False):
-        return "has a server update of its own"
+        return str(getattr(method, "takes_no_steps", "has a server update of its own"))
     return ""
 
 

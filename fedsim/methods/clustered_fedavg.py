@@ -2,7 +2,8 @@
 
     warm-up     FedIT among all clients
     once        ΔB_k = B_k − B of the last warm-up round; agglomerate 1 − cos(ΔB_k, ΔB_j), average linkage, n_clusters
-    clusters    FedIT inside each cluster, from the mean of its members' last warm-up results
+    clusters    FedIT inside each cluster, from the mean of its members' last warm-up results; moments of a server
+                optimiser are each cluster's own and start at zero there
 
 Deliberate differences from FL+HC: the number of clusters is given, not a distance at which to cut; the vectors are what
 local training changed in all B, A and the classifier left out; where not everybody takes part in a round, those who
@@ -47,6 +48,7 @@ class ClusteredFedAvg:
     """Local steps after which an unseen client joins a cluster."""
 
     tiers = (ADAPTER, CHANGE)
+    keeps_means = True
 
     def __post_init__(self) -> None:
         if self.n_clusters < 1 or self.probe_steps < 1:
@@ -86,7 +88,8 @@ class ClusteredFedAvg:
         found = agglomerated(1 - cosine_similarities(pieces, pieces), self.n_clusters)
         labels = torch.full((plan.population.n_clients,), NEVER)
         labels[[update.client for update in updates]] = found
-        inside = merge_groups(replace(plan, sharing=partial(self._sharing, labels)), updates).tensors
+        started = replace(plan, sharing=partial(self._sharing, labels), server_step=None)  # no cluster holds a copy yet
+        inside = merge_groups(started, updates).tensors
         copies = {slot: {**held, **inside[slot]} for slot, held in merged.tensors.items()}
         for slot, moves in moved.items():
             means = {cluster: moves[found == cluster].mean(0) for cluster in set(found.tolist())}

@@ -58,7 +58,7 @@ class FDLoRA:
     penalty: float = 0.05
     """λ: weight of |w_p| + |w_s| in the loss of the fusion."""
 
-    tiers, scaled_factor = (GLOBAL, PERSONAL, VELOCITY), None
+    tiers, scaled_factor, takes_no_steps = (GLOBAL, PERSONAL, VELOCITY), None, "has Nesterov steps of its own"
 
     def __post_init__(self) -> None:
         if min(self.personal_share, self.fusion_share) < 0 or self.personal_share + self.fusion_share >= 1:

@@ -49,7 +49,7 @@ class FedLEASE:
     """M_max: the most experts."""
     n_experts: int | None = None
     """M, where it is not to be found out; 1 is FedIT with uniform weights."""
-    scaled_factor = None
+    scaled_factor, takes_no_steps = None, "has experts, each one copy at several places"
 
     def __post_init__(self) -> None:
         if self.warmup_rounds < 0 or not 1 <= (self.n_experts or 1) <= self.max_experts:

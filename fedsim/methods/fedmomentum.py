@@ -13,33 +13,21 @@ largest.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 
 from fedsim.parts.aggregation import split_svd
-from fedsim.parts.ranks import LoraRanks, UnequalRanks
-from fedsim.parts.stacking import grown, stacked_sum
-from fedsim.plan import Plan, merge_groups, train_tier
+from fedsim.parts.stacking import RESIDUAL, OverResidual, grown, stacked_sum
+from fedsim.plan import Plan, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 
 @dataclass(frozen=True, kw_only=True)
-class FedMomentum(UnequalRanks):
+class FedMomentum(OverResidual):
     """One adapter for all and the residual of all rounds."""
-
-    ranks: LoraRanks = field(default_factory=lambda: LoraRanks(values=(8,)))
-    """Who has which LoRA rank."""
-
-    tiers = ("adapter", "residual")
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """Train the adapter on top of the residual."""
-        return Plan(
-            **self.own_ranks(population),
-            trains=partial(train_tier, "adapter"),
-            whole_tiers=frozenset({"residual"}),
-            server_update=self._server_update,
-        )
+        return Plan(**self.over_residual(population), server_update=self._server_update)
 
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         copies = {slot: c for slot, c in merge_groups(plan, updates).tensors.items() if slot.factor not in ("A", "B")}
@@ -49,6 +37,6 @@ class FedMomentum(UnequalRanks):
             # The server holds A times α/R; a client's own factors are to be of one size.
             copies |= {slot: {0: B / scale**0.5}, slot._replace(factor="A"): {0: A * scale**0.5}}
             if len(rest_A):
-                copies |= grown(state.bank, slot._replace(tier="residual"), rest_B, rest_A)
+                copies |= grown(state.bank, slot._replace(tier=RESIDUAL), rest_B, rest_A)
                 sent += (rest_B.numel() + rest_A.numel()) * rest_B.element_size()
         return Outcome(copies, stack_bytes=sent)

@@ -58,6 +58,7 @@ class FedTreeLoRA:
 
     tiers = (CLUSTER, EXTERNAL, LOCAL)
     scaled_factor = None
+    takes_no_steps = "has experts of whoever is outside, which are means of the uploads that the means inside are of"
 
     def __post_init__(self) -> None:
         if self.warmup_rounds < 0 or self.lambda_rate <= 0:

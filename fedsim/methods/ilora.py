@@ -30,7 +30,7 @@ from fedsim.parts.concatenation import Core, as_change, concatenated
 from fedsim.parts.initialisation import lora_initial, qr_factors
 from fedsim.parts.ranks import UnequalRanks
 from fedsim.parts.sharing import alone
-from fedsim.parts.variates import CLIENT, correction, updated_variates, with_variates
+from fedsim.parts.variates import CLIENT, correction, is_corrected, updated_variates, with_variates
 from fedsim.plan import Measure, Plan, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
@@ -75,7 +75,7 @@ class ILoRA(UnequalRanks):
         for site, weight in weights.items() if self.init == "qr" else ():
             B, A = qr_factors(weight, layout.lora_rank, self.init_scale)
             initial |= {Slot(tier, site, name): t for tier in self.tiers for name, t in (("B", B), ("A", A))}
-        trained = [slot for slot in initial if train_tier(ADAPTER, slot)]
+        trained = [slot for slot in initial if train_tier(ADAPTER, slot) and is_corrected(slot, self.head_policy)]
         return with_variates(initial, trained) if self.control else initial
 
     def plan(self, state: ServerState, population: Population) -> Plan:

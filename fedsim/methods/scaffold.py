@@ -14,16 +14,15 @@ added to the raw gradient, so under AdamW it goes through its moments; the paper
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fedsim.adapters.bank import Bank
-from fedsim.adapters.layout import HEAD_TIER, HeadPolicy, Layout, Slot
+from fedsim.adapters.layout import HeadPolicy, Layout, Slot
 from fedsim.parts.initialisation import lora_initial
 from fedsim.parts.sharing import alone, one_copy
-from fedsim.parts.variates import CLIENT, correction, updated_variates, with_variates
+from fedsim.parts.variates import CLIENT, correction, is_corrected, updated_variates, with_variates
 from fedsim.plan import Measure, Plan, equally, merge_groups
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
@@ -45,7 +44,7 @@ class SCAFFOLD:
     def initial(self, layout: Layout, generator: torch.Generator, weights: Mapping[str, Tensor]) -> dict[Slot, Tensor]:
         """LoRA's start, and variates that are zero."""
         initial = lora_initial(layout, generator)
-        return with_variates(initial, [slot for slot in initial if self._is_corrected(slot)])
+        return with_variates(initial, [slot for slot in initial if is_corrected(slot, self.head_policy)])
 
     def plan(self, state: ServerState, population: Population) -> Plan:
         """FedAvg of clients that weigh alike, with corrected gradients."""
@@ -54,28 +53,16 @@ class SCAFFOLD:
             sharing=self._sharing,
             weights=equally,
             measure=Measure("gradient"),
-            correction=self._correction,
+            correction=correction,
             server_update=self._server_update,
         )
-
-    def _is_corrected(self, slot: Slot) -> bool:
-        return slot.tier != HEAD_TIER or self.head_policy != "local"
 
     def _sharing(self, slot: Slot, population: Population) -> Tensor:
         if slot.tier.startswith(CLIENT):
             return alone(population)
         return one_copy(self.head_policy, slot, population)
 
-    def _correction(self, bank: Bank, slot: Slot, client: int, lora_rank: int) -> Tensor:
-        if not self._is_corrected(slot):
-            return torch.zeros_like(bank.initial[slot])
-        return correction(bank, slot, client, lora_rank)
-
     def _server_update(self, state: ServerState, plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
         merged, n_clients = merge_groups(plan, updates), len(plan.population.seen)
-        measured = [
-            replace(update, measured={s: t for s, t in update.measured.items() if self._is_corrected(s)})
-            for update in updates
-        ]
-        variates = updated_variates(state.bank, measured, [self.lora_rank] * n_clients)
+        variates = updated_variates(state.bank, updates, [self.lora_rank] * n_clients)
         return Outcome({**merged.tensors, **variates}, log=merged.log)

@@ -7,8 +7,8 @@
     FedYogi      v ← v − (1 − β₂) Δ² sign(v − Δ²)
     FedAdam      v ← β₂ v + (1 − β₂) Δ²
 
-Each group of each shared slot has moments of its own, m from 0 and v from τ². They lie in the bank, are never sent and
-cost no bytes.
+Each group of each shared slot has moments of its own, m from 0 and v from τ², also a group that is new: a cluster
+starts from a mean, whose history is not its own. They lie in the bank, are never sent and cost no bytes.
 """
 
 from collections.abc import Mapping

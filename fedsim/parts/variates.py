@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.adapters.bank import Bank
-from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
+from fedsim.adapters.layout import HEAD_TIER, RANK_AXIS, HeadPolicy, Slot, fit_rank, pad_rank
 from fedsim.round import ClientUpdate
 
 SERVER, CLIENT = "variate:", "client_variate:"
@@ -22,6 +22,12 @@ SERVER, CLIENT = "variate:", "client_variate:"
 def variate(slot: Slot, owner: str) -> Slot:
     """Return where the server's or the clients' variate of a slot is kept."""
     return slot._replace(tier=owner + slot.tier)
+
+
+def is_corrected(slot: Slot, policy: HeadPolicy) -> bool:
+    """Whether gradients of a trained slot are corrected: not those of a classifier of each client's own, which the
+    mean over clients says nothing of."""
+    return slot.tier != HEAD_TIER or policy != "local"
 
 
 def with_variates(initial: Mapping[Slot, Tensor], trained: Sequence[Slot]) -> dict[Slot, Tensor]:
@@ -39,13 +45,14 @@ def correction(bank: Bank, slot: Slot, client: int, lora_rank: int) -> Tensor:
 def updated_variates(
     bank: Bank, updates: Sequence[ClientUpdate], lora_ranks: Sequence[int], owners_only: bool = True
 ) -> dict[Slot, dict[int, Tensor]]:
-    """Return the new c_k of these clients and the new c = c + Σ Δc_k / N.
+    """Return the new c_k of these clients and the new c = c + Σ Δc_k / N, of measured slots that have variates.
 
     `lora_ranks` are those of all N clients that train. With `owners_only`, N counts for each rank direction the clients
     that have it, so that corrections cancel over clients; else all of them, as the released code does.
     """
     copies: dict[Slot, dict[int, Tensor]] = {}
-    for slot in dict.fromkeys(slot for update in updates for slot in update.measured):
+    measured = dict.fromkeys(slot for update in updates for slot in update.measured)
+    for slot in [slot for slot in measured if variate(slot, SERVER) in bank.initial]:
         place, widest = variate(slot, CLIENT), bank.initial[slot]
         own = {
             update.client: pad_rank(update.measured[slot], slot.factor, widest.shape[RANK_AXIS.get(slot.factor, -1)])

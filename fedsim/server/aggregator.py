@@ -76,7 +76,8 @@ class Aggregator:
         part, dealt, to_send = part if test_sizes is None else "eval_plan", None, None
         if self.workers.is_first:
             dealt = self._deal(state, clients, part, epochs, test_sizes)
-            to_send = self._shares(self._copies(state, clients, dealt, test_sizes is None), dealt)
+            in_round = test_sizes is None and epochs is None and part != "probe"  # who trains in a round
+            to_send = self._shares(self._copies(state, clients, dealt, in_round), dealt)
         arrived = self.workers.scatter_tensors(to_send)
         if dealt is None:
             clients = arrived["clients"].tolist()
@@ -203,10 +204,10 @@ class Aggregator:
             shares.append({k: t for k, t in copies.items() if k in keys or k.startswith(("learnt|", *OF_ALL))})
         return shares
 
-    def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt, is_training: bool) -> dict[str, Tensor]:
+    def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt, in_round: bool) -> dict[str, Tensor]:
         """Who takes part, what was learnt and, once each, the written copies that these clients hold.
 
-        To train also what they kept back when they last sent something.
+        To train in a round also what they kept back when they last sent something.
         """
         tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         tensors["clients"] = everyone = torch.tensor(clients, dtype=torch.long)
@@ -217,11 +218,11 @@ class Aggregator:
             groups = groups[state.bank.written_in(slot, groups) != NEVER]
             for group, value in zip(groups.tolist(), state.bank.read(slot, groups), strict=True):
                 tensors[f"{slot}|{group}"] = value.contiguous()
-            if is_training and (place := kept_back(slot)) in state.bank.rows:
+            if in_round and (place := kept_back(slot)) in state.bank.rows:
                 ids = everyone[state.bank.written_in(place, everyone) != NEVER]
                 kept = zip(ids.tolist(), state.bank.read(place, ids), strict=True)
                 tensors |= {f"{slot}|kept|{client}": value.contiguous() for client, value in kept}
-            for work in (each for each in state.arrived if is_training and each.place != PRESENT):
+            for work in (each for each in state.arrived if in_round and each.place != PRESENT):
                 row = torch.tensor([older_row(plan.groups(slot), work)])
                 if work.client in of_client and int(state.bank.written_in(older(slot), row)) != NEVER:
                     tensors[f"{slot}|older|{work.client}"] = state.bank.read(older(slot), row)[0].contiguous()

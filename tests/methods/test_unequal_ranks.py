@@ -181,6 +181,19 @@ def test_floras_new_random_a_follows_the_seed_of_the_run(seed):
     torch.testing.assert_close(server.state.bank.read(pair, torch.tensor([0]))[0], (2 * drawn - 1) / WIDTH**0.5)
 
 
+def test_fedex_lora_of_clients_that_weigh_alike_ends_in_the_plain_mean_of_products():
+    server = Server(fedsim.FedExLoRA(ranks=RANKS, lora_alpha=ALPHA, average="clients"))
+    frozen = np.zeros((WIDTH, WIDTH))
+    for _ in range(2):
+        expected = frozen.copy()
+        for client, update in server.round(noise).items():
+            B, A = (update.tensors[Slot("adapter", SITE, factor)].double().numpy() for factor in "BA")
+            expected += ALPHA / server.ranks[client] * (B @ A) / 3
+        assert close(server.function(2, largest=True), expected, 1e-5)
+        held = server.assignments()[2]
+        frozen = server.function(2) - added(held.tensors, held.scales, ("adapter",))
+
+
 def test_fedex_lora_merges_a_round_of_a_single_client(tiny_run):
     """Nothing is left over then; with unequal clients the mean of the factors would leave a residual."""
     result = tiny_run(method=fedsim.FedExLoRA(ranks=fedsim.LoraRanks(values=(2,))), cohort_size=1, rounds=1)
@@ -355,6 +368,18 @@ def test_the_variates_are_option_one_of_scaffold():
         torch.testing.assert_close(kept, own[client])
         correction = server.assignments()[client].corrections[slot]
         torch.testing.assert_close(correction, 0.25 * (sum(own) / 3 - own[client]))
+
+
+@pytest.mark.parametrize("head_policy", ["local", "global"])
+def test_a_classifier_of_each_clients_own_is_not_corrected_by_a_mean_over_all(head_policy):
+    server = Server(fedsim.ILoRA(ranks=RANKS, head_policy=head_policy))
+    for _ in range(2):
+        server.round(noise, gradient)
+    for assignment in server.assignments().values():
+        corrected = {slot.tier for slot, value in assignment.corrections.items() if value.any()}
+        assert corrected == ({"adapter"} if head_policy == "local" else {"adapter", "head"})
+    held = {slot.tier for slot in server.state.bank.rows if "variate" in slot.tier}
+    assert any("head" in tier for tier in held) == (head_policy == "global")
 
 
 def test_the_released_average_divides_by_all_clients():

@@ -87,18 +87,17 @@ def test_moments_go_on_after_a_resumption_and_change_what_is_learnt(tiny_run, ki
     )
 
 
-REFUSED = {
-    "ClusteredFedAvg",
-    "FDLoRA",
-    "FedALT",
-    "FedExLoRA",
-    "FedLEASE",
-    "FedMomentum",
-    "FedSB",
-    "FedSVD",
-    "FedTreeLoRA",
-    "FLoRA",
-    "Ravan",
+REFUSED: dict[str, str] = {
+    "FedALT": "has a server update of its own",
+    "FedExLoRA": "has a server update of its own",
+    "FedMomentum": "has a server update of its own",
+    "FedSB": "has a server update of its own",
+    "FedSVD": "has a server update of its own",
+    "FLoRA": "has a server update of its own",
+    "Ravan": "has a server update of its own",
+    "FDLoRA": "has Nesterov steps of its own",
+    "FedLEASE": "has experts, each one copy at several places",
+    "FedTreeLoRA": "has experts of whoever is outside",
 }
 PRODUCTS = {"FlexLoRA", "HiLoRA", "ILoRA", "LoRAFAIR", "RaFLoRA"}
 
@@ -111,14 +110,43 @@ def test_methods_take_steps_or_are_refused_by_name_with_the_reason(name, tiny_ru
     if hasattr(kind(), "capabilities"):
         small["capabilities"] = fedsim.Capabilities(values=(1, 2))
     small |= {"FedHeLLo": {"strategy": "gd"}, "PF2LoRA": {"client_rank": 1}}.get(name, {})
-    reason, said = "has a server update of its own" if name in REFUSED else "merges products", None
+    reason, said = REFUSED.get(name, "merges products"), None
     try:
         tiny_run(method=kind(**small), rounds=2, server=ServerOptimizer(optimizer="adam", rate=0.01))
     except ValueError as error:
         said = str(error)
-    if name in REFUSED | PRODUCTS or said:
+    if name in {*REFUSED, *PRODUCTS} or said:
         assert said.startswith(f"{name} {reason}")
         assert said.endswith("(--server.optimizer none).")
+
+
+CLUSTERED = {"method": fedsim.ClusteredFedAvg(lora_rank=2, n_clusters=2, warmup_share=0), "rounds": 3}
+"""One round of warm-up, two in clusters."""
+
+
+def test_clusters_at_rate_one_without_momentum_are_plain_means_to_the_bit(tiny_run):
+    """Also in the round in which clusters begin: there is no copy of a cluster's yet to step from."""
+    plain = tiny_run("plain", **CLUSTERED)
+    stepped = tiny_run("stepped", **CLUSTERED, server=ServerOptimizer(optimizer="avgm", beta1=0.0))
+    found, expected = (load_checkpoint(run.folder)[1] for run in (stepped, plain))
+    assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+
+
+def test_a_clusters_momentum_starts_at_zero_where_the_cluster_begins(tiny_run):
+    """After round 2, the first inside, a cluster's m is that round's change and has nothing of the warm-up's."""
+    options, slot = {"server": ServerOptimizer(optimizer="avgm", beta1=0.5)}, "adapter/blocks.0.q_proj/B"
+    after = load_checkpoint(tiny_run("after", **CLUSTERED | {"rounds": 2}, **options).folder)[1]
+
+    def of(state, tier):
+        groups = state[f"bank|{tier}{slot}|groups"].tolist()
+        return dict(zip(groups, state[f"bank|{tier}{slot}|rows"], strict=True))
+
+    begun = load_checkpoint(tiny_run("begun", **CLUSTERED | {"rounds": 1}, **options).folder)[1]
+    assert set(of(begun, "")) == {0, 1, 2}, "the warm-up's model and two clusters'"
+    assert set(of(begun, "server_m:")) == {0}, "no momentum of a cluster yet"
+    for cluster in (1, 2):
+        moved = of(after, "")[cluster] - of(begun, "")[cluster]
+        torch.testing.assert_close(of(after, "server_m:")[cluster], moved)
 
 
 def test_who_merges_nothing_has_no_mean_to_step_to(tiny_run):

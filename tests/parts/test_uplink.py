@@ -1,14 +1,20 @@
 """Encodings of what clients send: against an encoding that is really packed, and in whole runs."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import TinyAttention, tiny_data
 
 import fedsim
 from fedsim.adapters.layout import Slot
-from fedsim.parts.uplink import Uplink
+from fedsim.distributed.workers import Workers
+from fedsim.parts.uplink import Uplink, kept_back
+from fedsim.run_spec import RunSpec
+from fedsim.server.aggregator import Aggregator
+from fedsim.server.workload import Workload
 from fedsim.storage.run_folder import load_checkpoint
 
 A, B = Slot("adapter", "q", "A"), Slot("adapter", "q", "B")
@@ -104,6 +110,27 @@ def test_what_is_kept_back_and_what_arrives_are_the_change(tiny_run):
     for key in kept:
         own = key.replace("kept:", "")
         torch.testing.assert_close(after[own][0] + after[key][-1], before[own][0])
+
+
+def test_what_was_kept_back_is_handed_out_to_who_encodes_again_and_not_for_probes_tests_and_tuning():
+    spec = RunSpec(
+        method=fedsim.ClusteredFedAvg(lora_rank=2, warmup_share=0),
+        backbone=TinyAttention(),
+        data=tiny_data(),
+        rounds=2,
+        uplink=Uplink(top_k=0.5, feedback=True),
+    )
+    workload = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
+    aggregator, state = Aggregator(workload, Workers()), spec.state(1, workload.initial)
+    state = replace(state, learnt={"labels": torch.zeros(6, dtype=torch.long)})
+    slot = next(slot for slot in workload.initial if slot.tier == "adapter")
+    state.bank.write(kept_back(slot), {0: torch.ones(workload.initial[slot].shape)}, 6, 0)
+
+    def kept(**how):
+        return {slot for block in aggregator.dispatch(state, [0], **how).blocks for a in block for slot in a.kept}
+
+    assert kept() == kept(part="second_pass") == {slot}
+    assert kept(part="probe") == kept(epochs=5) == kept(test_sizes={0: 1}) == set()
 
 
 @pytest.mark.parametrize(
