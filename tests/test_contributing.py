@@ -1,16 +1,23 @@
 """CONTRIBUTING.md is true: a method is one short file that touches no other, and everything works with it."""
 
+import dataclasses
 import importlib.util
 import inspect
+import re
+import shlex
 import sys
 
 import pytest
 import torch
 from conftest import ROOT, TinyAttention, tiny_data
+from runs import load
 
 import fedsim
+from fedsim.experiments import command_line
+from fedsim.experiments.any_method import methods_of
 from fedsim.experiments.dry_run import estimate
 from fedsim.run_spec import RunSpec
+from fedsim.storage.run_folder import load_checkpoint
 
 METHOD = (ROOT / "docs/tutorials/201_own_method.py").read_text().split("# %%\n")[1].split("# %% [")[0].strip()
 """What a newcomer writes after reading CONTRIBUTING.md: the tutorial's own method."""
@@ -64,6 +71,74 @@ def test_it_is_compared_and_tuned_like_any_other(median, tmp_path):
     )
     assert set(found.differences) == set(methods)
     assert "| median |" in (tmp_path / "run" / "comparison.md").read_text()
+
+
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text().split("### Three examples")[1].split("\n## ")[0]
+PROX, DEEP = re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
+
+
+@pytest.fixture
+def example(tmp_path, monkeypatch):
+    """The two examples as a module of one's own, in the folder where one works."""
+    (tmp_path / "my_module.py").write_text(f"{PROX}\n\n{DEEP}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("my_module")
+    sys.modules.pop("my_module")
+
+
+def own_lines(code: str, start: str) -> list[str]:
+    """The lines from a definition on that are no blank ones."""
+    return [line for line in code[code.index(start) :].splitlines() if line.strip()]
+
+
+def test_fedprox_is_at_most_fifteen_lines_and_sharing_deep_layers_three():
+    assert len(own_lines(PROX, "def held_back")) <= 15
+    assert len(own_lines(DEEP, "def plan")) - 1 == 3
+
+
+@pytest.mark.parametrize("engine", ["batched", "sequential"])
+def test_the_examples_fedprox_is_fedsims(example, tiny_run, engine):
+    runs = {
+        name: load_checkpoint(tiny_run(name, method=method, engine=engine, rounds=2).folder)[1]
+        for name, method in {
+            "mine": example.MyFedProx(lora_rank=2, mu=3.0),
+            "ours": fedsim.FedProx(lora_rank=2, mu=3.0),
+            "without": fedsim.FedIT(lora_rank=2),
+        }.items()
+    }
+    rows = [key for key in runs["ours"] if key.endswith("|rows")]
+    for key in rows:
+        torch.testing.assert_close(runs["mine"][key], runs["ours"][key], rtol=1e-4, atol=1e-5)
+    assert any((runs["mine"][key] - runs["without"][key]).abs().max() > 1e-3 for key in rows)
+
+
+def test_a_server_optimiser_is_an_option_of_the_example_too(example, tiny_run, monkeypatch):
+    (command,) = re.findall(r"```bash\npython (.*?)\n```", GUIDE)
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    recipe = command_line.parse(load("compare.py").recipe_type())
+    method = methods_of(recipe)["prox"]
+    assert type(method).__name__ == "MyFedProx"
+    assert (recipe.server.optimizer, recipe.server.rate) == ("adam", 0.01)
+    small = dataclasses.replace(method, lora_rank=2)
+    stepped, plain = (
+        tiny_run(str(n), method=small, rounds=2, **o) for n, o in enumerate(({"server": recipe.server}, {}))
+    )
+    assert stepped.digest != plain.digest
+    assert stepped.summary["bytes.down"] == plain.summary["bytes.down"]
+
+
+def test_the_example_that_shares_deep_layers_sends_half_of_the_adapter(example, tiny_run):
+    """Two depths: of the lower one every client has copies of its own, of the upper one there is one."""
+    options = {"lora_rank": 2, "head_policy": "local"}
+    found = tiny_run("deep", method=example.ShareDeep(**options))
+    assert found.summary["bytes.up"] == tiny_run("all", method=fedsim.FedIT(**options)).summary["bytes.up"] / 2
+    state = load_checkpoint(found.folder)[1]
+    copies = {
+        key: len(rows) for key, rows in state.items() if key.startswith("bank|adapter/") and key.endswith("|rows")
+    }
+    assert {key.split(".")[1]: n for key, n in copies.items()} == {"0": 5, "1": 1}
+    assert tiny_run("deep", method=example.ShareDeep(**options), resume=True).digest == found.digest
 
 
 def test_every_field_of_a_plan_is_in_the_guide():
