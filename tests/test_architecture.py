@@ -343,7 +343,11 @@ def test_methods_are_plain_frozen_dataclasses_without_a_base_but_for_options_tha
     for name, tree in TREES.items():
         for node in tree.body if name in FILES and unit(name) == "methods" else ():
             if isinstance(node, ast.ClassDef):
-                assert {ast.unparse(base) for base in node.bases} <= {"UnequalRanks", "OverResidual", "UnequalDepths"}, name
+                assert {ast.unparse(base) for base in node.bases} <= {
+                    "UnequalRanks",
+                    "OverResidual",
+                    "UnequalDepths",
+                }, name
                 assert [ast.unparse(decorator) for decorator in node.decorator_list] == [
                     "dataclass(frozen=True, kw_only=True)"
                 ]

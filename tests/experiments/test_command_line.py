@@ -120,6 +120,7 @@ def test_a_value_out_of_range_is_one_message_with_exit_code_2(monkeypatch, capsy
 @pytest.mark.parametrize("typed", [("--method", "hilora"), ("--only", "hilora", "local"), ("--rung=all",)])
 @pytest.mark.parametrize("recipe", ["quickstart.py", "compare_cifar100.py", "ilora_text.py", "compare.py"])
 def test_an_option_by_its_old_name_is_told_the_new_one(monkeypatch, capsys, recipe, typed):
+    monkeypatch.setattr(command_line, "launch", cache(lambda: None))  # nothing has started
     monkeypatch.setattr(sys, "argv", [recipe, *typed])
     module = load(recipe)
     with pytest.raises(SystemExit) as stop:
