@@ -1,6 +1,5 @@
 """CONTRIBUTING.md is true: a method is one short file that touches no other, and everything works with it."""
 
-import dataclasses
 import importlib.util
 import inspect
 import re
@@ -14,7 +13,6 @@ from runs import load
 
 import fedsim
 from fedsim.experiments import command_line
-from fedsim.experiments.any_method import methods_of
 from fedsim.experiments.dry_run import estimate
 from fedsim.run_spec import RunSpec
 from fedsim.storage.run_folder import load_checkpoint
@@ -116,11 +114,9 @@ def test_the_examples_fedprox_is_fedsims(example, tiny_run, engine):
 def test_a_server_optimiser_is_an_option_of_the_example_too(example, tiny_run, monkeypatch):
     (command,) = re.findall(r"```bash\npython (.*?)\n```", GUIDE)
     monkeypatch.setattr(sys, "argv", shlex.split(command))
-    recipe = command_line.parse(load("compare.py").recipe_type())
-    method = methods_of(recipe)["prox"]
-    assert type(method).__name__ == "MyFedProx"
+    recipe = command_line.parse(load("quickstart.py").Quickstart)
     assert (recipe.server.optimizer, recipe.server.rate) == ("adam", 0.01)
-    small = dataclasses.replace(method, lora_rank=2)
+    small = example.MyFedProx(lora_rank=2)
     stepped, plain = (
         tiny_run(str(n), method=small, rounds=2, **o) for n, o in enumerate(({"server": recipe.server}, {}))
     )
