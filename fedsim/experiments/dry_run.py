@@ -6,15 +6,17 @@ starts at zero is one that the server writes. Numbers are the mean client's, tim
 
 import time
 from collections import namedtuple
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from typing import Any
 
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from fedsim.adapters.bank import Bank
+from fedsim.adapters.layout import Slot
 from fedsim.costs.accounting import round_costs
 from fedsim.costs.step_cost import byte_size
 from fedsim.distributed.launch import check_threads, launch, set_threads
@@ -22,6 +24,7 @@ from fedsim.distributed.workers import Workers
 from fedsim.experiments.tuning import check_equal_trials, trials_of
 from fedsim.plan import is_adapter
 from fedsim.report.table import print_table
+from fedsim.round import ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.server.workload import Workload
 
@@ -54,7 +57,7 @@ def estimate(spec: RunSpec) -> Estimate:
     start = replace(spec.state(0, work.initial), learnt=learnt, cohort=seen[: spec.n_cohort])
     plans = [spec.method.plan(replace(start, round_index=index), spec.population) for index in range(spec.rounds)]
     started = {slot.tier for slot, value in work.initial.items() if slot.factor == "B" and bool(value.any())}
-    share, total = spec.n_cohort / len(seen), torch.zeros(5, dtype=torch.float64)
+    share, total, before = spec.n_cohort / len(seen), torch.zeros(5, dtype=torch.float64), list[Slot]()
     for rounds in (list(stage) for _, stage in groupby(range(spec.rounds), lambda index: plans[index].stage)):
         plan = plans[rounds[0]]
         works = {client: [work.of(each, client) for each in plan.passes] for client in seen}
@@ -62,22 +65,31 @@ def estimate(spec: RunSpec) -> Estimate:
         trained = {slot for slot, _ in pairs}
         started |= {slot.tier for slot in trained}
         merged = [s for s in work.slots(plan) if s in trained or (is_adapter(s) and s.tier not in started)]
-        rows = {slot: work.initial[slot].expand(n_copies, *work.initial[slot].shape) for slot in merged}
-        bank = Bank(work.initial, rows, {slot: torch.zeros(n_copies, dtype=torch.long) for slot in merged})
-        later = replace(start, bank=bank, last_seen=torch.zeros_like(start.last_seen))
-        for state, n in ((later if rounds[0] else start, 1), (later, len(rounds) - 1)):
+        later, first = (_after_writing(start, work.initial, {*merged, *more}, n_copies) for more in ((), before))
+        before = merged  # what a stage merged last is sent in the first round of the next one
+        for state, n in ((first if rounds[0] else start, 1), (later, len(rounds) - 1)):
             costs = round_costs(state, plan, work.of, seen, spec.clock, spec.uplink)
             done = [each for cost in costs if not cost.is_dropped for each in works[cost.client]]
             sums = [(each.steps, each.samples, spec.profile.flops(each), 0, 0) for each in done]
             sums += [(0, 0, 0, cost.bytes_up, cost.bytes_down) for cost in costs]
             total += share * n * torch.tensor(sums, dtype=torch.float64).sum(0)
-        if widest := sum(4 * max(rows[s].shape[1:]) ** 2 for s in {*merged} - trained if s.tier in plan.whole_tiers):
+        growing = [slot for slot in {*merged} - trained if slot.tier in plan.whole_tiers]
+        if widest := sum(4 * max(work.initial[slot].shape) ** 2 for slot in growing):
             added = share * sum(size for slot, size in pairs if is_adapter(slot))
             total[4] += spec.n_cohort * sum(added + (1 - share) * min(index * added, widest) for index in rounds)
             learnt.is_read = True
     tested = share * sum(len(plan.passes) for plan in plans) + -(-spec.rounds // spec.evaluate_every)
     total[2] += spec.profile.forward * tested * sum(map(spec.data.test_size, seen))
     return Estimate(*total.tolist(), learnt.is_read)
+
+
+def _after_writing(
+    start: ServerState, initial: Mapping[Slot, Tensor], slots: Iterable[Slot], n_copies: int
+) -> ServerState:
+    """The state of a round after one in which all took part and every copy of these slots was written."""
+    rows = {slot: initial[slot].expand(n_copies, *initial[slot].shape) for slot in slots}
+    bank = Bank(dict(initial), rows, {slot: torch.zeros(n_copies, dtype=torch.long) for slot in rows})
+    return replace(start, bank=bank, last_seen=torch.zeros_like(start.last_seen))
 
 
 def flops_per_second(spec: RunSpec, threads: int | None) -> tuple[float, str]:

@@ -304,6 +304,8 @@ COUNTED = {
     "hetlora": fedsim.HetLoRA(ranks=RANKS),
     "own adapters": fedsim.FedALT(lora_rank=2),
     "two passes": fedsim.FedDPA(lora_rank=2, variant="T"),
+    "two stages": fedsim.FedDPA(lora_rank=2, variant="F", tuning_share=0.4),
+    "three stages": fedsim.FDLoRA(lora_rank=2, personal_share=0.2, fusion_share=0.2),
     "tree": fedsim.FedTreeLoRA(lora_rank=2, warmup_rounds=2),
     "depths": fedsim.DepthFedIT(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2), assign="cycle")),
     "drawn": fedsim.FedHeLLo(
