@@ -39,7 +39,7 @@ class Ditto:
     head_policy: HeadPolicy = "tier"
     """Who trains the classifier; `tier` means: each adapter brings its own change of it."""
     penalty: float = 0.1
-    """λ of the proximal term; 0 is Local. The best one depends on the data."""
+    """λ of the proximal term; 0 is Local. The default is ours: the best one depends on the data."""
 
     tiers = (GLOBAL, PERSONAL)
     keeps_means = only_merges = True

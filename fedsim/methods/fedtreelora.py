@@ -12,6 +12,9 @@ depth share c*_l and λ; the classifier under `tier` is private in the warm-up a
 Not in the paper: with a cohort smaller than the federation, means are over those who took part. Who has no place (an
 unseen client, one not met yet) holds everyone's mean as both experts, so that λ does not matter; one that is met after
 the warm-up joins the group whose experts are nearest to the B of its first round.
+
+λ is no measure of heterogeneity. Ten clients, 8 rounds, two seeds, τ = 0: where all are alike it ends at .63 to .67 at
+the default rate, where half of them label oppositely at .49 to .69; at a tenth of the rate .51 to .52 and .50 to .52.
 """
 
 from collections.abc import Sequence
@@ -54,7 +57,7 @@ class FedTreeLoRA:
     initial_lambda: float = 0.5
     """λ at the start."""
     lambda_rate: float = 5e-2
-    """Learning rate of θ; at that of the adapters λ stays about where it starts."""
+    """Learning rate of θ. λ tells nothing of how clients differ: it moves as far among clients that are alike."""
 
     tiers = (CLUSTER, EXTERNAL, LOCAL)
     scaled_factor = None

@@ -13,10 +13,14 @@ are aggregated, for sums of unscaled factors of unequal ranks would shrink pretr
 (the release mixes bare factors: `fold_scaling=False`). c is averaged over the clients that own a rank direction, so
 that corrections cancel (the release divides by all: `average_over="all"`). `correction_scale=1` is SCAFFOLD's; the
 release divides gradients by the batch size too, `1/batch_size`, 1/64 in its runs.
+
+With unequal LoRA ranks the model moves by being aggregated alone, at the default start and cut: an unpivoted QR of the
+sum does not give back the factors that clients received. The first round logs by how much (`untrained_change`,
+‖ΔW' − ΔW‖ / ‖ΔW‖ of the adapter, as if nobody had trained); with equal ranks it is 0.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -25,8 +29,8 @@ from torch import Tensor
 
 from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import Layout, Slot
-from fedsim.parts.aggregation import mean_factors
-from fedsim.parts.concatenation import Core, as_change, concatenated
+from fedsim.parts.aggregation import mean_factors, relative_change
+from fedsim.parts.concatenation import Core, as_change, concatenated, untrained
 from fedsim.parts.initialisation import lora_initial, qr_factors
 from fedsim.parts.ranks import UnequalRanks
 from fedsim.parts.sharing import alone
@@ -102,7 +106,10 @@ class ILoRA(UnequalRanks):
         bank, ranks, seen = state.bank, plan.lora_ranks or (), plan.population.seen
         is_unscaled = self.init == "qr" and self.init_scale is None and self.aggregation == "concatenated"
         merged = merge_groups(plan, [as_change(update, bank.initial) for update in updates] if is_unscaled else updates)
+        log = dict(merged.log)
+        if state.round_index == 0 and self.init == "qr" and not is_unscaled:
+            log["untrained_change"] = relative_change(bank, merge_groups(plan, untrained(bank, updates)).tensors)
         if not self.control:
-            return merged
+            return replace(merged, log=log)
         variates = updated_variates(bank, updates, [ranks[client] for client in seen], self.average_over == "owners")
-        return Outcome({**merged.tensors, **variates}, log=merged.log)
+        return Outcome({**merged.tensors, **variates}, log=log)

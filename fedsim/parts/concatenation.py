@@ -8,7 +8,7 @@ unpivoted QR projects ΔW onto its own first r columns, so these alone are decom
 orders them by energy. `qr_pivot` and `svd` do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedsim.adapters.bank import Bank
 from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
 from fedsim.parts.aggregation import Merged, discarded_by_rank, product_norm, product_svd
 from fedsim.round import ClientUpdate
@@ -81,6 +82,22 @@ def _decomposed(core: Tensor, kind: Core) -> tuple[Tensor, Tensor]:
     signs = torch.ones(len(upper), dtype=upper.dtype)
     signs[: len(diagonal)] = torch.where(diagonal < 0, -1.0, 1.0).to(upper.dtype)
     return inner * signs, signs[:, None] * upper
+
+
+def untrained(bank: Bank, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+    """Return the updates as they would be if nobody had trained: the leading part of what the bank holds."""
+    only = torch.tensor([0])
+    return [
+        replace(
+            update,
+            tensors={
+                slot: fit_rank(bank.read(slot, only)[0], slot.factor, value.shape[RANK_AXIS[slot.factor]])
+                for slot, value in update.tensors.items()
+                if slot.factor in RANK_AXIS
+            },
+        )
+        for update in updates
+    ]
 
 
 def as_change(update: ClientUpdate, initial: Mapping[Slot, Tensor]) -> ClientUpdate:

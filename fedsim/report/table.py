@@ -85,7 +85,8 @@ def discoveries(result: Result) -> list[str]:
         ari = (
             f", adjusted Rand index against domains {summary['clusters.ari']:.2f}" if "clusters.ari" in summary else ""
         )
-        lines.append(f"{summary['clusters.count']:.0f} clusters{ari}")
+        count = round(summary["clusters.count"])
+        lines.append(f"{count} clusters{ari}" if count > 1 else "1 cluster: nothing was split, so it tests no split")
     if "unseen.routing_agreement" in summary:
         lines.append(f"seen clients routed to their own cluster: {summary['unseen.routing_agreement']:.0%}")
     if "epsilon" in summary:

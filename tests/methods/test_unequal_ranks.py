@@ -319,6 +319,26 @@ def test_ilora_starts_from_leading_columns_of_q_and_rows_of_r_nested_and_of_the_
             assert torch.equal(given[client][slot], expected), "α/r B A is the leading part of what the server holds"
 
 
+def test_ilora_logs_how_far_the_model_moves_by_being_aggregated_without_any_training():
+    """Against dense matrices: the sum of what clients hold, cut to the leading columns of its Q."""
+    server = Server(fedsim.ILoRA(ranks=RANKS))
+    difference, before = 0.0, 0.0
+    for site in [site.name for site in server.sites if not site.is_head]:
+        B, A = (server.initial[Slot("adapter", site, factor)].double().numpy() for factor in "BA")
+        total = sum(n / 100 * B[:, :r] @ A[:r] for n, r in zip(SAMPLES, server.ranks, strict=True))
+        Q = np.linalg.qr(total[:, :4])[0]
+        difference += np.square(Q @ Q.T @ total - B @ A).sum()
+        before += np.square(B @ A).sum()
+    server.round(noise)
+    assert server.log["untrained_change"] == pytest.approx((difference / before) ** 0.5, rel=1e-4)
+    assert server.log["untrained_change"] > 0.05
+    server.round(noise)
+    assert "untrained_change" not in server.log
+    equal = Server(fedsim.ILoRA(ranks=EQUAL), EQUAL)
+    equal.round(noise)
+    assert equal.log["untrained_change"] < 1e-3
+
+
 def test_an_unscaled_start_survives_a_round_without_training_and_needs_alpha_to_follow_the_rank():
     server = Server(fedsim.ILoRA(ranks=RANKS, init_scale=None, lora_alpha=None, control=False))
     for _ in range(2):
