@@ -2,9 +2,10 @@
 
     W_i = W0 + B_r A_r + B_c,j(i) A_c,j(i) + B_l,i A_l,i
 
-Root: all clients, product-space SVD. Then clients are clustered by the subspaces of their root B. Cluster: the same
-inside each cluster, plus γ_c ‖B_rᵀB‖². Leaf: each client alone, plus γ_c ‖B_rᵀB‖² + γ_l ‖B_cᵀB‖². A finished tier is
-frozen and stays in the forward pass. The server sees every client's own B, so secure summation does not apply.
+Root: all clients, product-space SVD. Then clients are clustered by the subspaces of their root B; a spectral
+clustering's labels are "cluster_qr"'s (the paper names no way). Cluster: the same inside each cluster, plus
+γ_c ‖B_rᵀB‖². Leaf: each client alone, plus γ_c ‖B_rᵀB‖² + γ_l ‖B_cᵀB‖². A finished tier is frozen and stays in the
+forward pass. The server sees every client's own B, so secure summation does not apply.
 
 Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); the caps
 of root and cluster stage are shares of the budget, so that any number of rounds passes through all tiers. The paper
