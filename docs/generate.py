@@ -183,7 +183,9 @@ MEANING = {
     "digest": "SHA-256 of the final state",
     "clusters.count": "clusters of seen clients that a method found",
     "clusters.ari": "adjusted Rand index of clusters against domains: 1 where they agree, 0 by chance",
-    "unseen.routing_agreement": "share of seen clients whom a newcomer's probe would place in their own cluster",
+    "unseen.routing_agreement": "share of seen clients whom a newcomer's probe would place in their own cluster, each "
+    "client's own direction left out of it",
+    "unseen.routing_agreement_with_own": "the same with the client's own direction (or training) in its cluster",
 }
 COMPARED = {
     "difference [95 %]": "the method's mean minus the other's, over seeds, with Student's 95 % interval",

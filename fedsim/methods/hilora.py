@@ -7,9 +7,8 @@ clustering's labels are "cluster_qr"'s (the paper names no way). Cluster: the sa
 γ_c ‖B_rᵀB‖². Leaf: each client alone, plus γ_c ‖B_rᵀB‖² + γ_l ‖B_cᵀB‖². A finished tier is frozen and stays in the
 forward pass. The server sees every client's own B, so secure summation does not apply.
 
-Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); the caps
-of root and cluster stage are shares of the budget, so that any number of rounds passes through all tiers. The paper
-does not state caps, τ, γ, λ, the range of K or the probe, hence they are parameters.
+Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); stages
+are capped by shares of the budget, so that any run has all tiers. The paper states no caps, τ, γ, λ, range of K, probe.
 """
 
 from collections.abc import Sequence
@@ -21,10 +20,11 @@ from torch import Tensor
 
 from fedsim.adapters.layout import HeadPolicy, Slot
 from fedsim.parts.aggregation import product_svd, relative_change
-from fedsim.parts.directions import TIER, SubspaceClustering, admit_by_route, tier_overlaps, with_routed
+from fedsim.parts.directions import TIER, SubspaceClustering, tier_overlaps
 from fedsim.parts.objectives import Held, cross_entropy, tier_overlap
+from fedsim.parts.routing import adapters_of, admit_by_route, with_routed
 from fedsim.parts.sharing import alone, everyone, ungrouped, with_head
-from fedsim.plan import Plan, Probe, is_adapter, merge_groups, train_tier
+from fedsim.plan import Plan, Probe, merge_groups, train_tier
 from fedsim.round import ClientUpdate, Outcome, Population, ServerState
 
 STAGES = ("root", "cluster", "leaf")
@@ -55,19 +55,15 @@ class HiLoRA:
     tiers = (*STAGES, TIER)
 
     def __post_init__(self) -> None:
-        if not (self.root_share > 0 and self.cluster_share > 0 and self.root_share + self.cluster_share <= 1):
-            given = f"{self.root_share} and {self.cluster_share}"
-            raise ValueError(f"root_share and cluster_share are {given}; both positive, at most 1 in sum (--method.*).")
-        if min(self.gamma_c, self.gamma_l, self.tolerance) < 0:
-            given = f"{self.gamma_c}, {self.gamma_l} and {self.tolerance}"
-            raise ValueError(f"gamma_c, gamma_l and tolerance are {given}; none may be negative (--method.*).")
+        if not (min(shares := (self.root_share, self.cluster_share)) > 0 and sum(shares) <= 1):
+            raise ValueError(f"root_share and cluster_share are {shares}; both positive, sum at most 1 (--method.*).")
+        if min(others := (self.gamma_c, self.gamma_l, self.tolerance)) < 0:
+            raise ValueError(f"gamma_c, gamma_l and tolerance are {others}; none may be negative (--method.*).")
 
     def plan(self, state: ServerState, population: Population) -> Plan:
-        """Train the current tier on top of the finished ones; a newcomer's probe trains the root adapter."""
+        """Train the current tier on top of the finished ones."""
         self.clustering.check(population)
         stage, labels = STAGES[int(state.learnt.get("stage", 0))], state.learnt.get("labels")
-        steps = self.clustering.probe_steps
-        probe = Plan(population=population, stage="probe", tiers=("root",), trains=is_adapter, steps=steps)
         return Plan(
             population=population,
             stage=stage,
@@ -77,8 +73,15 @@ class HiLoRA:
             objective=partial(self._objective, stage),
             combine=product_svd,
             server_update=self._server_update,
-            unseen=None if labels is None else Probe(probe, self._admit),
+            unseen=None if labels is None else self._probe(state, population),
         )
+
+    def _probe(self, state: ServerState, population: Population) -> Probe:
+        """A newcomer's probe trains the root adapter further, or on top of it a cluster adapter from its start."""
+        tiers, steps = self.clustering.probed_tiers(state), self.clustering.probe_steps
+        trains, sharing = partial(adapters_of, tiers[-1]), partial(self._sharing, ungrouped(population))
+        plan = Plan(population=population, stage="probe", tiers=tiers, trains=trains, sharing=sharing, steps=steps)
+        return Probe(plan, partial(self._admit, tiers[-1]))
 
     def _sharing(self, labels: Tensor, slot: Slot, population: Population) -> Tensor:
         holders = {"root": everyone(population), "cluster": labels}
@@ -111,7 +114,7 @@ class HiLoRA:
                 log |= found
         return Outcome({**merged.tensors, **directions}, learnt, log)
 
-    def _admit(self, state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
-        kind = self.clustering.directions
-        labels, log = admit_by_route(state.bank, state.learnt["labels"], population, probes, "root", kind)
+    def _admit(self, tier: str, state: ServerState, population: Population, probes: Sequence[ClientUpdate]) -> Outcome:
+        known, kind = state.learnt["labels"], self.clustering.directions
+        labels, log = admit_by_route(state.bank, known, population, probes, tier, kind)
         return Outcome(learnt={**state.learnt, "labels": labels, "stage": torch.tensor(2)}, log=log)

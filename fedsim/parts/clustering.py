@@ -1,6 +1,6 @@
 """Groups of clients from the column spaces of their adapters (HiLoRA, arXiv 2603.02785, section 3.2)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -16,14 +16,20 @@ DECOMPOSED = 500
 
 
 class Clusters(NamedTuple):
-    """Labels (n,) numbered by first appearance, how many, and the end of the spectrum that decided it."""
+    """Labels (n,) numbered by first appearance, how many, and what decided it."""
 
     labels: Tensor
     n_clusters: int
+    scores: dict[int, float]
+    """What the rule compared, by number of clusters: eigengaps, silhouettes, …; the largest was chosen."""
     eigenvalues: list[float]
-    gap: float
-    margin: float
-    """By how much the chosen eigengap exceeds the second largest in the range; near zero the choice is arbitrary."""
+    """The start of the spectrum, where the rule looked at it."""
+
+    @property
+    def margin(self) -> float:
+        """By how much the best score exceeds the second; near zero the choice is arbitrary."""
+        best, *others = sorted(self.scores.values(), reverse=True)
+        return best - max(others, default=0.0)
 
 
 def unit_direction(B: Tensor) -> Tensor:
@@ -132,25 +138,33 @@ def largest_eigenpairs(matrix: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values.flip(0)[:k], vectors.flip(1)[:, :k]
 
 
-def spectral_clusters(affinity: Tensor, k_min: int, k_max: int) -> Clusters:
-    """Spectral clustering with K* = argmax_K (λ_{K+1} − λ_K) over k_min … k_max (step 7).
+def check_range(n: int, k_min: int, k_max: int) -> int:
+    """Return k_max, or n − 1 where that is less: the last K that has a gap.
 
-    `k_max` is lowered to n − 1, the last K that has a gap. Raises ValueError when the range is empty or n < 3.
+    Raises ValueError when the range is then empty or n < 3.
     """
-    n = len(affinity)
     k_max = min(k_max, n - 1)
     if n < 3 or not 1 <= k_min <= k_max:
         raise ValueError(
             f"Cannot choose between {k_min} and {k_max} clusters of {n} clients; "
             "the range must lie in 1 … clients − 1 (--method.clustering.k-min, --method.clustering.k-max)."
         )
+    return k_max
+
+
+def spectral_clusters(
+    affinity: Tensor, k_min: int, k_max: int, gaps: Callable[[Tensor], Tensor] = torch.diff
+) -> Clusters:
+    """Spectral clustering with K* = argmax_K (λ_{K+1} − λ_K) over k_min … k_max (step 7), or of other `gaps`.
+
+    `k_max` is lowered to n − 1. Raises ValueError when the range is empty or n < 3.
+    """
+    k_max = check_range(len(affinity), k_min, k_max)
     eigenvalues = normalised_laplacian_spectrum(affinity, k_max + 1)
-    gaps = eigenvalues[k_min:] - eigenvalues[k_min - 1 : k_max]
-    ranked = gaps.sort(descending=True).values
-    k = k_min + int(gaps.argmax())
-    labels = first_appearance(spectral_labels(affinity, k))
-    margin = float(ranked[0] - ranked[1]) if len(ranked) > 1 else float(ranked[0])
-    return Clusters(labels, int(labels.max()) + 1, eigenvalues.tolist(), float(ranked[0]), margin)
+    found = gaps(eigenvalues)[k_min - 1 :]
+    labels = first_appearance(spectral_labels(affinity, k_min + int(found.argmax())))
+    scores = dict(enumerate(found.tolist(), k_min))
+    return Clusters(labels, int(labels.max()) + 1, scores, eigenvalues.tolist())
 
 
 def spectral_labels(affinity: Tensor, k: int) -> Tensor:
@@ -159,10 +173,20 @@ def spectral_labels(affinity: Tensor, k: int) -> Tensor:
     Written out since that makes four copies of (n, n) and an LU decomposition. As there, no client is its own
     neighbour; the assignment is that of Damle, Minden and Ying (2019), which needs no initial guess.
     """
+    return embedded_labels(spectral_embedding(affinity, k))
+
+
+def spectral_embedding(affinity: Tensor, k: int) -> Tensor:
+    """Return each client's k coordinates (n, k): the leading eigenvectors of D^−½ S D^−½, times D^−½."""
     normalised, scale = _normalised(affinity.clone().fill_diagonal_(0))
-    maps = largest_eigenpairs(normalised, k)[1] * scale[:, None]
+    return largest_eigenpairs(normalised, k)[1] * scale[:, None]
+
+
+def embedded_labels(maps: Tensor) -> Tensor:
+    """Return the labels (n,) of clients at these coordinates (n, k), one group a coordinate."""
     from scipy.linalg import qr
 
+    k = maps.shape[1]
     pivots = torch.from_numpy(qr(maps.mT.numpy(), pivoting=True, mode="r")[1][:k].astype(np.int64))
     U, _, Vh = torch.linalg.svd(maps[pivots].mT)
     return (maps @ (U @ Vh)).abs().argmax(1)
@@ -206,13 +230,13 @@ def mean_overlap(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return sum(values) / len(values)
 
 
-def nearest_group(bases: Sequence[Tensor], prototypes: Sequence[Tensor]) -> Tensor:
-    """Return argmax_j of the mean over sites of cos² Θ(U_u, U_c,j) (HiLoRA's routing).
+def group_similarities(bases: Sequence[Tensor], prototypes: Sequence[Tensor]) -> Tensor:
+    """Return the sum over sites of mean cos² Θ(U_u, U_c,j), (n, G), whose largest in a row is HiLoRA's route.
 
-    One (n, O, R) and one (G, O, R) tensor per site, to group numbers (n,).
+    One (n, O, R) and one (G, O, R) tensor per site. A prototype of zeros is unlike everyone.
     """
-    similarity = sum(subspace_similarities(basis, group) for basis, group in zip(bases, prototypes, strict=True))
-    return torch.as_tensor(similarity).argmax(1)
+    found = [subspace_similarities(basis, group) for basis, group in zip(bases, prototypes, strict=True)]
+    return torch.stack(found).sum(0)
 
 
 def cosine_similarities(left: Sequence[Tensor], right: Sequence[Tensor]) -> Tensor:

@@ -1,6 +1,7 @@
-"""HiLoRA's server-side use of subspaces: smooth each client's direction, cluster by it, route newcomers to a cluster.
+"""HiLoRA's server-side use of subspaces: smooth each client's direction and cluster by it.
 
-Reads copies from the bank and client updates; the linear algebra is in clustering.py.
+Reads copies from the bank and client updates; the linear algebra is in clustering.py, the choice of the number of
+clusters in cluster_count.py, and how newcomers are placed in routing.py.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,18 +13,15 @@ from torch import Tensor
 
 from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
+from fedsim.parts.cluster_count import LEAST, Rule, clusters_by
 from fedsim.parts.clustering import (
     column_basis,
-    common_basis,
-    gaussian_affinity,
     kmeans_clusters,
     mean_overlap,
-    nearest_group,
     smoothed_direction,
-    spectral_clusters,
     subspace_distances,
 )
-from fedsim.round import ClientUpdate, Population
+from fedsim.round import ClientUpdate, Population, ServerState
 
 TIER = "directions"
 """The server's own tier: every client's smoothed B. It is never part of a forward pass, hence never sent."""
@@ -55,10 +53,17 @@ class SubspaceClustering:
     """Cluster by what local training changed in B, or by B itself (the literal reading)."""
     decay: float = 0.9
     """λ of the moving average over rounds."""
-    k_min: int = 2
-    """Smallest number of clusters considered."""
+    rule: Rule = "eigengap"
+    """What decides the number of clusters of subspaces; "eigengap" is the paper's. See `parts.cluster_count`."""
+    k_min: int | None = None
+    """Smallest number of clusters considered; None: 1 under "silhouette" and "stability", else 2. The same as `k_max`:
+    the number is given."""
     k_max: int = 10
     """Largest number of clusters considered."""
+    routing: Literal["members", "adapter"] = "members"
+    """What stands for a cluster where newcomers are placed: what its members' directions have most in common, with
+    which a probe of the root adapter is compared; or the columns of its own B, and of a probe that starts as a cluster
+    adapter does (by members while no cluster has trained)."""
     probe_steps: int = 10
     """Local steps of a newcomer's probe."""
     on_gpu: bool = False
@@ -67,17 +72,28 @@ class SubspaceClustering:
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay is {self.decay}; it must lie in [0, 1) (--method.clustering.decay).")
-        if not 1 <= self.k_min <= self.k_max:
+        if not 1 <= self.least <= self.k_max:
             raise ValueError(
-                f"k_min … k_max is {self.k_min} … {self.k_max}, which is no range of cluster numbers from 1 on "
+                f"k_min … k_max is {self.least} … {self.k_max}, which is no range of cluster numbers from 1 on "
                 "(--method.clustering.k-min, --method.clustering.k-max)."
             )
         if (steps := self.probe_steps) < 1:
             raise ValueError(f"probe_steps is {steps}; it must be positive (--method.clustering.probe-steps).")
 
+    @property
+    def least(self) -> int:
+        """The smallest number of clusters considered."""
+        return (LEAST.get(self.rule, 2) if self.by == "subspaces" else 2) if self.k_min is None else self.k_min
+
+    def probed_tiers(self, state: ServerState) -> tuple[str, ...]:
+        """The tiers below a newcomer's probe and the one that it trains, once there are clusters."""
+        begun = int(state.learnt.get("since", 0))
+        no_cluster_yet = int(state.learnt["stage"]) == 1 and begun == state.round_index
+        return ("root",) if self.routing == "members" or no_cluster_yet else ("root", "cluster")
+
     def check(self, population: Population) -> None:
         """Raise ValueError where there would be one cluster, since fewer clients take part than k_min needs."""
-        if (k := self.k_min) > max((n := len(population.seen)) - 1, 2):
+        if (k := self.least) > max((n := len(population.seen)) - 1, 2):
             why = f"{n} clients take part; it must be below that"
             raise ValueError(f"k_min is {k} and {why} (--method.clustering.k-min).")
 
@@ -103,16 +119,17 @@ class SubspaceClustering:
         clients = [client for client in population.seen if client in known]
         log: dict[str, object] = {"n_clusters": 1}
         found = torch.zeros(len(clients), dtype=torch.long)
-        if len(clients) > max(self.k_min, 2):
+        if len(clients) > max(self.least, 2):
             device = "cuda" if self.on_gpu and torch.cuda.is_available() else "cpu"
-            distances = subspace_distances((basis for _, basis in _bases(bank, fresh, clients)), device)
-            clusters = spectral_clusters(gaussian_affinity(distances), self.k_min, self.k_max)
+            distances = subspace_distances((basis for _, basis in column_bases(bank, fresh, clients)), device)
+            clusters = clusters_by(self.rule, distances, self.least, self.k_max)
             found = clusters.labels
             log = {
                 "n_clusters": clusters.n_clusters,
+                "rule": self.rule,
+                "rule_scores": list(map(list, clusters.scores.items())),
+                "rule_margin": clusters.margin,
                 "eigenvalues": clusters.eigenvalues,
-                "eigengap": clusters.gap,
-                "eigengap_margin": clusters.margin,
                 "distances": distances.tolist() if len(clients) <= LOGGED else None,
             }
         return _placed(clients, found, population, log)
@@ -120,7 +137,7 @@ class SubspaceClustering:
     def _by_updates(self, bank: Bank, updates: Sequence[ClientUpdate], population: Population) -> Found:
         moved = changes(bank, updates, "root", "change", factors=(*RANK_AXIS, "W", "b"))
         vectors = torch.cat([change.flatten(1) for change in moved.values()], 1)
-        found, scores = kmeans_clusters(vectors, self.k_min, self.k_max)
+        found, scores = kmeans_clusters(vectors, self.least, self.k_max)
         log = {"n_clusters": int(found.max()) + 1, "silhouettes": list(map(list, scores.items()))}
         return _placed([update.client for update in updates], found, population, log)
 
@@ -150,7 +167,7 @@ def changes(
     return result
 
 
-def _bases(bank: Bank, fresh: Copies, clients: Sequence[int]) -> Iterator[tuple[Slot, Tensor]]:
+def column_bases(bank: Bank, fresh: Copies, clients: Sequence[int]) -> Iterator[tuple[Slot, Tensor]]:
     """Yield a (n, O, R) stack of column bases per site, from this round's directions or else from the bank's.
 
     Sites and columns are those that all of these clients have; who moved nothing at a site does not narrow its columns.
@@ -173,61 +190,6 @@ def _common_width(values: Tensor) -> int:
     is_used = values.abs().amax(1) > 0
     is_common = is_used[is_used.any(1)].all(0)
     return int(is_common.long().cumprod(0).sum()) or values.shape[-1]
-
-
-def route(
-    bank: Bank,
-    labels: Tensor,
-    updates: Sequence[ClientUpdate],
-    tier: str,
-    kind: Kind,
-) -> dict[int, int]:
-    """Return the cluster of each update's client: argmax_j of mean cos² between what moved in B and the cluster.
-
-    A cluster's subspace is what its members' directions have most in common, so both sides live in the same space.
-    Members that were routed themselves have no direction and do not count.
-    """
-    place = next(slot for slot in bank.rows if slot.tier == TIER and slot.factor == "B")
-    has_direction = bank.written_in(place, torch.arange(len(labels))) != NEVER
-    members = [((labels == j) & has_direction).nonzero().flatten().tolist() for j in range(int(labels.max()) + 1)]
-    by_cluster = [{s: common_basis(basis) for s, basis in _bases(bank, {}, clients)} for clients in members]
-    bases, prototypes = [], []
-    for slot, moved in sorted(changes(bank, updates, tier, kind).items()):
-        if all(slot._replace(tier=TIER) in cluster for cluster in by_cluster):
-            centres = [cluster[slot._replace(tier=TIER)] for cluster in by_cluster]
-            width = min(basis.shape[-1] for basis in (moved, *centres))
-            bases.append(column_basis(moved[..., :width]))
-            prototypes.append(torch.stack([centre[..., :width] for centre in centres]))
-    nearest = nearest_group(bases, prototypes)
-    return dict(zip([update.client for update in updates], nearest.tolist(), strict=True))
-
-
-def with_routed(
-    bank: Bank, learnt: Mapping[str, Tensor], updates: Sequence[ClientUpdate], tier: str
-) -> dict[str, Tensor]:
-    """Return `learnt` in which participants without a cluster have one, by the B that they trained from zero.
-
-    They are clients that were never sampled in the root stage; this round's work serves as their probe.
-    """
-    labels = learnt["labels"].clone()
-    lost = [update for update in updates if labels[update.client] == NEVER]
-    for client, cluster in (route(bank, labels, lost, tier, "factor") if lost else {}).items():
-        labels[client] = cluster
-    return {**learnt, "labels": labels}
-
-
-def admit_by_route(
-    bank: Bank, labels: Tensor, population: Population, updates: Sequence[ClientUpdate], tier: str, kind: Kind
-) -> Found:
-    """Place unseen clients; seen ones are only checked: the log tells how many are routed to their own cluster."""
-    routed = route(bank, labels, updates, tier, kind)
-    placed = labels.clone()
-    for client in population.unseen:
-        placed[client] = routed.get(client, NEVER)
-    seen = [client for client in population.seen if client in routed and labels[client] != NEVER]
-    agree = sum(routed[client] == int(labels[client]) for client in seen)
-    log = {"routed": {str(client): cluster for client, cluster in routed.items() if client in population.unseen}}
-    return placed, {**log, "routing_agreement": agree / len(seen) if seen else None}
 
 
 def tier_overlaps(

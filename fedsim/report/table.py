@@ -87,8 +87,10 @@ def discoveries(result: Result) -> list[str]:
         )
         count = round(summary["clusters.count"])
         lines.append(f"{count} clusters{ari}" if count > 1 else "1 cluster: nothing was split, so it tests no split")
-    if "unseen.routing_agreement" in summary:
-        lines.append(f"seen clients routed to their own cluster: {summary['unseen.routing_agreement']:.0%}")
+    checks = {"": "with their own direction left out of it", "_with_own": "with what they trained in it"}
+    routed = {words: summary.get(f"unseen.routing_agreement{key}") for key, words in checks.items()}
+    if known := [f"{share:.0%} {words}" for words, share in routed.items() if share is not None]:
+        lines.append(f"seen clients routed to their own cluster: {', '.join(known)}")
     if "epsilon" in summary:
         lines.append(f"differential privacy of clients: ε {summary['epsilon']:.3g} at δ {summary['delta']:.3g}")
     best = [

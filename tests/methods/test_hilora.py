@@ -122,10 +122,12 @@ def test_what_it_discovers_is_logged(tiny_run):
     assert clustered["next_stage"] == "cluster"
     assert clustered["n_clusters"] == len(set(clustered["labels"]))
     assert clustered["clients"] == [0, 1, 2, 3, 4]
-    assert clustered["eigengap"] >= clustered["eigengap_margin"] >= 0
+    assert [k for k, _ in clustered["rule_scores"]] == [2, 3, 4]
+    assert 0 <= clustered["rule_margin"] <= max(score for _, score in clustered["rule_scores"])
     assert 0 <= clustered["discarded_energy"] < 1
     assert events_of(result)[-1]["routed"].keys() == {"5"}
     assert 0 <= result.summary["unseen.routing_agreement"] <= 1
+    assert 0 <= result.summary["unseen.routing_agreement_with_own"] <= 1
 
 
 def test_with_one_client_and_one_round_it_is_fedit_up_to_the_basis(tiny_run):
