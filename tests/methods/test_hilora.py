@@ -8,6 +8,7 @@ from conftest import TinyAttention, tiny_data
 
 import fedsim
 from fedsim.adapters.layout import HEAD_TIER, Slot
+from fedsim.parts.directions import SubspaceClustering
 from fedsim.parts.objectives import cross_entropy
 from fedsim.round import Horizon, Population, ServerState
 from fedsim.storage.run_folder import load_checkpoint
@@ -130,6 +131,25 @@ def test_what_it_discovers_is_logged(tiny_run):
     assert 0 <= result.summary["unseen.routing_agreement_with_own"] <= 1
 
 
+def test_a_probe_by_adapters_trains_a_fresh_cluster_adapter_on_the_frozen_root_once_clusters_have_trained(tiny_run):
+    clustering = SubspaceClustering(routing="adapter")
+    probe = plan_in(2, clustering=clustering).unseen.plan
+    assert probe.tiers == ("root", "cluster")
+    assert [slot for t in probe.tiers for f in "ABW" if probe.trains(slot := Slot(t, "q", f))] == [
+        Slot("cluster", "q", "A"),
+        Slot("cluster", "q", "B"),
+    ]
+    assert probe.groups(Slot("root", "q", "B")).tolist() == [0] * 6
+    assert probe.groups(Slot("cluster", "q", "B")).tolist() == [-1] * 6
+    learnt = {"stage": torch.tensor(1), "since": torch.tensor(3), "labels": LABELS}
+    method = fedsim.HiLoRA(lora_rank=2, clustering=clustering)
+    assert method.plan(ServerState(3, Horizon(3), learnt), POPULATION).unseen.plan.tiers == ("root",)
+    result = tiny_run(method=method, rounds=4)
+    assert events_of(result)[-1]["routed"].keys() == {"5"}
+    assert "unseen.routing_agreement" not in result.summary
+    assert 0 <= result.summary["unseen.routing_agreement_with_own"] <= 1
+
+
 def test_with_one_client_and_one_round_it_is_fedit_up_to_the_basis(tiny_run):
     def product(name, method, tier):
         folder = tiny_run(name, method=method, rounds=1, data=tiny_data(n_clients=1, unseen=())).folder
@@ -146,7 +166,7 @@ def test_with_one_client_and_one_round_it_is_fedit_up_to_the_basis(tiny_run):
 
 def test_two_groups_with_opposite_labels_are_told_apart(tiny_run):
     data = tiny_data(n_clients=8, per_client=120, unseen=(6, 7))
-    clustering = fedsim.methods.hilora.SubspaceClustering(k_max=4)
+    clustering = SubspaceClustering(k_max=4)
     method = fedsim.HiLoRA(lora_rank=2, clustering=clustering, tolerance=0.0, head_policy="frozen")
     local = fedsim.LocalTraining(epochs=2, batch_size=8, learning_rate=1e-2)
     result = tiny_run(method=method, rounds=6, data=data, backbone=TinyAttention(depth=3), local=local)

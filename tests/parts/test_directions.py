@@ -7,7 +7,7 @@ from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Slot
 from fedsim.parts.clustering import column_basis, unit_direction
 from fedsim.parts.directions import TIER, SubspaceClustering, changes, tier_overlaps
-from fedsim.parts.routing import admit_by_route, with_routed
+from fedsim.parts.routing import admit_by_route, route_by_members, with_routed
 from fedsim.parts.sharing import alone, everyone
 from fedsim.round import ClientUpdate, Population
 
@@ -199,6 +199,7 @@ def test_unseen_clients_are_admitted_and_seen_ones_only_checked(bank):
     assert torch.equal(placed[:12], labels[:12])
     assert log["routed"] == {"12": int(TRUTH[12]), "14": int(TRUTH[14])}
     assert log["routing_agreement"] == pytest.approx(10 / 11)
+    assert log["routing_agreement_with_own"] == pytest.approx(10 / 11)
 
 
 def test_seen_clients_that_are_routed_to_a_later_cluster_count_as_misplaced(bank):
@@ -233,3 +234,40 @@ def test_tier_overlaps_are_mean_squared_cosines_with_each_finished_tier(bank):
 def test_bad_settings_name_the_option(field, value):
     with pytest.raises(ValueError, match=f"--method.clustering.{field.replace('_', '-')}"):
         SubspaceClustering(**{field: value})
+
+
+def test_a_client_is_left_out_of_its_cluster_as_if_it_had_never_been_in_it(bank):
+    sample(bank, SubspaceClustering(), [range(12), range(12)])
+    labels = torch.where(
+        torch.arange(15) < 12, torch.arange(15) // 2, NEVER
+    )  # pairs of two groups, so that routes differ
+    probes = [update(client, 6) for client in range(12)]
+    routes = route_by_members(bank, labels, probes, "root", "change", checked=range(12))
+    for probe in probes:
+        without = labels.clone()
+        without[probe.client] = NEVER
+        expected = route_by_members(bank, without, [probe], "root", "change").nearest
+        assert routes.left_out[probe.client] == expected[probe.client]
+    assert routes.left_out != routes.nearest
+
+
+def test_a_client_alone_in_its_cluster_is_routed_elsewhere_without_its_own_direction(bank):
+    labels, _ = labels_of(bank, SubspaceClustering(), [range(8), range(8)])  # 3, 3 and 2 clients
+    labels[5] = NEVER
+    routes = route_by_members(bank, labels, [update(2, 6)], "root", "change", checked=[2])
+    assert routes.nearest == {2: 2}
+    assert routes.left_out.keys() == {2}
+    assert routes.left_out[2] != 2
+
+
+def test_newcomers_are_routed_by_the_adapters_of_the_clusters_that_trained(bank):
+    labels = torch.where(torch.arange(15) < 12, TRUTH, NEVER)
+    for site in SITES:
+        trained = {group: 3 * group_direction(site, group) for group in (0, 1)}
+        bank.write(Slot("cluster", site, "B"), trained, N_GROUPS, 2)
+    probes = [update(client, 6, "cluster") for client in (0, 1, 2, 12, 13, 14)]
+    placed, log = admit_by_route(bank, labels, POPULATION, probes, "cluster", "change")
+    assert placed[[12, 13]].tolist() == [0, 1]
+    assert int(placed[14]) != 2, "nobody trained cluster 2"
+    assert log["routing_agreement"] is None, "no client's training can be taken out of an adapter"
+    assert log["routing_agreement_with_own"] == pytest.approx(2 / 3)
