@@ -40,7 +40,7 @@ def test_unseen_clients_are_best_served_by_their_cluster_before_any_tuning(demo)
 
 def test_clusters_follow_styles_and_clients_are_routed_to_their_own(demo):
     assert demo[1]["hilora.clusters.ari"] >= 0.8
-    assert demo[1]["hilora.unseen.routing_agreement"] >= 0.9
+    assert demo[1]["hilora.unseen.routing_agreement_with_own"] >= 0.9
 
 
 def test_the_rows_of_the_clients_give_the_summary(demo):
