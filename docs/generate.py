@@ -148,7 +148,7 @@ MODELS = {
     "unseen.tuned": "each unseen client's model after five epochs of its own, on its own test samples",
 }
 MEANING = {
-    "round": "number of the round, from 0",
+    "round": "number of the round, from 1; what follows the last round (unseen clients) has the number after it",
     "stage": "what the method trains in this round",
     "clients": "clients that trained",
     "client": "number of the client, from 0",
@@ -206,7 +206,7 @@ def meaning(name: str) -> str:
     rest = name.removeprefix(f"{model}.")
     if rest == "clients":
         return f"clients that were evaluated so: {MODELS[model]}"
-    special = {"best.mean": "best mean of any round", "best.round": "round of the best mean, from 0"}
+    special = {"best.mean": "best mean of any round", "best.round": "round of the best mean"}
     special |= {"last.mean": "mean of the last evaluated round"}
     metric, _, statistic = rest.rpartition(".")
     said = special.get(rest) or f"{f'{metric}: ' if metric else ''}{FEW[statistic]}"

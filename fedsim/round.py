@@ -168,7 +168,7 @@ class ClientError(RuntimeError):
 
     def __init__(self, clients: Sequence[int], round_index: int, stage: str, cause: BaseException):
         who = f"client {clients[0]}" if len(clients) == 1 else f"clients {list(clients)} together"
-        super().__init__(f"{who} failed in round {round_index}, stage '{stage}': {cause}")
+        super().__init__(f"{who} failed in round {round_index + 1}, stage '{stage}': {cause}")
         self.clients, self.round_index, self.stage = tuple(clients), round_index, stage
 
 

@@ -40,7 +40,7 @@ def test_the_run_folder_holds_what_the_readme_says(tiny_run):
     assert all(isinstance(recorded[key], float) for key in wanted)
     assert all(0 <= recorded[key] <= 1 for key in ("unseen.untuned.mean", "unseen.tuned.mean"))
     assert json.loads((result.folder / "recipe.json").read_text())["environment"]["versions"]["torch"]
-    assert [row["round"] for row in rows(result.folder, "metrics.csv")] == ["0", "1", "2", "3"]
+    assert [row["round"] for row in rows(result.folder, "metrics.csv")] == ["1", "2", "3", "4"]
     evaluations = {(row["evaluation"], row["client"]) for row in rows(result.folder, "clients.csv")}
     assert {
         ("global", "0"),
@@ -65,7 +65,7 @@ def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tiny_run):
 
 def test_summary_is_the_mean_over_the_rows_of_the_last_round(tiny_run):
     result = tiny_run()
-    last = [r for r in rows(result.folder, "clients.csv") if r["round"] == "2" and r["evaluation"] == "global"]
+    last = [r for r in rows(result.folder, "clients.csv") if r["round"] == "3" and r["evaluation"] == "global"]
     assert len(last) == 5
     assert result.summary["global.mean"] == pytest.approx(sum(float(r["accuracy"]) for r in last) / 5)
     assert result.summary["global.worst"] == min(float(r["accuracy"]) for r in last)
@@ -120,8 +120,8 @@ def test_a_round_has_two_exchanges_and_what_travels_grows_with_the_cohort_only(t
 def test_partial_participation_trains_the_sampled_clients_only(tiny_run):
     result = tiny_run(cohort_size=2, rounds=5)
     table = rows(result.folder, "clients.csv")
-    for round_index in range(5):
-        trained = {r["client"] for r in table if r["round"] == str(round_index) and r["evaluation"] == "personal"}
+    for number in range(1, 6):
+        trained = {r["client"] for r in table if r["round"] == str(number) and r["evaluation"] == "personal"}
         assert len(trained) == 2
     assert len({r["client"] for r in table if r["evaluation"] == "personal"}) > 2
 

@@ -113,7 +113,7 @@ class ClientCost:
         if self.seconds is not None:
             sent |= {f"seconds_{name}": value for name, value in self.seconds._asdict().items()}
             sent |= {"seconds": self.seconds.total, "dropped": int(self.is_dropped)}
-        return {"round": round_index, "client": self.client, **sent}
+        return {"round": round_index + 1, "client": self.client, **sent}
 
 
 @dataclass(frozen=True)

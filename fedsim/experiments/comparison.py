@@ -27,7 +27,7 @@ from fedsim.run_spec import RunSpec
 from fedsim.simulation import simulate
 from fedsim.storage.disk import check_is_new, read_json, write_atomically
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
-from fedsim.storage.tables import lines_before
+from fedsim.storage.tables import lines_up_to
 
 Methods = Mapping[str, Method | Grid]
 NAME = re.compile("[A-Za-z0-9][A-Za-z0-9 .,_+=-]{0,99}")
@@ -128,7 +128,7 @@ class Cells:
         """Raise ValueError where one cannot go on: what is damaged must be found before the first run goes on."""
         check_same_recipe(self.out, recipe, self.loaded)
         for folder in self.folders():
-            lines_before(folder, load_checkpoint(folder)[0])
+            lines_up_to(folder, load_checkpoint(folder)[0])
             finished(folder)
 
     def cell(self, seed: int, name: str) -> Path:

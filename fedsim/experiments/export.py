@@ -31,6 +31,7 @@ from fedsim.server.aggregator import Aggregator
 from fedsim.server.workload import Workload
 from fedsim.storage.disk import write_atomically
 from fedsim.storage.run_folder import load_checkpoint, read_recipe
+from fedsim.storage.tables import check_counts_from_one
 
 
 def export_adapter(
@@ -124,6 +125,7 @@ def _command(run: Path, to: Path, chosen: Mapping[str, int | None], merged: bool
 def check_has_checkpoint(run: Path) -> None:
     """Raise ValueError when a folder holds no run, several, or one without a checkpoint."""
     read_recipe(run)
+    check_counts_from_one(run)
     if not any((run / "checkpoints").glob("round-*.json")):
         inside = sorted(str(path.parent.relative_to(run)) for path in run.glob("seed-*/*/recipe.json"))
         several = f"; it compares several runs, choose '{run / inside[0]}' or another" if inside else ""

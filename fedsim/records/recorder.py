@@ -65,7 +65,7 @@ class Recorder:
         """Record the round before `after`: tables, then the checkpoint, which keeps `beside` too."""
         self.folder.check_is_ours()
         round_index, excluded = after.round_index - 1, log.get("diverged_clients", ())
-        metrics: dict[str, Any] = {"round": round_index, "stage": stage, "clients": len(updates)}
+        metrics: dict[str, Any] = {"round": after.round_index, "stage": stage, "clients": len(updates)}
         metrics |= {"diverged_clients": sum(update.client in excluded for update in updates)}
         metrics |= {"train_loss": mean_loss(updates)}
         for evaluation, source in (("personal", updates), ("global", evaluated)):
@@ -87,10 +87,10 @@ class Recorder:
         self.folder.log_event(round_index, {"stage": stage, **log})
         seconds = time.perf_counter() - self.clock
         self.clock = time.perf_counter()
-        timing = {"round": round_index, "seconds": seconds, "clients_per_second": len(updates) / seconds}
+        timing = {"round": after.round_index, "seconds": seconds, "clients_per_second": len(updates) / seconds}
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
-        self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, round_index)
+        self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, after.round_index)
         kept = state_tensors(after) | schedule_tensors(after) | {BLOCK_SIZE: self.block_size, **beside}
         self.folder.save_checkpoint(after.round_index, kept)
 
@@ -110,7 +110,9 @@ class Recorder:
         )
         summary |= {f"unseen.{name}": value for name, value in admission.items() if _is_number(value)}
         summary |= cluster_summary(state.learnt.get("labels"), self.population)
-        self.folder.append("timing.csv", [{"round": state.round_index, "seconds": time.perf_counter() - self.clock}])
+        self.folder.append(
+            "timing.csv", [{"round": state.round_index + 1, "seconds": time.perf_counter() - self.clock}]
+        )
         summary["seconds"] = sum(float(row["seconds"]) for row in self.folder.read_table("timing.csv"))
         digest = digest_of(state_tensors(state))
         draw_figures(self.folder)

@@ -14,7 +14,7 @@ from fedsim.run_spec import RunSpec
 from fedsim.server.cohort import sample_cohort
 from fedsim.storage.disk import check_is_new
 from fedsim.storage.run_folder import check_same_recipe, load_checkpoint, read_environment
-from fedsim.storage.tables import lines_before
+from fedsim.storage.tables import lines_up_to
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def start_of(
         check_rounds(spec.rounds, type(spec.method).__name__, tensors) if known else check_same_recipe(out, recipe)
         check_fits(spec, out, round_index, tensors)
     if is_first:
-        lines_before(out, round_index)  # are its tables whole?
+        lines_up_to(out, round_index)  # are its tables whole?
     return Start(round_index, tensors, int(tensors.get(BLOCK_SIZE, 0)) or None, threads)
 
 
@@ -66,7 +66,7 @@ def check_fits(spec: RunSpec, out: Path, round_index: int, tensors: Mapping[str,
     """Raise ValueError where a run cannot go on from a checkpoint: it is another run's, or no run writes such a one."""
     try:
         if round_index > spec.rounds:
-            raise ValueError(f"It begins with round {round_index}, and the run has {spec.rounds}.")
+            raise ValueError(f"It is of round {round_index}, and the run has {spec.rounds}.")
         state = restore_state(spec.state(round_index, spec.initial_slots()), tensors)
         cohort = sample_cohort(spec.population, spec.n_cohort, spec.seed, round_index, sampling=spec.cohort_sampling)
         check_learnt(replace(state, cohort=tuple(cohort)), spec.method, spec.population)

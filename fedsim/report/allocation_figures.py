@@ -86,7 +86,7 @@ def _rounds(axes: "Axes", rounds: Sequence[Event], depths: Sequence[int]) -> Any
         if at:
             axes.axvline(at - 0.5, color="#d55e00", linewidth=1.2)
     step = max(1, len(rounds) // 10)
-    axes.set_xticks(range(0, len(rounds), step), [str(number + 1) for number in numbers[::step]])
+    axes.set_xticks(range(0, len(rounds), step), list(map(str, numbers[::step])))
     axes.set_yticks(range(len(depths)), [str(depth) for depth in depths], fontsize=8 if len(depths) <= 24 else 6)
     each = "" if width == 1 else f", {width} rounds a column"
     axes.set(xlabel=f"round{each}", ylabel="layer")
@@ -110,14 +110,14 @@ def draw_fisher(events: Sequence[Event]) -> "Figure | None":
     axes = figure.subplots()
     scores = np.asarray([event["fisher_scores"] for event in scored], dtype=float)
     shares = scores / scores.sum(1, keepdims=True).clip(np.finfo(float).tiny)
-    first, last = scored[0]["round"] + 1, scored[-1]["round"] + 1
+    first, last = scored[0]["round"], scored[-1]["round"]
     shades = ScalarMappable(Normalize(first - 0.35 * max(1, last - first), last), colormaps[SHADES])
     for event, share in zip(scored, shares, strict=True):
-        colour = shades.to_rgba(event["round"] + 1)
+        colour = shades.to_rgba(event["round"])
         axes.plot(share, "-o", color=colour, linewidth=1.6, markersize=4)
     named = [(0, f"round {first}")] + ([(-1, f"round {last}")] if len(scored) > 1 else [])
     for index, text in named:
-        axes.plot([], [], "-o", color=shades.to_rgba(scored[index]["round"] + 1), label=text)
+        axes.plot([], [], "-o", color=shades.to_rgba(scored[index]["round"]), label=text)
     step = max(1, scores.shape[1] // 12)
     axes.set_xticks(range(0, scores.shape[1], step))
     axes.set(xlabel="layer", ylabel="share of the scores", ylim=(0, None))

@@ -144,4 +144,4 @@ def _metrics(exported: Exported, model: Recorded, run: Path) -> list[str]:
 
 
 def _is_past(row: Mapping[str, Any], exported: Exported) -> bool:
-    return int(row["round"]) < exported.round_index or row.get("evaluation", "").startswith("unseen")
+    return int(row["round"]) <= exported.round_index or row.get("evaluation", "").startswith("unseen")

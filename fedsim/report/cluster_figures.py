@@ -18,7 +18,7 @@ DARK, PALE = "#101418", "#fdfdfd"
 class ClusterEvent:
     """The last partition of clients that a run's events hold: a cluster for each, and who has what domain."""
 
-    round_index: int
+    round_number: int
     labels: Mapping[int, int]
     domains: Mapping[int, str]
     distances: np.ndarray | None
@@ -94,7 +94,7 @@ def _contingency(found: ClusterEvent) -> Picture:
     _bare(axes)
     pure = counts.max(0).sum()
     words = (
-        f"{len(clusters)} clusters against {len(domains)} domains, found in round {found.round_index + 1}: "
+        f"{len(clusters)} clusters against {len(domains)} domains, found in round {found.round_number}: "
         f"{pure} of {counts.sum()} clients are in a cluster where their domain has the most"
     )
     return picture(figure, "clusters", "Clusters against domains", words, len(clusters) > 12)

@@ -69,11 +69,11 @@ def client_rows(
 ) -> list[dict[str, object]]:
     """Return a row per client and evaluation for clients.csv; `evaluations` maps the logged name to the row's name.
 
-    `columns` are the task's.
+    `columns` are the task's. Rounds are counted from 1, as in every table.
     """
     return [
         {
-            "round": round_index,
+            "round": round_index + 1,
             "stage": stage,
             "client": update.client,
             "domain": domains[update.client] if domains else "",

@@ -196,9 +196,9 @@ def _facts(run: Run) -> str:
 
 
 def _best(run: Run) -> list[str]:
-    """The best round by mean, counted from 1 as everywhere on the page."""
+    """The best round by mean."""
     best = [
-        f"{title} {run.summary[f'{name}.best.mean']:.3f} in round {int(run.summary[f'{name}.best.round']) + 1}"
+        f"{title} {run.summary[f'{name}.best.mean']:.3f} in round {int(run.summary[f'{name}.best.round'])}"
         for name, title in (("global", "of global models"), ("personal", "of personal models"))
         if f"{name}.best.mean" in run.summary
     ]

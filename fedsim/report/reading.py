@@ -12,6 +12,7 @@ from typing import Any
 
 from fedsim.report.summary import MODELS, SIMULATED, Result, summarise_run
 from fedsim.storage.disk import check_own_folder, own_bytes, parse_json, read_json
+from fedsim.storage.tables import check_counts_from_one
 
 PERSONAL, GLOBAL = MODELS
 EVALUATIONS = {
@@ -137,8 +138,8 @@ class Run:
         return {int(row["client"]): row for row in self.clients if row["evaluation"] == evaluation}
 
     def curve(self, column: str) -> tuple[list[int], list[float]]:
-        """Return rounds (from 1) and the values of a column of metrics.csv, where it has one."""
-        points = [(int(row["round"]) + 1, number(row, column)) for row in self.rounds if row.get(column)]
+        """Return rounds and the values of a column of metrics.csv, where it has one."""
+        points = [(int(row["round"]), number(row, column)) for row in self.rounds if row.get(column)]
         return [x for x, _ in points], [y for _, y in points]
 
     def spent(self, price: str) -> list[float]:
@@ -193,6 +194,7 @@ def _is_run(folder: Path) -> bool:
 
 def read_run(folder: Path, name: str) -> Run:
     """Read one run folder; a line that was not finished is left out, a damaged one raises ValueError."""
+    check_counts_from_one(folder)
     tables = [_table(folder / f"{table}.csv") for table in ("metrics", "clients", "timing")]
     recipe, metrics, finished = (folder / name for name in ("recipe.json", "metrics.csv", "result.json"))
     return Run(

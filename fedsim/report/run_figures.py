@@ -203,7 +203,7 @@ def costs(run: Run) -> Iterator[Picture]:
     """Yield bytes, seconds, utilisation and, under differential privacy, ε by round."""
     up, down = run.curve("bytes.up"), run.curve("bytes.down")
     unit = next((u for u, s in reversed(UNITS.items()) if max([*up[1], *down[1], 1]) >= s), "B")
-    seconds = [(int(row["round"]) + 1, number(row, "seconds")) for row in run.timing if row.get("clients_per_second")]
+    seconds = [(int(row["round"]), number(row, "seconds")) for row in run.timing if row.get("clients_per_second")]
     panels = {
         "bytes": ("Bytes by round", f"{unit} of all clients", {"up": up, "down": down}, UNITS[unit]),
         "seconds": ("Seconds by round", "seconds", {"": tuple(zip(*seconds, strict=True)) or ((), ())}, 1),

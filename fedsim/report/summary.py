@@ -48,10 +48,10 @@ def summarise_run(rounds: Rows, clients: Rows, metrics: Sequence[str] = ("accura
     for name in MODELS:
         means = [(float(row[f"{name}.mean"]), int(row["round"])) for row in rounds if row[f"{name}.mean"]]
         if means:
-            best, round_index = max(means, key=lambda entry: (entry[0], -entry[1]))
+            best, number = max(means, key=lambda entry: (entry[0], -entry[1]))
             summary |= {
                 f"{name}.best.mean": best,
-                f"{name}.best.round": round_index,
+                f"{name}.best.round": number,
                 f"{name}.last.mean": means[-1][0],
             }
     for row in rounds:

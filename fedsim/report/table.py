@@ -94,7 +94,7 @@ def discoveries(result: Result) -> list[str]:
     if "epsilon" in summary:
         lines.append(f"differential privacy of clients: ε {summary['epsilon']:.3g} at δ {summary['delta']:.3g}")
     best = [
-        f"{name} {summary[f'{name}.best.mean']:.3f} (round {summary[f'{name}.best.round'] + 1:.0f})"
+        f"{name} {summary[f'{name}.best.mean']:.3f} (round {summary[f'{name}.best.round']:.0f})"
         for name in ("global", "personal")
         if f"{name}.best.mean" in summary
     ]

@@ -150,8 +150,8 @@ def _lambdas(axes: "Axes", event: Event, lambdas: Sequence[Event]) -> None:
     for offset, of_client in zip(np.linspace(-0.3, 0.3, len(values)), values, strict=True):
         axes.plot((position + offset)[is_split], of_client[is_split], ".", color=GREY, markersize=3, zorder=1)
     first, last = lambdas[0], lambdas[-1]
-    axes.plot(position, first["lambda"], "--", color="#0072b2", linewidth=1, label=f"mean, round {first['round'] + 1}")
-    axes.plot(position, values.mean(0), "-o", color="#0072b2", markersize=4, label=f"mean, round {last['round'] + 1}")
+    axes.plot(position, first["lambda"], "--", color="#0072b2", linewidth=1, label=f"mean, round {first['round']}")
+    axes.plot(position, values.mean(0), "-o", color="#0072b2", markersize=4, label=f"mean, round {last['round']}")
     axes.plot([], [], ".", color=GREY, label="each client")
     axes.set_title("Weight of a client's own group, λ", loc="left", fontsize=10, color=INK)
     axes.set_ylim(-0.03, 1.03)

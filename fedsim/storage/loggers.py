@@ -48,10 +48,10 @@ class Curves:
             self.loggers.append(WandbLogger(experiment=self.wandb_run))
             self.loggers[-1].log_hyperparams(read_recipe(folder.path))
 
-    def log(self, values: Mapping[str, float], round_index: int) -> None:
-        """Add the numbers of a round."""
+    def log(self, values: Mapping[str, float], number: int) -> None:
+        """Add the numbers of a round; rounds are counted from 1."""
         for logger in self.loggers:
-            logger.log_metrics(dict(values), step=round_index)
+            logger.log_metrics(dict(values), step=number)
 
     def finish(self) -> None:
         """End the curves of a run that is complete."""

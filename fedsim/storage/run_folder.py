@@ -31,7 +31,7 @@ from fedsim.storage.disk import (
     writing,
 )
 from fedsim.storage.provenance import environment
-from fedsim.storage.tables import TABLES, header, lines_before
+from fedsim.storage.tables import TABLES, header, lines_up_to
 from fedsim.storage.wire import digest_of as digest_of
 from fedsim.storage.wire import pack, structure_of, unpack
 
@@ -77,7 +77,7 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, folder: Path, round_index: int, recipe: Mapping[str, Any]) -> "RunFolder":
-        """Continue a run folder with this round; rows and events from it on will be written again, so they go.
+        """Continue a run folder after so many rounds; rows and events of later ones will be written again, so they go.
 
         Raises `FolderInUse` when another run has written further checkpoints since the round was looked up.
         """
@@ -85,7 +85,7 @@ class RunFolder:
             raise FolderInUse(folder)
         (folder / "result.json").unlink(missing_ok=True)  # first: a run that goes on is not complete
         cls.extend(folder, recipe)
-        for path, kept in lines_before(folder, round_index).items():
+        for path, kept in lines_up_to(folder, round_index).items():
             if path.exists():
                 write_atomically(path, kept)
         return cls(folder, newest=round_index)
@@ -106,9 +106,9 @@ class RunFolder:
         append(path, text.getvalue())
 
     def log_event(self, round_index: int, event: Mapping[str, Any]) -> None:
-        """Add a line to events.jsonl; a number that JSON does not know (infinity, NaN) becomes null."""
+        """Add a line to events.jsonl, whose rounds count from 1; what JSON does not know (infinity, NaN) is null."""
         event = {name: value if _is_json(value) else None for name, value in event.items()}
-        append(self.path / "events.jsonl", json.dumps({"round": round_index, **event}) + "\n")
+        append(self.path / "events.jsonl", json.dumps({"round": round_index + 1, **event}) + "\n")
 
     def read_table(self, table: str) -> list[dict[str, str]]:
         """Return the rows of a CSV table so far."""

@@ -1,4 +1,4 @@
-"""The lines of a run's tables that count when it goes on: those of rounds before its checkpoint, all of them whole."""
+"""The lines of a run's tables that count when it goes on: those of rounds up to its checkpoint, all of them whole."""
 
 import csv
 from collections.abc import Iterator
@@ -11,16 +11,27 @@ EVERY_ROUND = frozenset(TABLES) - {"clients.csv"}
 """Tables that have a row of every round; costs.csv has none of a round without clients."""
 
 
-def lines_before(folder: Path, round_index: int) -> dict[Path, bytes]:
-    """Return the lines of rounds before this one, by table; a last line that is torn does not count.
+def lines_up_to(folder: Path, last: int) -> dict[Path, bytes]:
+    """Return the lines of rounds 1 to `last`, by table; a last line that is torn does not count.
 
     Raises ValueError that names file and line where one is no row of its table, or where a round's rows are missing.
     """
+    check_counts_from_one(folder)
     empty = _without_clients(folder / "metrics.csv")
     return {
-        folder / name: _lines_before(folder / name, round_index, empty if name == "costs.csv" else frozenset())
+        folder / name: _lines_up_to(folder / name, last, empty if name == "costs.csv" else frozenset())
         for name in TABLES
     }
+
+
+def check_counts_from_one(folder: Path) -> None:
+    """Raise ValueError for a folder whose tables count rounds from 0, as those of earlier versions do."""
+    path = folder / "metrics.csv"
+    if path.exists() and own_bytes(path).partition(b"\n")[2].startswith(b"0,"):
+        raise ValueError(
+            f"'{folder}' is of an earlier version of fedsim, whose tables count rounds from 0; they count from 1 now. "
+            "Use it with the version that wrote it (recipe.json has its git revision), or start the run anew (--out)."
+        )
 
 
 def header(path: Path) -> list[str]:
@@ -40,10 +51,10 @@ def _without_clients(path: Path) -> frozenset[int]:
     return frozenset(found for line, found in lines if next(csv.reader([line.decode()]))[place] == "0")
 
 
-def _lines_before(path: Path, round_index: int, empty: frozenset[int]) -> bytes:
-    kept, missing, number = [], set(range(round_index)) - empty if path.name in EVERY_ROUND else set(), 0
+def _lines_up_to(path: Path, last: int, empty: frozenset[int]) -> bytes:
+    kept, missing, number = [], set(range(1, last + 1)) - empty if path.name in EVERY_ROUND else set(), 0
     for number, (line, found) in enumerate(_rows(path), 1):
-        if found < round_index:
+        if found <= last:
             kept.append(line)
         missing.discard(found)
         if missing and found > min(missing):
@@ -60,7 +71,7 @@ def _damaged(path: Path, number: int, what: str) -> ValueError:
 
 
 def _rows(path: Path) -> Iterator[tuple[bytes, int]]:
-    """Yield every whole line and the round that it is of; -1 for the header of a CSV table."""
+    """Yield every whole line and the round that it is of; 0 for the header of a CSV table."""
     lines = own_bytes(path).splitlines(keepends=True) if path.exists() else []
     width = 0
     for number, line in enumerate(lines, 1):
@@ -76,7 +87,7 @@ def _rows(path: Path) -> Iterator[tuple[bytes, int]]:
                 raise ValueError(f"it has {len(fields)} fields, and the header has {width}")
             if number == 1 and fields[0] != "round":
                 raise ValueError("it is no header")
-            yield line, int(fields[0]) if number > 1 else -1
+            yield line, int(fields[0]) if number > 1 else 0
         except (ValueError, KeyError, TypeError, csv.Error, StopIteration) as error:
             raise _damaged(
                 path, number, f"{line[:60].decode(errors='replace').strip()!r} is no row ({error})"

@@ -142,7 +142,7 @@ def test_a_client_that_does_not_fit_alone_is_named():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     batched.module.training_step = training_step
-    message = r"client 0 failed in round 1.*out of memory"
+    message = r"client 0 failed in round 2.*out of memory"
     with pytest.warns(UserWarning, match="Out of memory"), pytest.raises(ClientError, match=message):
         batched.local_update(PLAN, [assignments()])
 
@@ -240,7 +240,7 @@ def test_the_client_whose_fault_it_is_is_found(monkeypatch):
         return real(client, *rest)
 
     monkeypatch.setattr(type(batched.data), "train_steps", lambda self, *a: train_steps(*a))
-    with pytest.raises(ClientError, match="client 3 failed in round 1, stage 'train': its disk is on fire") as caught:
+    with pytest.raises(ClientError, match="client 3 failed in round 2, stage 'train': its disk is on fire") as caught:
         batched.local_update(PLAN, [assignments()])
     assert caught.value.clients == (3,)
 
@@ -248,7 +248,7 @@ def test_the_client_whose_fault_it_is_is_found(monkeypatch):
 def test_clients_that_only_fail_together_are_all_named():
     made = assignments()
     made[1] = replace(made[1], local=replace(made[1].local, optimizer="sgd"))
-    message = re.escape(f"clients {list(range(CLIENTS))} together failed in round 1, stage 'train'") + ".*optimizer"
+    message = re.escape(f"clients {list(range(CLIENTS))} together failed in round 2, stage 'train'") + ".*optimizer"
     with pytest.raises(ClientError, match=message):
         engine().local_update(PLAN, [made])
 

@@ -90,7 +90,7 @@ def test_gradients_are_clipped_over_all_tensors_of_the_client():
 
 def test_a_failure_names_client_round_and_stage():
     engine, plan = engine_and_plan(torch.tensor([[1.0, 0.0]]), torch.tensor([0]))
-    with pytest.raises(ClientError, match="client 0 failed in round 0, stage 'train'"):
+    with pytest.raises(ClientError, match="client 0 failed in round 1, stage 'train'"):
         engine.local_update(plan, [[assignment({A: torch.ones(1, 5), B: torch.zeros(2, 1)})]])
 
 

@@ -46,7 +46,7 @@ def by_client(folder, seeds, name):
     for seed in seeds:
         with (folder / f"seed-{seed}" / name / "clients.csv").open(newline="") as file:
             for row in csv.DictReader(file):
-                if row["evaluation"] == "global" and row["round"] == "2":
+                if row["evaluation"] == "global" and row["round"] == "3":
                     found[seed, row["client"]] = float(row["accuracy"])
     return found
 

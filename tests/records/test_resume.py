@@ -14,6 +14,7 @@ from runs import QUICKSTART, SMALL, environment, fabric, finished, kill_all
 import fedsim
 from fedsim import simulation
 from fedsim.costs.devices import DeviceProfiles
+from fedsim.report.reading import read_run
 
 
 @pytest.mark.parametrize(
@@ -39,7 +40,7 @@ def test_a_stopped_run_resumes_to_the_same_bits_and_rows(tiny_run, stop_after, m
     for table in ("metrics.csv", "clients.csv", "costs.csv"):
         assert (resumed.folder / table).read_bytes() == (whole.folder / table).read_bytes()
     events = [json.loads(line)["round"] for line in (resumed.folder / "events.jsonl").read_text().splitlines()]
-    assert events == list(range(7))
+    assert events == list(range(1, 8))
 
 
 LASTING = {
@@ -235,6 +236,24 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(tmp_path):
         assert (out / table).read_bytes() == (whole / table).read_bytes()
 
 
+def test_a_folder_whose_rounds_count_from_zero_is_refused_wherever_it_is_read(tiny_run, tmp_path):
+    folder = tiny_run().folder
+    for name in ("metrics.csv", "clients.csv", "costs.csv", "timing.csv"):
+        head, *rows = (folder / name).read_text().splitlines()
+        older = [f"{int(number) - 1},{rest}" for number, _, rest in (row.partition(",") for row in rows)]
+        (folder / name).write_text("\n".join([head, *older]) + "\n")
+    before = contents(folder)
+    message = r"is of an earlier version of fedsim, whose tables count rounds from 0.*start the run anew \(--out\)"
+    for read in (
+        lambda: tiny_run(resume=True),
+        lambda: read_run(folder, "older"),
+        lambda: fedsim.export_adapter(folder, tmp_path / "adapter", client=1),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read()
+    assert contents(folder) == before
+
+
 @pytest.mark.parametrize(
     ("table", "damage", "message"),
     [
@@ -246,9 +265,9 @@ def test_kill_9_at_random_moments_ends_in_the_same_bits(tmp_path):
         ),
         ("costs.csv", lambda lines: lines[1:], r"line 1: .* is no row \(it is no header\)"),
         ("events.jsonl", lambda lines: [b'{"round": \n', *lines[1:]], r"line 1: .* is no row"),
-        ("metrics.csv", lambda lines: [*lines[:2], *lines[3:]], r"line 3: it is of round 2, and none .* of round 1"),
-        ("timing.csv", lambda lines: lines[:3], r"line 4: here must be a row of round 2, and the file ends"),
-        ("costs.csv", lambda lines: [], r"line 1: here must be a row of round 0"),
+        ("metrics.csv", lambda lines: [*lines[:2], *lines[3:]], r"line 3: it is of round 3, and none .* of round 2"),
+        ("timing.csv", lambda lines: lines[:3], r"line 4: here must be a row of round 3, and the file ends"),
+        ("costs.csv", lambda lines: [], r"line 1: here must be a row of round 1"),
     ],
 )
 def test_a_damaged_table_is_named_with_its_line_before_anything_starts(tiny_run, monkeypatch, table, damage, message):

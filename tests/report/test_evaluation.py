@@ -64,7 +64,7 @@ def test_rows_name_the_evaluation_and_the_natural_group():
     updates = [update(2, 0.5, 10), update(0, None)]
     (row,) = client_rows(updates, {"personal": "unseen.tuned"}, 7, "leaf", (4, 5, 6))
     assert row == {
-        "round": 7,
+        "round": 8,
         "stage": "leaf",
         "client": 2,
         "domain": 6,

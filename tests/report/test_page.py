@@ -139,8 +139,8 @@ def half_done(runs: Path, to: Path) -> Path:
     for name in ("metrics.csv", "clients.csv", "timing.csv", "events.jsonl"):
         path = folder / name
         lines = path.read_text().splitlines(keepends=True)
-        kept = [line for line in lines if not re.match(r'(3|4),|\{"round": [34]', line)]
-        torn = [line for line in kept if not re.match(r'2,|\{"round": 2', line)]
+        kept = [line for line in lines if not re.match(r'(4|5),|\{"round": [45]', line)]
+        torn = [line for line in kept if not re.match(r'3,|\{"round": 3', line)]
         path.write_text("".join(torn) + kept[len(torn)][:9])
     return folder
 

@@ -46,7 +46,7 @@ def test_by_default_the_run_stops_and_names_client_round_and_stage(tiny_run, tmp
     at = first_round_of_the_sick()
     assert at > 0, "there must be finished rounds to keep"
     common = {"data": sick_data(SICK), "engine": engine, "cohort_size": 2, "rounds": 8}
-    message = rf"client {SICK} failed in round {at}, stage 'train': its training loss is nan.*--on-nan skip"
+    message = rf"client {SICK} failed in round {at + 1}, stage 'train': its training loss is nan.*--on-nan skip"
     with pytest.raises(ClientError, match=message):
         tiny_run("stopped", **common)
     assert load_checkpoint(tmp_path / "stopped")[0] == at, "the round before is kept"
@@ -60,7 +60,7 @@ def test_by_default_the_run_stops_and_names_client_round_and_stage(tiny_run, tmp
 @pytest.mark.parametrize("engine", ENGINES)
 def test_too_large_a_learning_rate_is_such_a_failure(tiny_run, engine):
     local = fedsim.LocalTraining(batch_size=4, learning_rate=1e30, epochs=3)
-    with pytest.raises(ClientError, match=r"client 0 failed in round 0, .* So did 4 more clients: 1, 2, 3, 4"):
+    with pytest.raises(ClientError, match=r"client 0 failed in round 1, .* So did 4 more clients: 1, 2, 3, 4"):
         tiny_run(local=local, engine=engine)
 
 
@@ -102,14 +102,14 @@ def test_setting_an_update_aside_is_as_if_its_client_had_not_been_sampled(tiny_r
     assert [row["diverged_clients"] for row in rows(without)] == ["0"] * 4
     assert [row["train_loss"] for row in rows(aside)] == [row["train_loss"] for row in rows(without)]
     events = RunFolder(aside.folder).read_events()
-    assert [event["diverged_clients"] for event in events if "diverged_clients" in event and event["round"] < 4] == [
+    assert [event["diverged_clients"] for event in events if "diverged_clients" in event and event["round"] < 5] == [
         [SICK]
     ] * 4
 
 
 def test_what_a_client_set_aside_was_measured_at_is_shown(tiny_run):
     result = tiny_run(data=sick_data(SICK), on_nan="skip")
-    table = [row for row in rows(result, "clients.csv") if row["round"] == "2"]
+    table = [row for row in rows(result, "clients.csv") if row["round"] == "3"]
     trained = {row["client"]: row for row in table if row["evaluation"] == "personal"}
     assert math.isnan(float(trained[str(SICK)]["loss"]))
     assert float(trained[str(SICK)]["accuracy"]) == 0, "answers that are no numbers are wrong"
@@ -132,7 +132,7 @@ def test_a_round_whose_updates_are_all_set_aside_leaves_the_state_as_it_was(tiny
 
 def test_a_sick_newcomer_stops_the_run_or_is_counted(tiny_run, tmp_path):
     common = {"method": METHODS["hilora"], "data": sick_data(4, 5, unseen=(4, 5)), "rounds": 4}
-    with pytest.raises(ClientError, match=r"client 4 failed in round 4, stage 'probe'.*So did 1 more client: 5"):
+    with pytest.raises(ClientError, match=r"client 4 failed in round 5, stage 'probe'.*So did 1 more client: 5"):
         tiny_run("stopped", **common)
     assert load_checkpoint(tmp_path / "stopped")[0] == 4, "no finished round is lost"
     result = tiny_run("stopped", resume=True, on_nan="skip", **common)
