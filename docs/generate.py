@@ -1,12 +1,14 @@
-"""Make the pages that zensical builds: `python docs/generate.py FOLDER`.
+"""Make the pages that zensical builds: `python docs/generate.py FOLDER [--without-outputs]`.
 
 Pages are those of docs/, with what the code knows (methods, options, columns, data sets) put in where they say
-`<!-- generated: … -->`, the first use of each term of the glossary linked, and the tutorials made of their files.
+`<!-- generated: … -->`, the first use of each term of the glossary linked, and the tutorials made of their files. These
+run once, two at a time, and show what they print and draw; build/tutorials keeps that until they or fedsim change.
 """
 
 import ast
 import csv
 import dataclasses
+import hashlib
 import importlib
 import inspect
 import re
@@ -15,6 +17,8 @@ import sys
 import tempfile
 import textwrap
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,8 @@ ROOT = DOCS.parent
 NOTEBOOKS = ("101_first_run", "202_compare_fairly")
 """Tutorials that are notebooks, too."""
 REPOSITORY_PAGES = {"results.md": "RESULTS.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
+NOT_LINKED = ("glossary.md", "python.md", *REPOSITORY_PAGES)
+"""Pages on which terms of the glossary are not linked."""
 FIGURES = {
     "report.png": "The report's first page.",
     "demo-differences.svg": "Each method's difference from the best of the others. Right of zero is better.",
@@ -169,6 +175,12 @@ MEANING = {
     "accuracy": "share of right test samples",
     "loss": "mean cross-entropy of test samples, in nats",
     "macro_f1": "mean over classes of F1 = 2TP / (2TP + FP + FN)",
+    "global.macro_f1": "macro F1 of all seen clients' test samples together",
+    "global.micro_f1": "F1 of all seen clients' test samples together, hits of all classes added up",
+    "rouge1": "F1 of words that the answer and the reference share (ROUGE-1), mean over test samples",
+    "rougeL": "F1 of their longest common subsequence of words (ROUGE-L), mean over test samples",
+    "exact_match": "share of answers that equal the reference",
+    "perplexity": "e to the mean cross-entropy of a reference's tokens, in nats",
     "train_samples": "training samples of the client",
     "bytes_down": "bytes from the server to the client",
     "bytes_up": "bytes from the client to the server",
@@ -187,6 +199,19 @@ MEANING = {
     "client's own direction left out of it",
     "unseen.routing_agreement_with_own": "the same with the client's own direction (or training) in its cluster",
 }
+OTHER_TASKS = ("macro_f1", "global.macro_f1", "global.micro_f1", "rouge1", "rougeL", "exact_match", "perplexity")
+"""Columns of runs that are not scored by accuracy alone."""
+OF_COMPARISON = {
+    "method": "the method, by its name in the comparison",
+    "number": "a name of result.json; then `difference from …`: its mean, interval, p and verdict",
+    "mean": "mean over seeds",
+    "sd": "standard deviation over n seeds, √(Σ(x − x̄)² / (n − 1))",
+    "seed 0": "the number of that seed's run; a column for each seed",
+    "difference from …: p": "p of the paired t-test on means of seeds",
+    "difference from …: p_holm": "the same, Holm-corrected over all pairs",
+    "difference from …: p_same": "p of two one-sided tests that the difference is within ±.01",
+}
+"""Columns of comparison.csv, and the less plain of its rows."""
 COMPARED = {
     "difference [95 %]": "the method's mean minus the other's, over seeds, with Student's 95 % interval",
     "p (Holm)": "p of the paired t-test on means of seeds, Holm-corrected",
@@ -224,6 +249,10 @@ def columns() -> str:
             with (Path(folder) / "run" / name).open() as file:
                 header = next(csv.reader(file))
             parts.append(f"## {name}\n\n" + table(("column", "what it is"), [(f"`{c}`", meaning(c)) for c in header]))
+    rows = [(f"`{name}`", meaning(name)) for name in OTHER_TASKS]
+    parts.append("## Of other tasks, in clients.csv and metrics.csv\n\n" + table(("column", "what it is"), rows))
+    rows = [(f"`{name}`", said) for name, said in OF_COMPARISON.items()]
+    parts.append("## comparison.csv\n\n" + table(("column", "what it is"), rows))
     rows = [(f"`{name}`", meaning(name)) for name in summary]
     parts.append("## result.json\n\n" + table(("name", "what it is"), rows))
     names = {**SHOWN, **SUMS}
@@ -329,13 +358,75 @@ def cells(text: str) -> Iterator[tuple[bool, str]]:
         yield is_text, re.sub(r"(?m)^# ?", "", body).strip() if is_text else body.strip()
 
 
-def tutorials(to: Path) -> None:
+@cache
+def state_of_fedsim() -> str:
+    """Return the SHA-256 of all of fedsim's source."""
+    files = sorted((ROOT / "fedsim").rglob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
+
+
+def outputs_of(path: Path) -> Path:
+    """Return where a tutorial is kept with its outputs, once it has run with fedsim as it is."""
+    key = hashlib.sha256(path.read_bytes() + state_of_fedsim().encode()).hexdigest()[:16]
+    return ROOT / "build" / "tutorials" / f"{path.stem}-{key}.ipynb"
+
+
+def executed(path: Path) -> Any:
+    """Return a tutorial as a notebook with its outputs; raises nbclient's CellExecutionError where a cell fails."""
+    import jupytext
+    from nbclient import NotebookClient
+
+    kept = outputs_of(path)
+    if kept.exists():
+        return jupytext.read(kept)
+    notebook = jupytext.read(path, fmt="py:percent")
+    with tempfile.TemporaryDirectory() as folder:
+        NotebookClient(
+            notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}}
+        ).execute()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    for old in kept.parent.glob(f"{path.stem}-*.ipynb"):
+        old.unlink()
+    jupytext.write(notebook, kept)
+    return notebook
+
+
+def with_outputs(notebook: Any, to: Path, stem: str) -> Any:
+    """Return a notebook for a page: behind each cell a further one with what it printed; pictures are files in `to`."""
+    from nbformat.v4 import new_markdown_cell
+
+    page, pictures = notebook.copy(), 0
+    page.cells = []
+    for cell in notebook.cells:
+        page.cells.append(cell)
+        printed, drawn = "", []
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            if svg := data.get("image/svg+xml"):
+                pictures += 1
+                (to / f"{stem}-{pictures}.svg").write_text(svg)
+                drawn.append(f"![{output.metadata['image/svg+xml']['alt']}]({stem}-{pictures}.svg)")
+            else:
+                printed += data["text/plain"].rstrip("\n") + "\n"
+        fence = [f"```text\n{printed.strip(chr(10))}\n```"] if printed.strip() else []
+        if fence or drawn:
+            page.cells.append(new_markdown_cell("\n\n".join([*fence, *drawn])))
+    return page
+
+
+def tutorials(to: Path, outputs: bool = True) -> None:
     """Write the tutorials' pages and notebooks."""
     import jupytext
 
-    for path in sorted((DOCS / "tutorials").glob("[0-9]*.py")):
-        notebook = jupytext.read(path, fmt="py:percent")
-        page = jupytext.writes(notebook, fmt="md")
+    paths = sorted((DOCS / "tutorials").glob("[0-9]*.py"))
+    with ThreadPoolExecutor(2) as two:
+        read = executed if outputs else (lambda path: jupytext.read(path, fmt="py:percent"))
+        notebooks = list(two.map(read, paths))
+    for path, notebook in zip(paths, notebooks, strict=True):
+        page = jupytext.writes(with_outputs(notebook, to, path.stem), fmt="md")
         page = re.sub(r"\A---\n.*?\n---\n+", "", page, flags=re.DOTALL)  # what jupytext says of itself
         source = f"*This page is a file that runs: `python docs/tutorials/{path.name}`.*"
         (to / f"{path.stem}.md").write_text(page.replace("\n", f"\n\n{source}\n", 1))
@@ -360,7 +451,8 @@ def linked(text: str, glossary: str) -> str:
     )
     pieces = kept.split(text)
     for term in sorted(left, key=len, reverse=True):
-        word = re.compile(rf"(?<![\w/-])({re.escape(term)}s?)(?![\w/-])", re.I)
+        forms = f"{re.escape(term[:-1])}(?:y|ies)" if term.endswith("y") else f"{re.escape(term)}s?"
+        word = re.compile(rf"(?<![\w/-])({forms})(?![\w/-])", re.I)
         for index in range(0, len(pieces), 2):
             if found := word.search(pieces[index]):
                 link = f"[{found[1]}]({glossary}#{left[term]})"
@@ -369,19 +461,19 @@ def linked(text: str, glossary: str) -> str:
     return "".join(pieces)
 
 
-def main(to: Path) -> None:
-    """Write all pages into an empty folder."""
+def main(to: Path, outputs: bool = True) -> None:
+    """Write all pages into an empty folder; without `outputs` no tutorial runs, and pages show their code alone."""
     shutil.rmtree(to, ignore_errors=True)
     shutil.copytree(DOCS, to, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     for name, source in REPOSITORY_PAGES.items():
         shutil.copy(ROOT / source, to / name)
-    tutorials(to / "tutorials")
+    tutorials(to / "tutorials", outputs)
     for path in sorted(to.rglob("*.md")):
         text = filled(path.read_text())
-        if path.name not in ("glossary.md", "index.md", "python.md", *REPOSITORY_PAGES):
+        if path.name not in NOT_LINKED:
             text = linked(text, "../" * (len(path.relative_to(to).parts) - 1) + "glossary.md")
         path.write_text(text)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), "--without-outputs" not in sys.argv[2:])

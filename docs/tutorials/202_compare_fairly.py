@@ -51,6 +51,17 @@ print(f"local − fedit: {difference.mean:+.3f} [{difference.low:+.3f}, {differe
 print(found.chosen)
 
 # %% [markdown]
+# The same as a picture, which the report begins with: a point for each difference, with its 95 % interval.
+
+# %%
+from fedsim.report.drawing import drawing
+from fedsim.report.several import draw_differences
+
+with drawing():
+    (forest,) = draw_differences(found)
+forest
+
+# %% [markdown]
 # The table is in `runs/compared/comparison.md`, all numbers in `comparison.csv`, a LaTeX table in `comparison.tex`.
 #
 # ## The same from the command line

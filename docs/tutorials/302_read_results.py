@@ -75,3 +75,16 @@ for line in (run / "events.jsonl").read_text().splitlines():
 from fedsim.report.page import write_report
 
 print(write_report([run], Path("report.html")))
+
+# %% [markdown]
+# Each of its figures can be had alone. A notebook shows it where it is a cell's last line; `save` writes SVG and PDF.
+
+# %%
+from fedsim.report.drawing import drawing
+from fedsim.report.reading import read_run
+from fedsim.report.run_figures import draw_run
+
+with drawing():
+    curve, *others = draw_run(read_run(run, "read"))
+print("there are also", ", ".join(picture.name for picture in others))
+curve

@@ -3,7 +3,7 @@
 import re
 from base64 import b64encode
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,12 +47,12 @@ LOADS = re.compile(r"(?:href|src)\s*=\s*[\"'](?!#|data:image/)|url\(\s*[\"']?(?!
 class Picture:
     """A figure of a page: its SVG, what to call its files, its title and what it shows, in words."""
 
-    svg: str
+    svg: str = field(repr=False)
     name: str
     title: str
     words: str
     is_wide: bool = False
-    pdf: bytes | None = None
+    pdf: bytes | None = field(default=None, repr=False)
     is_foreign: bool = False
     """Read from a run folder, which somebody else may have made: shown as an image, in which nothing runs or loads."""
     how: str = ""
@@ -62,6 +62,10 @@ class Picture:
         """Return a <figure>; `files` is where its files lie, as the page sees it."""
         drawn = image(self.svg, self.words) if self.is_foreign else inlined(self.svg, self.name, self.words)
         return render("figure", picture=self, files=files, drawn=drawn)
+
+    def _repr_svg_(self) -> tuple[str, dict[str, str]]:
+        """What a notebook shows of it, and what it says where it cannot."""
+        return self.svg, {"alt": self.words}
 
     def save(self, folder: Path) -> None:
         """Write the PDF and the SVG, for a paper."""

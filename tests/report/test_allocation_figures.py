@@ -10,10 +10,10 @@ from fedsim.plan import Plan
 from fedsim.report.allocation_figures import COLUMNS, draw_allocations, draw_fisher
 
 EVENTS = [
-    {"round": 0, "stage": "warm", "cohort": [3, 5], "allocations": [[0], [0, 1, 2]]},
-    {"round": 1, "stage": "warm", "cohort": [3, 4], "allocations": [[2], [0, 1]], "fisher_scores": [2.0, 1.0, 1.0]},
-    {"round": 2, "stage": "scored", "cohort": [4, 5], "allocations": [[1, 2], [0, 1, 2]]},
-    {"round": 3, "stage": "unseen"},
+    {"round": 1, "stage": "warm", "cohort": [3, 5], "allocations": [[0], [0, 1, 2]]},
+    {"round": 2, "stage": "warm", "cohort": [3, 4], "allocations": [[2], [0, 1]], "fisher_scores": [2.0, 1.0, 1.0]},
+    {"round": 3, "stage": "scored", "cohort": [4, 5], "allocations": [[1, 2], [0, 1, 2]]},
+    {"round": 4, "stage": "unseen"},
 ]
 
 
@@ -35,7 +35,7 @@ def test_capabilities_and_stages_are_named():
 
 
 def test_many_rounds_share_columns():
-    many = [EVENTS[index % 2] | {"round": index} for index in range(2 * COLUMNS)]
+    many = [EVENTS[index % 2] | {"round": index + 1} for index in range(2 * COLUMNS)]
     _, rounds = images(draw_allocations(many))
     np.testing.assert_allclose(rounds, np.tile([[0.75], [0.5], [0.5]], COLUMNS))
 
@@ -48,7 +48,7 @@ def test_scores_are_shown_as_shares():
 
 @pytest.mark.parametrize("draw", [draw_allocations, draw_fisher])
 def test_without_such_events_there_is_no_picture(draw):
-    assert draw([{"round": 0, "stage": "train"}]) is None
+    assert draw([{"round": 1, "stage": "train"}]) is None
 
 
 @dataclass(frozen=True, kw_only=True)

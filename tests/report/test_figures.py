@@ -25,7 +25,7 @@ def events(n: int = 6, depths: int = 4, **settings) -> list[dict]:
     distances = [torch.from_numpy(squareform(pdist(p))) for p in points]
     cuts = TreeCuts(**settings).cut(distances)
     tree = {
-        "round": 4,
+        "round": 5,
         "trees": [tree.tolist() for tree in cuts.trees],
         "tree_clients": list(range(10, 10 + n)),
         "depths": list(range(depths)),
@@ -34,9 +34,9 @@ def events(n: int = 6, depths: int = 4, **settings) -> list[dict]:
         "groups": [labels.tolist() for labels in cuts.labels],
     }
     lambdas = [
-        {"round": 5 + r, "lambda": [0.5 + 0.1 * r] * depths, "lambda_by_client": {"10": [0.6] * depths}} for r in (0, 1)
+        {"round": 6 + r, "lambda": [0.5 + 0.1 * r] * depths, "lambda_by_client": {"10": [0.6] * depths}} for r in (0, 1)
     ]
-    return [{"round": 0}, tree, *lambdas]
+    return [{"round": 1}, tree, *lambdas]
 
 
 def test_a_run_with_a_tree_leaves_its_picture_as_svg_and_pdf_and_no_other_run_does(tiny_run, monkeypatch):
@@ -85,11 +85,11 @@ def test_every_kind_of_tree_can_be_drawn(tmp_path, monkeypatch, n, depths, setti
     monkeypatch.setenv("FEDSIM_FIGURES", "1")
     folder = RunFolder(tmp_path)
     for event in events(n, depths, **settings):
-        folder.log_event(event.pop("round"), event)
+        folder.log_event(event.pop("round") - 1, event)
     draw_figures(folder)
     assert (tmp_path / "tree.svg").exists()
 
 
 def test_without_events_or_without_a_tree_nothing_is_drawn():
     assert draw_tree([]) is None
-    assert draw_tree([{"round": 0, "stage": "train"}, {"round": 1, "trees": []}]) is None
+    assert draw_tree([{"round": 1, "stage": "train"}, {"round": 2, "trees": []}]) is None
