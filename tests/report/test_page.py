@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import subprocess
 import time
 from base64 import b64encode
 from html.parser import HTMLParser
@@ -475,43 +474,71 @@ def test_without_to_the_page_lies_in_the_folder(runs, tmp_path, capsys):
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-def browse(page: Path, width: int = 1280) -> tuple[str, str]:
-    """What headless Chromium makes of a page, and what its console says."""
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--disable-background-networking",
-    ]
-    shown = [f"--window-size={width},900", "--enable-logging=stderr", "--virtual-time-budget=2000", "--dump-dom"]
-    command = [str(CHROMIUM), *options, f"--user-data-dir={page.parent / 'profile'}", *shown, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    return done.stdout, "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
+@pytest.fixture(scope="module")
+def chromium():
+    """Headless Chromium, as Playwright has it in hand."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="no Playwright (pip install -e '.[dev]')")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium here (apt-get install chromium)")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")
+@pytest.fixture
+def browse(chromium):
+    """Open a page from its file, and note what its console says."""
+    opened = []
+
+    def browse(path: Path, width: int = 1280, scheme: str = "light", **options):
+        opened.append(chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **options))
+        opened[-1].set_default_timeout(120_000)  # milliseconds, on a machine that does other things too
+        page, said = opened[-1].new_page(), []
+        page.on("console", lambda message: said.append(message.text))
+        page.goto(path.as_uri())
+        return page, said
+
+    yield browse
+    for context in opened:
+        context.close()
+
+
 class TestInChromium:
-    def test_the_page_is_drawn_without_a_word_on_the_console(self, page, runs):
-        shown, console = browse(runs / "page/one.html")
-        assert shown.count('role="img"') == len(page.all("figure"))
-        assert not console
+    def test_the_page_is_drawn_without_a_word_on_the_console(self, page, runs, browse):
+        shown, said = browse(runs / "page/one.html")
+        assert shown.locator('[role="img"]').count() == len(page.all("figure"))
+        assert said == []
 
-    def test_a_request_that_would_leave_the_page_is_refused_and_seen(self, page, tmp_path):
+    def test_a_request_that_would_leave_the_page_is_refused_and_seen(self, page, tmp_path, browse):
         (tmp_path / "page.html").write_text(page.html.replace("<main>", '<main><img src="https://example.org/a.png">'))
-        assert "Content Security Policy" in browse(tmp_path / "page.html")[1]
+        assert "Content Security Policy" in browse(tmp_path / "page.html")[1][0]
 
+    @pytest.mark.parametrize("width", [390, 1400])
     @pytest.mark.parametrize("name", ["one", "study"])
-    def test_nothing_is_wider_than_a_phone(self, name, page, study, runs, tmp_path):
-        html = (runs / f"page/{name}.html").read_text()
-        html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", html).replace(
-            "<details>", "<details open>"
-        )
-        measure = "document.title = document.documentElement.scrollWidth + ' of ' + innerWidth"
-        script = f"<script>onload = () => {{ {measure} }}</script>"
-        (tmp_path / "page.html").write_text(html.replace("</body>", f"{script}</body>"))
-        width, available = re.search(r"<title>(\d+) of (\d+)", browse(tmp_path / "page.html", 500)[0]).groups()
-        assert int(width) <= int(available) <= 500
+    @pytest.mark.usefixtures("page", "study")
+    def test_nothing_is_wider_than_a_phone_or_a_desk(self, name, width, runs, browse):
+        shown, _ = browse(runs / f"page/{name}.html", width)
+        shown.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= width
+
+    @pytest.mark.parametrize("scheme", ["light", "dark"])
+    @pytest.mark.parametrize("name", ["one", "study"])
+    @pytest.mark.usefixtures("page", "study")
+    def test_axe_finds_nothing_that_keeps_people_out(self, name, scheme, runs, browse):
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe (pip install -e '.[dev]')")
+        shown, _ = browse(runs / f"page/{name}.html", scheme=scheme, bypass_csp=True)
+        shown.evaluate("for (const folded of document.querySelectorAll('details')) folded.open = true")
+        found = axe.Axe().run(shown).response
+        assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found["violations"]] == []
+        assert {"color-contrast", "heading-order", "html-has-lang"} <= {rule["id"] for rule in found["passes"]}
+
+    def test_axe_sees_pale_words_and_pictures_without_any(self, page, tmp_path, browse):
+        axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe (pip install -e '.[dev]')")
+        worse = page.html.replace("<main>", '<main><p style="color:#ddd">pale</p><img src="data:image/gif;base64,R0lGODlhAQABAAAAACw=">')
+        (tmp_path / "page.html").write_text(worse)
+        found = axe.Axe().run(browse(tmp_path / "page.html", bypass_csp=True)[0]).response
+        assert {"color-contrast", "image-alt"} <= {rule["id"] for rule in found["violations"]}
 
 
 def test_a_picture_that_a_run_left_is_an_image_and_a_link_is_no_picture(tmp_path):
