@@ -158,9 +158,9 @@ def test_rounds_wait_until_somebody_is_there_and_drop_who_goes_away(tiny_run, tm
     path.write_text(json.dumps(behaviour))
     result = tiny_run(availability=Availability(table=path), devices_profile=ALIKE)
     costs = table(result, "costs.csv")
-    assert [row["client"] for row in costs if row["round"] == "0"] == ["0", "1", "2"]
-    assert [row["client"] for row in costs if row["round"] == "1"] == ["0", "1"]
-    assert [row["dropped"] for row in costs if row["round"] == "0"] == ["0", "0", "1"]
+    assert [row["client"] for row in costs if row["round"] == "1"] == ["0", "1", "2"]
+    assert [row["client"] for row in costs if row["round"] == "2"] == ["0", "1"]
+    assert [row["dropped"] for row in costs if row["round"] == "1"] == ["0", "0", "1"]
     path.write_text(json.dumps({"all": {"active": [50], "inactive": [100], "finish_time": 1000}}))
     waiting = tiny_run("waiting", availability=Availability(table=path), devices_profile=replace(ALIKE, gflops=1.0))
     seconds = [float(row["simulated_seconds"]) for row in table(waiting, "metrics.csv")]

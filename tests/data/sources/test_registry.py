@@ -21,7 +21,7 @@ from fedsim.data.texts.texts import TaskName, TextOptions, find_texts
 pytestmark = pytest.mark.usefixtures("own_cache")
 DATA = os.environ.get("FEDSIM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parent.parent.parent.parent
 
 
 def test_the_options_offer_exactly_the_known_sets():

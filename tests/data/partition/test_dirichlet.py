@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pools import check_disjoint_and_complete, rng
 
 from fedsim.data.federated import FederatedData
 from fedsim.data.images.images import ImageOptions, load_images
@@ -28,10 +29,6 @@ DATA = os.environ.get("FEDSIM_DATA")
 needs_data = pytest.mark.skipif(not DATA, reason="FEDSIM_DATA does not name a folder of data sets")
 CIFAR = {"path": Path("cifar100_8k"), "label_column": "fine_label", "domain_column": "coarse_label"}
 PARTITIONS = ("gl-dir", "sc-dir", "patho")
-
-
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
 
 
 def pools(n_classes: int = 20, train: int = 60, test: int = 15) -> tuple[np.ndarray, np.ndarray]:
@@ -56,10 +53,6 @@ def partition(name: str, seed: int = 0) -> tuple[list[torch.Tensor], list[torch.
     if name == "sc-dir":
         return superclass_dirichlet(Pools(train, test, 12), np.arange(20) % 5, 3.0, rng(seed))
     return pathological(Pools(train, test, 12), 4, rng(seed))
-
-
-def check_disjoint_and_complete(tables: list[torch.Tensor], size: int) -> None:
-    assert torch.equal(torch.cat(tables).sort().values, torch.arange(size))
 
 
 def check_federation(data: FederatedData, n_train: int, n_test: int, n_unseen: int) -> None:

@@ -1,7 +1,7 @@
 """Writes flower_dirichlet.json: what the DirichletPartitioner of flwr-datasets deals. Run once, where it is installed:
 
 pip install --target /tmp/flwr --no-deps flwr-datasets==0.6.1
-PYTHONPATH=/tmp/flwr python tests/data/golden/make.py
+PYTHONPATH=/tmp/flwr python tests/data/partition/golden/make.py
 """
 
 import json
