@@ -381,9 +381,8 @@ def executed(path: Path) -> Any:
         return jupytext.read(kept)
     notebook = jupytext.read(path, fmt="py:percent")
     with tempfile.TemporaryDirectory() as folder:
-        NotebookClient(
-            notebook, timeout=1800, kernel_name="python3", resources={"metadata": {"path": folder}}
-        ).execute()
+        place = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=1800, startup_timeout=600, kernel_name="python3", resources=place).execute()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]

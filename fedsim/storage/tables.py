@@ -44,11 +44,9 @@ def header(path: Path) -> list[str]:
 
 def _without_clients(path: Path) -> frozenset[int]:
     """The rounds in which, by metrics.csv, nobody took part."""
-    names = header(path)
-    if "clients" not in names:
-        return frozenset()
-    place, lines = names.index("clients"), list(_rows(path))[1:]
-    return frozenset(found for line, found in lines if next(csv.reader([line.decode()]))[place] == "0")
+    rows = [(next(csv.reader([line.decode()])), found) for line, found in _rows(path)]
+    place = rows[0][0].index("clients") if rows and "clients" in rows[0][0] else 0
+    return frozenset(found for fields, found in rows[1:] if fields[place] == "0")
 
 
 def _lines_up_to(path: Path, last: int, empty: frozenset[int]) -> bytes:
