@@ -16,7 +16,7 @@ from fedsim.costs.devices import Clock, DeviceProfiles
 from fedsim.costs.profiler import profile
 from fedsim.costs.step_cost import MIB, Profile, by_layers, table
 from fedsim.data.federated import FederatedData
-from fedsim.distributed.launch import check_precision
+from fedsim.distributed.launch import check_precision, has_gpu
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run, refuse
@@ -44,6 +44,7 @@ PLAIN = (
     "block_size",
     "static_shapes",
     "compile",
+    "cuda_graphs",
     "deterministic",
     "tf32",
     "on_nan",
@@ -61,6 +62,7 @@ class RunSpec:
     part by itself, on average (Poisson sampling), `evaluate_every` the rounds between evaluations of all seen clients,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `static_shapes`
     whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
+    `cuda_graphs` whether training passes are recorded as CUDA graphs, which needs static shapes on a GPU,
     `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
     update. `devices_profile` are the clients' simulated devices, `availability` says when they are there, `schedule`
@@ -83,6 +85,7 @@ class RunSpec:
     block_size: int | None = None
     static_shapes: bool | None = None
     compile: bool = False
+    cuda_graphs: bool = False
     deterministic: bool = False
     tf32: bool = False
     on_nan: OnNan = "stop"
@@ -102,6 +105,7 @@ class RunSpec:
         check_options(self)
         check_run(self)
         check_wandb(self.wandb)
+        self._check_graphs()
         alpha = self.method.lora_alpha
         if alpha is not None and not alpha > 0:
             raise ValueError(f"lora_alpha is {alpha}; it must be positive, or None for α = R (--method.lora-alpha).")
@@ -157,6 +161,14 @@ class RunSpec:
             yield "--privacy.* counts on samples of all clients, and with --availability.* some are not there"
         if self.privacy.local and self.uplink.feedback:
             yield "with --privacy.local what a client keeps back is mostly noise; leave out --uplink.feedback"
+
+    def _check_graphs(self) -> None:
+        """Raise ValueError when CUDA graphs are asked for and nothing can be recorded."""
+        if self.cuda_graphs and (self.engine != "batched" or self.static_shapes is False):
+            where = "--engine batched, --static-shapes True"
+            raise ValueError(f"cuda_graphs needs the batched engine with static shapes ({where}; or no --cuda-graphs).")
+        if self.cuda_graphs and not has_gpu():
+            raise ValueError("cuda_graphs needs a GPU, and there is none, or --accelerator is cpu (--cuda-graphs).")
 
     @cached_property
     def population(self) -> Population:

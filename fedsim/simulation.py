@@ -135,7 +135,8 @@ def prepare_engine(
         return SequentialEngine(fabric, module, data, spec.seed, on_client)
     block_size, is_static = spec.block_size or kept_block_size, spec.is_static(fabric.device)
     default_size = cpu_block_size(spec.local, spec.n_cohort)
-    engine = BatchedEngine(fabric, module, data, spec.seed, block_size or default_size, is_static=is_static)
+    shapes = {"is_static": is_static, "is_recorded": spec.cuda_graphs}
+    engine = BatchedEngine(fabric, module, data, spec.seed, block_size or default_size, **shapes)
     if block_size is None and fabric.device.type == "cuda":
         plan = spec.method.plan(spec.state(0), spec.population)
         client = max(spec.population.seen, key=spec.data.train_size)

@@ -137,22 +137,60 @@ def shapes(sizes: Sizes, accelerator: str) -> Iterator[Row]:
 
 
 def compiled(sizes: Sizes, accelerator: str) -> Iterator[Row]:
-    """Time the first training of uneven clients with static shapes through torch.compile, and further ones."""
+    """Time the first training of uneven clients with static shapes through torch.compile, and further ones.
+
+    Then the same with CUDA graphs of what was compiled.
+    """
     device = use(accelerator)
-    loop = uneven(sizes, static_shapes=True, compile=True)
-    started, block = time.perf_counter(), loop.dispatch()
-    loop.train(block)
-    wait(device)
-    yield "the first training", f"{time.perf_counter() - started:.1f} s"
-    given_up = "" if loop.engine.module.compiled else ", without: the compiler gave up"
-    yield "further ones", f"{milliseconds(loop.step_seconds(sizes.repeats))} a step{given_up}"
+    graphs = (False, True) if device.type == "cuda" else (False,)
+    for name, is_recorded in zip(("torch.compile", "torch.compile, --cuda-graphs"), graphs, strict=False):
+        loop = uneven(sizes, static_shapes=True, compile=True, cuda_graphs=is_recorded)
+        started, block = time.perf_counter(), loop.dispatch()
+        loop.train(block)
+        wait(device)
+        yield f"{name}, the first training", f"{time.perf_counter() - started:.1f} s"
+        given_up = "" if loop.engine.module.compiled else ", without: the compiler gave up"
+        seconds = loop.step_seconds(sizes.repeats)
+        yield f"{name}, further ones", f"{milliseconds(seconds)} a step{given_up}{recorded(loop, is_recorded)}"
+        release()
 
 
-def uneven(sizes: Sizes, **fields: Any) -> Loop:
+def graphs(sizes: Sizes, accelerator: str) -> Iterator[Row]:
+    """Time a local step of uneven clients with and without CUDA graphs, and compare what they have trained."""
+    use(accelerator)
+    for dropout in (0.0, 0.1):
+        found = []
+        for is_recorded in (False, True):
+            loop = uneven(sizes, {"dropout": dropout}, static_shapes=True, cuda_graphs=is_recorded)
+            seconds = loop.step_seconds(max(3, sizes.repeats))  # a pass is recorded when it comes again
+            found.append(trained(loop))
+            name = f"dropout {dropout}, {'--cuda-graphs' if is_recorded else 'kernel by kernel'}"
+            yield name, f"{milliseconds(seconds)} a step{recorded(loop, is_recorded)}"
+            release()
+        gaps = [(b - a).norm() / a.norm().clamp(min=1e-30) for a, b in zip(*found, strict=True)]
+        gap = float(torch.stack(gaps).max())  # which is no number where one of them is none
+        yield f"dropout {dropout}, largest ‖difference‖ ÷ ‖trained‖", f"{gap:.1e}"
+
+
+def trained(loop: Loop) -> list[Tensor]:
+    """Return what all clients have trained in the first round, slot by slot."""
+    block = loop.dispatch()
+    with loop.computing():
+        updates = loop.engine.local_update(loop.plan, [block])
+    return [update.tensors[slot] for update in updates for slot in sorted(update.tensors)]
+
+
+def recorded(loop: Loop, is_asked: bool) -> str:
+    """Return how many kinds of passes were recorded, as an addition to a text."""
+    n = sum(kept is not None for kept in loop.engine.passes.recorded.values())
+    return f", {n} recorded" if n else ", none could be recorded" if is_asked else ""
+
+
+def uneven(sizes: Sizes, local: dict[str, Any] | None = None, **fields: Any) -> Loop:
     """Return clients of whom each has one sample less than the one before."""
     batch = sizes.batches[0]
     data = images(sizes, [max(1, sizes.steps * batch - k) for k in range(sizes.clients)])
-    return Loop(vit(sizes), data, {"batch_size": batch}, **fields)
+    return Loop(vit(sizes), data, {"batch_size": batch} | (local or {}), **fields)
 
 
 def large_round(sizes: Sizes, accelerator: str) -> Iterator[Row]:

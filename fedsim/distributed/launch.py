@@ -110,6 +110,11 @@ def arithmetic(is_deterministic: bool, is_tf32: bool, has_cudnn_attention: bool)
         torch.backends.cuda.enable_cudnn_sdp(attention)
 
 
+def has_gpu() -> bool:
+    """Whether workers will compute on a GPU that CUDA knows: there is one, and `fabric run` was not told otherwise."""
+    return torch.cuda.is_available() and os.environ.get("LT_ACCELERATOR") not in ("cpu", "mps")
+
+
 def cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

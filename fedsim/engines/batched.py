@@ -16,10 +16,11 @@ from lightning.fabric import Fabric
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot
-from fedsim.adapters.linear import ClientBatch, Dropout
+from fedsim.adapters.linear import ClientBatch
 from fedsim.data.federated import FederatedData
-from fedsim.engines.dropout import BlockDropout
+from fedsim.engines.dropout import BlockDropout, KeyedDropout
 from fedsim.engines.padding import Pick, Samples, length_step, padded_samples, padded_size, samples_of
+from fedsim.engines.passes import Clients, Passes
 from fedsim.engines.references import reference_rows
 from fedsim.engines.stack import Stack, StackedOptimizer
 from fedsim.models.client_module import ClientModule, is_out_of_memory
@@ -38,7 +39,7 @@ def batch_size_of(block: Block) -> int:
 class BatchedEngine:
     """Trains blocks of up to `block_size` clients together; `on_client` is told of every finished one.
 
-    Where it is static, passes of training and measuring are padded to few shapes.
+    Where it is static, passes of training and measuring are padded to few shapes, which then can be recorded.
     """
 
     def __init__(
@@ -50,14 +51,18 @@ class BatchedEngine:
         block_size: int,
         on_client: Callable[[ClientUpdate], None] = lambda update: None,
         is_static: bool = False,
+        is_recorded: bool = False,
     ):
+        assert is_static or not is_recorded, "what is recorded has a shape"
         self.fabric, self.module, self.data, self.seed, self.on_client = fabric, module, data, seed, on_client
         self.is_static, self.length_step = is_static, length_step(data) if is_static else 1
+        self.passes = Passes(fabric, module, is_recorded)
         self.resize(block_size)
 
     def resize(self, block_size: int) -> None:
         """Train so many clients together from now on."""
         self.block_size = self.pass_size = block_size
+        self.passes.forget()
 
     def local_update(self, plan: Plan, blocks: Sequence[Block]) -> list[ClientUpdate]:
         """Train every client, then evaluate what it trained on its own test split (`personal.*`)."""
@@ -73,7 +78,7 @@ class BatchedEngine:
 
     def _train(self, plan: Plan, block: Block) -> list[ClientUpdate]:
         block = sorted(block, key=lambda assignment: -assignment.steps)  # those at work are the first ones, always
-        stack = Stack(block, self.module.device)
+        stack = Stack(block, self.module.device, self.passes.memory)
         losses, measured = torch.zeros(len(block), device=self.module.device), self._measured(plan, stack)
         if stack.trained:
             optimizer = StackedOptimizer(stack)
@@ -103,7 +108,7 @@ class BatchedEngine:
         ]
 
     def _measure(self, plan: Plan, block: Block) -> list[ClientUpdate]:
-        measured = self._measured(plan, Stack(block, self.module.device))
+        measured = self._measured(plan, Stack(block, self.module.device, self.passes.memory))
         return [self._update(assignment, {}, {}, own) for assignment, own in zip(block, measured, strict=True)]
 
     def _update(
@@ -157,7 +162,7 @@ class BatchedEngine:
         picks: Sequence[Pick],
         gradients: Tensor,
         width: int,
-        drop: Callable[[int, ClientBatch], Dropout | None] = lambda start, rows: None,
+        drop: Callable[[int, ClientBatch], KeyedDropout | None] = lambda start, rows: None,
     ) -> Tensor:
         """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses.
 
@@ -166,15 +171,11 @@ class BatchedEngine:
 
         def differentiate(start: int, stop: int) -> Tensor:
             samples = self._samples(stack, start, picks[start:stop], width)
-            values = stack.values[start : start + samples.clients.n_clients].detach().requires_grad_()
-            self._install(plan, stack, values, start, samples.clients, drop(start, samples.clients))
+            clients, dropout = Clients(plan, stack, start, samples.clients), drop(start, samples.clients)
             batch = self.data.batch(samples.rows, samples.draws, stack.device, self.length_step)
-            with self.fabric.autocast():
-                losses = self.module.training_step(batch)
-            # Not fabric.setup_module: DDP would average the gradients of *different* clients.
-            self.fabric.backward(losses.sum())
-            gradients[start:stop] = values.grad[: stop - start]
-            return losses.detach()[: stop - start]
+            losses, found = self.passes.differentiate(clients, batch, dropout)
+            gradients[start:stop] = found[: stop - start]
+            return losses[: stop - start]
 
         return torch.cat(self._in_passes(len(picks), differentiate))
 
@@ -203,7 +204,7 @@ class BatchedEngine:
             for begin in range(0, max(map(len, tables)), batch_size):
                 chosen = [table[begin : begin + batch_size] for table in tables]
                 rows = ClientBatch([len(each) for each in chosen], stack.device)
-                self._install(plan, stack, stack.values[start:stop], start, rows)
+                self.passes.install(Clients(plan, stack, start, rows), stack.values[start:stop])
                 inputs, targets = self.data.batch(torch.cat(chosen), device=stack.device)
                 with self.fabric.autocast():
                     if direction is not None:
@@ -223,16 +224,9 @@ class BatchedEngine:
         if not any(map(len, near)):
             return None
         rows = ClientBatch([len(each) for each in near], stack.device)
-        self._install(plan, stack, stack.values[start:stop], start, rows)
+        self.passes.install(Clients(plan, stack, start, rows), stack.values[start:stop])
         with self.fabric.autocast():
             return self.module.direction(self.data.batch(torch.cat(near), device=stack.device))
-
-    def _install(self, plan: Plan, stack: Stack, values: Tensor, start: int, rows: ClientBatch, dropout=None) -> None:
-        """Make the module the clients from `start` on, whose trained tensors are `values`."""
-        stop = start + len(values)
-        objective = partial(plan.objective, received=stack.received(start, stop))
-        tensors, scales = stack.tensors(values, start), stack.scales(start, stop)
-        self.module.install(tensors, scales, objective, rows=rows, dropout=dropout, grouped=stack.grouped)
 
     def _in_passes(self, n_clients: int, run: Callable[[int, int], Answer]) -> list[Answer]:
         """Return `run(start, stop)` over all clients, `pass_size` at a time.
@@ -260,6 +254,7 @@ class BatchedEngine:
             "A smaller --block-size avoids the attempt.",
             stacklevel=2,
         )
+        self.passes.forget()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 

@@ -57,6 +57,7 @@ def _peaks(engine: "BatchedEngine", plan: Plan, trial: Assignment) -> list[int]:
     device = engine.module.device
     peaks = []
     for n_clients in (1, 2):
+        engine.passes.forget()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         engine.local_update(plan, [[trial] * n_clients])

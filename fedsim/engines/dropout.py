@@ -62,6 +62,17 @@ class KeyedDropout:
         self.threshold = int(share * 2**32) - 2**31 if is_alike else ((share * 2**32).long() - 2**31).int()
         self.scale = 1 / (1 - share)
 
+    @property
+    def name(self) -> tuple[object, ...]:
+        """What is not in tensors."""
+        return tuple(self.keys.shape), self.threshold if isinstance(self.threshold, int) else None
+
+    def take(self, other: "KeyedDropout") -> None:
+        """Drop what another one does that has the same name, in the same memory."""
+        self.keys.copy_(other.keys)
+        if isinstance(self.threshold, Tensor):
+            self.threshold.copy_(other.threshold), self.scale.copy_(other.scale)
+
     def __call__(self, x: Tensor) -> Tensor:
         """Return x (K, B, M, I), or (B, ..., I) of one client, with entries at 0 or divided by the share that is kept.
 

@@ -12,28 +12,56 @@ from fedsim.adapters.linear import Scale
 from fedsim.round import Assignment
 
 
+class Memory:
+    """Tensors of blocks at fixed places: one that has name, shape and type of an earlier one is copied there."""
+
+    def __init__(self) -> None:
+        self.places: dict[tuple[object, ...], Tensor] = {}
+
+    def keep(self, name: object, tensor: Tensor, device: torch.device) -> Tensor:
+        """Return the place on a device, with the tensor's numbers."""
+        key = (name, tensor.shape, tensor.dtype)
+        if key in self.places:
+            return self.places[key].copy_(tensor)
+        self.places[key] = tensor.to(device, copy=True)
+        return self.places[key]
+
+    def __contains__(self, name: object) -> bool:
+        return any(key[0] == name for key in self.places)
+
+
 class Stack:
-    """K clients' tensors at the largest LoRA rank among them.
+    """K clients' tensors at the largest LoRA rank among them, on a device; where there is a `memory`, in that.
 
     `values` (K, P) holds, a row a client, every slot that any of them trains; `mask` (K, P) is 1 where a client trains
     an entry and 0 where it does not: stage x allocation x LoRA rank, built here and nowhere else (None: all ones).
     """
 
-    def __init__(self, block: Sequence[Assignment], device: torch.device):
-        self.block, self.device = block, device
+    def __init__(self, block: Sequence[Assignment], device: torch.device, memory: Memory | None = None):
+        self.block, self.device, self.memory = block, device, memory
         self.shapes = {slot: _widest([a.tensors[slot] for a in block]) for slot in block[0].tensors}
         self.grouped = group_slots(self.shapes)
         self.trained = [slot for slot in self.shapes if any(slot in a.trains for a in block)]
         self.sizes = [self.shapes[slot].numel() for slot in self.trained]
-        self.values = self._start()
+        self.values = self._placed("values", self._start())
         self.corrections = self._corrections()
         unequal = {tier: [a.scales[tier] for a in block] for tier in block[0].scales}
-        self.unequal_scales = {t: torch.tensor(own, device=device) for t, own in unequal.items() if len(set(own)) > 1}
+        self.unequal_scales = {
+            tier: self._placed(tier, torch.tensor(own)) for tier, own in unequal.items() if len(set(own)) > 1
+        }
         self.frozen = {slot: self._stacked(slot) for slot in self.shapes if slot not in self.trained}
         is_whole = all(
             slot in a.trains and a.tensors[slot].shape == s for a in block for slot, s in self._each_trained()
         )
         self.mask = None if is_whole else torch.stack([self._trained_entries(a) for a in block]).to(device)
+        if memory is not None and "handed out" in memory:  # a recorded pass looks there
+            _ = self._handed_out
+
+    @cached_property
+    def name(self) -> tuple[object, ...]:
+        """All that is not in tensors: what clients hold, and what of it is trained or one copy for all."""
+        shared = tuple(slot for slot, value in self.frozen.items() if not value.stride(0))
+        return len(self.block), tuple(self.shapes.items()), tuple(self.trained), shared
 
     def repeated(self, n: int) -> "Stack":
         """Return n copies of a stack of one client, made on its device: as if so many clients held the same."""
@@ -67,7 +95,8 @@ class Stack:
 
     def by_client(self, values: Tensor) -> list[dict[Slot, Tensor]]:
         """Return each client's part of `values` (K, P), those slots that it trains, at its LoRA rank, in CPU memory."""
-        columns = dict(zip(self.trained, values.cpu().split(self.sizes, dim=1), strict=True))
+        values = values.to("cpu", copy=self.memory is not None)  # which the next block will overwrite
+        columns = dict(zip(self.trained, values.split(self.sizes, dim=1), strict=True))
         whole = {slot: columns[slot].view(len(self.block), *shape).unbind() for slot, shape in self._each_trained()}
         return [
             {slot: _cut(slot, whole[slot][k], a.tensors[slot].shape) for slot in self.trained if slot in a.trains}
@@ -98,11 +127,15 @@ class Stack:
 
     def _start(self) -> Tensor:
         rows = [torch.cat([self._padded(a, s).flatten() for s in self.trained]) for a in self.block if self.trained]
-        return torch.stack(rows).to(self.device) if rows else torch.zeros(len(self.block), 0, device=self.device)
+        return torch.stack(rows) if rows else torch.zeros(len(self.block), 0)
 
     @cached_property
     def _handed_out(self) -> Tensor:
-        return self._start()
+        return self._placed("handed out", self._start())
+
+    def _placed(self, name: object, tensor: Tensor) -> Tensor:
+        """The tensor on the device, where there is a memory at its place there."""
+        return tensor.to(self.device) if self.memory is None else self.memory.keep(name, tensor, self.device)
 
     def _each_trained(self) -> list[tuple[Slot, torch.Size]]:
         return [(slot, self.shapes[slot]) for slot in self.trained]
@@ -115,8 +148,8 @@ class Stack:
         """A frozen slot (K, *shape); clients that hold the same copy share its memory."""
         copies = [assignment.tensors[slot] for assignment in self.block]
         if len({(copy.data_ptr(), copy.shape) for copy in copies}) == 1:  # slices of one copy share its address
-            return copies[0].to(self.device).expand(len(copies), *copies[0].shape)
-        return torch.stack([self._padded(a, slot) for a in self.block]).to(self.device)
+            return self._placed(slot, copies[0]).expand(len(copies), *copies[0].shape)
+        return self._placed(slot, torch.stack([self._padded(a, slot) for a in self.block]))
 
     def _trained_entries(self, assignment: Assignment) -> Tensor:
         """One row of the mask, (P,)."""

@@ -67,6 +67,9 @@ class RunOptions:
     rounding. Default: on a GPU."""
     compile: bool = False
     """Put the backbone through torch.compile: a minute at the start, some per cent afterwards."""
+    cuda_graphs: bool = False
+    """On a GPU with static shapes, record each kind of training pass once as a CUDA graph and repeat it: the host then
+    starts one graph, not hundreds of kernels. The price: a recorded pass keeps its memory. No GPU has measured it."""
     deterministic: bool = False
     """On a GPU, two runs end in the same bits at the same block size, as they do on a CPU anyway. The price:
     attention's and other sums are slower, and an operation that has no such algorithm ends the run."""
@@ -109,7 +112,7 @@ class RunOptions:
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "cohort_sampling", "evaluate_every", "engine", "block_size", "wandb")
-        how = ("static_shapes", "compile", "deterministic", "tf32", "on_nan", "threads", "timeout")
+        how = ("static_shapes", "compile", "cuda_graphs", "deterministic", "tf32", "on_nan", "threads", "timeout")
         parts = ("devices_profile", "availability", "schedule", "server", "uplink", "privacy")
         same = {name: getattr(self, name) for name in (*names, *how, *parts)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}

@@ -69,6 +69,11 @@ class ClientModule(LightningModule):
         for linear in self.linears.values():
             linear.install(tensors, scales, rows, dropout, self.mixing, grouped)
 
+    def drop(self, dropout: Dropout | None) -> None:
+        """Have the adapters of the installed clients drop so from now on."""
+        for linear in self.linears.values():
+            linear.dropout = dropout
+
     def references(self, slots: Iterable[Slot]) -> int:
         """Return to how many training samples a client that holds these slots compares every test sample."""
         is_mixed = any(slot.tier == MIX_TIER for slot in slots)

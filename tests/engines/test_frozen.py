@@ -57,6 +57,8 @@ def test_generated_answers_are_autocast_s_to_the_bit(name):
         layout, plan, *engines = engines_on_tokens(net, federation(ByteTokenizer()))
         for engine in engines:
             engine.fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
+            if isinstance(engine, BatchedEngine):
+                engine.passes.fabric = engine.fabric
             yield from engine.local_update(plan, [assignments(layout)])
 
     net = LANGUAGE_MODELS[name]()
