@@ -161,22 +161,21 @@ class FederatedData:
         """
         device = torch.device(device or self.inputs.device)
         inputs, targets = self.inputs, self.targets
+        is_padding: Tensor | None = rows < 0
+        real = torch.where(is_padding, -1 - rows, rows)
         if self.pad_token is not None:
-            longest = length_step * -(-int(self.lengths[_real(rows)].max()) // length_step)
+            longest = length_step * -(-int(self.lengths[real].max()) // length_step)
             inputs, targets = inputs[:, :longest], targets[:, :longest] if targets.ndim > 1 else targets
-        at_home, is_padding = send(rows, inputs.device), None
-        if bool((rows < 0).any()):
-            is_padding, at_home = at_home < 0, _real(at_home)
+        if bool(is_padding.any()):
+            at_home, marks = send(torch.stack([real, is_padding.to(rows.dtype)]), inputs.device)  # one copy for both
+            is_padding = marks.bool()
+        else:
+            at_home, is_padding = send(real, inputs.device), None
         raw, targets = pick(inputs, at_home, device), pick(targets, at_home, device, is_padding)
         targets = targets.long() if self.pad_token is not None and targets.ndim > 1 else targets
         if draws is not None and self.augment:
             return self.augment(raw, send(draws, device)), targets
         return self.transform(raw), targets
-
-
-def _real(rows: Tensor) -> Tensor:
-    """The rows whose inputs padding has: −1 − r becomes r."""
-    return rows ^ (rows >> 63)
 
 
 def from_tensors(
