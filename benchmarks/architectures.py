@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from shapes import shape
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification, ViTConfig, ViTForImageClassification
 
@@ -34,28 +35,13 @@ class ImageClassifier(nn.Module):
 
 def vit(width: int, patch: int, hidden: int, layers: int, heads: int, mlp: int) -> Callable[[], nn.Module]:
     """Return a function that builds a ViT of this shape."""
-    config = ViTConfig(
-        image_size=width,
-        patch_size=patch,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=mlp,
-        num_labels=N_CLASSES,
-    )
+    config = ViTConfig(image_size=width, patch_size=patch, num_labels=N_CLASSES, **shape(hidden, layers, heads, mlp))
     return lambda: ImageClassifier(ViTForImageClassification(config))
 
 
 def bert(hidden: int, layers: int, heads: int, vocabulary: int) -> Callable[[], nn.Module]:
     """Return a function that builds a BERT of this shape."""
-    config = BertConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        intermediate_size=4 * hidden,
-        num_labels=N_CLASSES,
-    )
+    config = BertConfig(vocab_size=vocabulary, num_labels=N_CLASSES, **shape(hidden, layers, heads, 4 * hidden))
     return lambda: TextClassifier(BertForSequenceClassification(config))
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from shapes import shape
+
 
 @dataclass(frozen=True, kw_only=True)
 class Vit:
@@ -51,29 +53,15 @@ class Sizes:
 
 
 FULL = Sizes(
-    bert=dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, intermediate_size=3072, vocab_size=30_522),
-    llama=dict(
-        hidden_size=2048,
-        num_hidden_layers=16,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        intermediate_size=8192,
-        vocab_size=32_000,
-    ),
+    bert=shape(768, 12, heads=12, inner=3072, vocab_size=30_522),
+    llama=shape(2048, 16, heads=32, inner=8192, num_key_value_heads=8, vocab_size=32_000),
 )
 """ViT-B/16, BERT-base and a LLaMA of 1.1 billion parameters."""
 
 SMOKE = Sizes(
     vit=Vit(name="vit_tiny_patch16_224", image=32, depth=2),
-    bert=dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=100),
-    llama=dict(
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        intermediate_size=64,
-        vocab_size=100,
-    ),
+    bert=shape(32, 2, heads=2, inner=64, vocab_size=100),
+    llama=shape(32, 2, heads=4, inner=64, num_key_value_heads=2, vocab_size=100),
     clients=3,
     batches=(2,),
     steps=2,
