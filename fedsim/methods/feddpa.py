@@ -49,7 +49,7 @@ class FedDPA:
     variant: Literal["F", "T"] = "T"
     """Whether local adapters are fine-tuned at the end or trained in every round."""
     weighting: Literal["local", "global", "constant"] = "local"
-    """Which adapter weighs λ · cosine in a test, the other one the rest; or `local_weight` for all instances."""
+    """Which adapter weighs λ · cosine in a test, which takes two passes, the other the rest; or α for all instances."""
     largest_weight: float = 0.5
     """λ: the weight of an instance that is like the client's own data."""
     n_references: int = 5

@@ -59,7 +59,7 @@ def site_weights(backbone: nn.Module, sites: Sequence[Site]) -> dict[str, Tensor
 def last_map(backbone: nn.Module, sites: Sequence[Site]) -> nn.Module:
     """Return the map whose input is the last hidden state: the classifier's first, or a language model's output."""
     heads = [site.module for site in sites if site.is_head]
-    return backbone.get_submodule(heads[0]) if heads else backbone.get_output_embeddings()
+    return backbone.get_submodule(heads[0] if heads else "lm_head")
 
 
 def check_classes(sites: Sequence[Site], n_classes: int) -> None:
