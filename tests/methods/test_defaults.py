@@ -1,7 +1,7 @@
 """The numbers that every method has by default, so that a change of one is a decision and not a slip.
 
 They are the paper's where it has one. Ours, since the paper names none or tunes it by data set: Ditto's λ, FedProx's μ
-among those that it tries, FedTreeLoRA's τ, window and rate of θ, HiLoRA's shares, γ, τ and k_min, Clustered FedAvg's.
+among those that it tries, FedTreeLoRA's τ, window and rate of θ, HiLoRA's shares, γ and τ, Clustered FedAvg's.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ NUMBERS = {
     "FedTreeLoRA": (0.05, 0.05, 0.5, 3, 5, 8),
     "FlexLoRA": (0, 2, 4, 6, 16.0),
     "HetLoRA": (0, 0.005, 0.99, 2, 4, 6, 16.0),
-    "HiLoRA": (0.05, 0.1, 0.1, 0.3, 0.4, 0.9, 2, 8, 10, 10),
+    "HiLoRA": (0.05, 0.1, 0.1, 0.3, 0.4, 0.9, 8, 10, 10),
     "ILoRA": (0, 0.0001, 1.0, 2, 4, 6, 16.0),
     "LoRAFAIR": (0, 0.01, 8, 16.0),
     "Local": (8,),
