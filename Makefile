@@ -83,10 +83,8 @@ gpu-check: setup ## Measure on one GPU whether fedsim is right, how fast and wha
 mutants: $(BIN)/.mutants-installed ## Change the code in small ways: the share of changes that the default tests notice
 	OMP_NUM_THREADS=1 nice $(BIN)/python benchmarks/mutants.py $(ARGS)
 
-reproduce: setup ## Measure the papers' orderings on real data: make reproduce TEXT_MODEL=<folder of a text encoder>
-	@test -n "$(TEXT_MODEL)" || { echo "TEXT_MODEL is empty; name the folder of a text encoder" >&2; exit 2; }
-	for table in hilora fedhello; do $(RUN) benchmarks/$$table.py $(TWO) || exit; done
-	for table in ladder tree; do $(RUN) benchmarks/$$table.py $(TWO) --text-model $(TEXT_MODEL) || exit; done
+reproduce: setup ## Run what a table of RESULTS.md lacks, and judge it: make reproduce TABLE=d1 ARGS="--seeds 4"
+	$(RUN) benchmarks/tables.py $(TWO) --tables $(or $(TABLE),d1 d2 d3 d4 d5 curves) --text-model=$(TEXT_MODEL) $(ARGS)
 
 clean: ## Remove caches and build leftovers (not .venv, not runs)
 	rm -rf build site dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

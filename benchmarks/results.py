@@ -1,6 +1,5 @@
 """How benchmarks show their numbers: a table on the terminal, and the same text between two marks of RESULTS.md."""
 
-import json
 import os
 import platform
 import re
@@ -56,11 +55,11 @@ def provenance(threads: int) -> str:
     )
 
 
-def minutes(folder: Path) -> str:
-    """Return how long all runs in a folder took together, as they recorded it."""
-    results = [json.loads(path.read_text()) for path in sorted(folder.rglob("seed-*/*/result.json"))]
-    seconds = sum(result["seconds"] for result in results)
-    return f"All runs together: {seconds / 60:.0f} minutes."
+def machine_line() -> str:
+    """Return the processor, the GPU where there is one, the workers and torch's version, in one line."""
+    gpu = [torch.cuda.get_device_name()] if torch.cuda.is_available() else []
+    workers = f"{os.environ.get('WORLD_SIZE', 1)} of {os.cpu_count()} cores"
+    return ", ".join([*gpu, processor(), workers, f"torch {environment()['versions']['torch']}"])
 
 
 def processor() -> str:

@@ -25,6 +25,8 @@ MARGIN = 0.01
 POWER = 0.8
 MOST_SEEDS = 1000
 """Where the search for the number of seeds that would decide ends."""
+SPENDING = 2.0
+"""ρ of the spending function α t^ρ (Kim and DeMets 1987): 1 is near Pocock's rule, 3 near O'Brien and Fleming's."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Difference:
 
     `p` is of no difference, `p_same` of one beyond the margin (two one-sided tests). Both are NaN for one seed, whose
     interval is over its clients and says nothing about other seeds. `sd` is the deviation over seeds (ddof 1), `pairs`
-    over how many differences p is corrected.
+    over how many differences p is corrected, `level` that of the last look where there are several.
     """
 
     reference: str
@@ -46,6 +48,8 @@ class Difference:
     seeds: int
     sd: float
     pairs: int = 1
+    margin: float = MARGIN
+    level: float = LEVEL
 
     @property
     def is_significant(self) -> bool:
@@ -58,9 +62,15 @@ class Difference:
         if self.is_significant:
             return "better" if self.mean > 0 else "worse"
         if self.p_same < LEVEL:
-            return f"no difference (±{MARGIN:g})"
-        needed = seeds_to_decide(self.mean, self.sd, level=LEVEL / self.pairs)
-        return f"undecided ({max(needed, self.seeds + 1)} seeds)" if needed else "undecided"
+            return f"no difference (±{self.margin:g})"
+        needed = self.needed
+        return f"undecided ({needed} seeds)" if needed else "undecided"
+
+    @property
+    def needed(self) -> int:
+        """With how many seeds an undecided difference would be decided, more than there are; 0 beyond 1000."""
+        needed = seeds_to_decide(self.mean, self.sd, self.margin, self.level / self.pairs)
+        return max(needed, self.seeds + 1) if needed else 0
 
 
 def mean_and_sd(values: Sequence[float]) -> tuple[float, float]:
@@ -78,7 +88,7 @@ def difference(gaps: Scores, reference: str = "", margin: float = MARGIN) -> Dif
     n = len(means)
     if n < 2:
         low, high = client_interval(gaps[0], numpy_generator(0, "bootstrap"))
-        return Difference(reference, mean, low, high, nan, nan, nan, n, nan)
+        return Difference(reference, mean, low, high, nan, nan, nan, n, nan, margin=margin)
     from scipy.stats import t
 
     error, df = sd / sqrt(n), n - 1
@@ -87,7 +97,41 @@ def difference(gaps: Scores, reference: str = "", margin: float = MARGIN) -> Dif
         p, p_same = 2 * float(t.sf(abs(mean) / error, df)), float(t.sf((margin - abs(mean)) / error, df))
     else:  # equal in every seed, which rounded accuracies may be by chance: the sign test
         p, p_same = (0.5 ** (n - 1), 0.5**n if abs(mean) < margin else 1.0) if mean else (1.0, 0.0)
-    return Difference(reference, mean, mean - half, mean + half, p, p, p_same, n, sd)
+    return Difference(reference, mean, mean - half, mean + half, p, p, p_same, n, sd, margin=margin)
+
+
+def spending(looks: Sequence[int], rho: float = SPENDING) -> list[float]:
+    """Return the share of the level that each look gets, summing to 1: t_k^ρ − t_{k−1}^ρ, t_k = n_k / n_K.
+
+    `looks` are the numbers of seeds at which differences are judged, written down before the runs; the last is the most
+    there will be. Raises ValueError unless they are 2 or more and rise.
+    """
+    if not looks or min(looks) < 2 or list(looks) != sorted(set(looks)):
+        raise ValueError(
+            f"looks are {list(looks)}; they must be numbers of seeds, 2 or more, each above the one before."
+        )
+    spent = [(n / looks[-1]) ** rho for n in looks]
+    return [now - before for now, before in zip(spent, [0.0, *spent], strict=False)]
+
+
+def sequential(gaps: Scores, looks: Sequence[int], margin: float = MARGIN, reference: str = "") -> Difference:
+    """Return what differences, (C,) for each seed, say that are judged again and again while seeds are added.
+
+    Seeds count up to the last look that was reached. Its p is the least over the looks so far of p_k / w_k, with w_k of
+    `spending`: a p of all looks together by the union bound, whatever their correlation, valid for few seeds since each
+    p_k is Student's. Looks whose difference has another sign than the last do not count. Before the first look p is 1.
+    The interval is that of the last look alone.
+    """
+    reached = [n for n in looks if n <= len(gaps)]
+    if not reached:
+        early = difference(gaps, reference, margin)
+        return replace(early, p=1.0, p_holm=1.0, p_same=1.0, level=LEVEL * spending(looks)[-1])
+    shares = spending(looks)
+    at = [(difference(gaps[:n], reference, margin), share) for n, share in zip(reached, shares, strict=False)]
+    last = at[-1][0]
+    p = min(min(1.0, found.p / share) for found, share in at if found.mean * last.mean > 0 or found is last)
+    p_same = min(min(1.0, found.p_same / share) for found, share in at)
+    return replace(last, p=p, p_holm=p, p_same=p_same, level=LEVEL * shares[-1])
 
 
 def seeds_to_decide(mean: float, sd: float, margin: float = MARGIN, level: float = LEVEL) -> int:

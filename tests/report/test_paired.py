@@ -6,11 +6,14 @@ from scipy import stats
 
 from fedsim.report.paired import (
     best_of_the_others,
+    corrected,
     difference,
     differences_of,
     holm,
     mean_and_sd,
     seeds_to_decide,
+    sequential,
+    spending,
 )
 
 
@@ -134,3 +137,65 @@ def test_clients_that_do_not_match_are_refused():
 def test_a_single_seed_has_no_deviation():
     assert np.isnan(mean_and_sd([0.5])[1])
     assert mean_and_sd([1.0, 3.0]) == (2.0, pytest.approx(2**0.5))
+
+
+# several looks
+
+
+def null_gaps(rng: np.random.Generator, n_seeds: int, seed_deviation: float) -> list[np.ndarray]:
+    """Differences of twenty clients; both methods vary by seed as a whole, and nothing else is between them."""
+    return [rng.normal(0, seed_deviation * 2**0.5) + rng.normal(0, 0.07, 20) for _ in range(n_seeds)]
+
+
+@pytest.mark.parametrize(("looks", "n_gates"), [((2, 3, 4, 5, 6), 1), ((4, 8, 12), 4)])
+def test_of_orderings_that_are_not_there_at_most_seven_in_a_hundred_are_found_at_any_look(looks, n_gates):
+    rng, wrong, n_draws = np.random.default_rng(11), 0, 200
+    for _ in range(n_draws):
+        gaps = [null_gaps(rng, looks[-1], 0.03) for _ in range(n_gates)]
+        judged = [corrected([sequential(of[:n], looks) for of in gaps]) for n in looks]
+        wrong += any(found.is_significant for of_look in judged for found in of_look)
+    assert wrong / n_draws <= 0.07
+
+
+def test_looking_again_and_again_without_spending_would_find_too_much():
+    """The test above can fail: it would, of plain tests at every look."""
+    rng, wrong = np.random.default_rng(11), 0
+    for _ in range(200):
+        gaps = null_gaps(rng, 6, 0.03)
+        wrong += any(difference(gaps[:n]).p < 0.05 for n in range(2, 7))
+    assert wrong / 200 > 0.07
+
+
+def test_two_methods_that_differ_by_the_margin_are_rarely_called_equal_at_any_look():
+    rng, wrong, looks = np.random.default_rng(12), 0, (4, 8, 12)
+    for _ in range(200):
+        gaps = [0.01 + gap for gap in null_gaps(rng, 12, 0.004)]
+        wrong += any(sequential(gaps[:n], looks).p_same < 0.05 for n in looks)
+    assert wrong / 200 <= 0.07
+
+
+def test_the_level_is_spent_by_the_square_of_the_seeds_and_all_of_it():
+    assert spending((4, 8, 12)) == pytest.approx([1 / 9, 3 / 9, 5 / 9])
+    assert spending((5,)) == [1.0]
+    assert spending((2, 4), rho=1) == pytest.approx([0.5, 0.5])
+    for looks in ((), (1, 4), (4, 4), (8, 4)):
+        with pytest.raises(ValueError, match="looks are"):
+            spending(looks)
+
+
+def test_with_one_look_the_test_is_the_plain_one_and_before_it_there_is_none():
+    gaps = [np.full(4, 0.03 + 0.01 * k) for k in range(5)]
+    assert sequential(gaps, (5,)).p == difference(gaps).p
+    early = sequential(gaps[:4], (5,))
+    assert (early.p, early.seeds, early.is_significant) == (1.0, 4, False)
+    assert sequential(gaps, (4, 8)).mean == pytest.approx(0.045), "the fifth seed waits for its look"
+
+
+def test_what_an_early_look_found_still_holds_at_a_later_one():
+    rng = np.random.default_rng(13)
+    gaps = [shift + rng.normal(0, 0.01, 20) for shift in (0.1, 0.1, 0.1, 0.1, -0.09, -0.09, -0.09, -0.09)]
+    assert sequential(gaps[:4], (4, 8)).is_significant
+    assert difference(gaps).p > 0.05
+    assert sequential(gaps, (4, 8)).is_significant
+    turned = [*gaps[:4], *(gap - 0.05 for gap in gaps[4:])]
+    assert not sequential(turned, (4, 8)).is_significant, "its sign is another one by now"
