@@ -127,6 +127,8 @@ class Assignment:
     """The learning rate of a slot that has one of its own."""
     kept: Mapping[Slot, Tensor] = field(default_factory=dict)
     """What the client kept back of a slot when it last sent its change."""
+    withheld: Mapping[Slot, Tensor] = field(default_factory=dict)
+    """What the server holds of a slot and did not send, where downloads are sparse; zero where it did."""
 
 
 @dataclass(frozen=True)

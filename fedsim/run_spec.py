@@ -20,6 +20,7 @@ from fedsim.distributed.launch import check_precision, has_gpu
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run, refuse
+from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy import Privacy
 from fedsim.parts.privacy_loss import Mechanism, Sampling
 from fedsim.parts.schedule import Schedule, older
@@ -66,8 +67,9 @@ class RunSpec:
     `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
     `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
     update. `devices_profile` are the clients' simulated devices, `availability` says when they are there, `schedule`
-    when the server steps, `server` is its optimiser, `uplink` how what clients send is encoded, `privacy` how it is
-    clipped and noised, and `wandb` says whether Weights & Biases gets the curves too.
+    when the server steps, `server` is its optimiser, `uplink` how what clients send is encoded, `downlink` how what
+    they receive is, `privacy` how what they send is clipped and noised, and `wandb` says whether Weights & Biases gets
+    the curves too.
     """
 
     method: Method
@@ -94,6 +96,7 @@ class RunSpec:
     schedule: Schedule = field(default_factory=Schedule)
     server: ServerOptimizer = field(default_factory=ServerOptimizer)
     uplink: Uplink = field(default_factory=Uplink)
+    downlink: Downlink = field(default_factory=Downlink)
     privacy: Privacy = field(default_factory=Privacy)
     wandb: Wandb | None = None
     clock: Clock | None = field(init=False)
@@ -244,10 +247,8 @@ class RunSpec:
     def describe(self) -> dict[str, Any]:
         """Return what recipe.json records of a run without a recipe: what its results depend on, but for tensors."""
         method = {"name": type(self.method).__name__, **vars(self.method)}
-        parts = {
-            name: vars(getattr(self, name))
-            for name in ("local", "devices_profile", "availability", "schedule", "server", "uplink", "privacy")
-        }
+        dataclasses = "local", "devices_profile", "availability", "schedule", "server", "uplink", "downlink", "privacy"
+        parts = {name: vars(getattr(self, name)) for name in dataclasses}
         plain = {name: getattr(self, name) for name in PLAIN}
         n_parameters = sum(parameter.numel() for parameter in self.backbone.parameters())
         backbone = f"{type(self.backbone).__name__}, {n_parameters} parameters"

@@ -85,8 +85,9 @@ def simulate(
     with handle_signals(), run_folder_lock(out, workers), progress, computing:
         engine = prepare_engine(spec, fabric, workload.initial, workers, start.block_size, progress.client_done)
         n_blocks = -(-spec.n_cohort // engine.block_size)
-        aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server, ledger)
-        of_run = spec.schedule, spec.n_together, spec.seed, spec.uplink, spec.clock, spec.cohort_sampling
+        aggregator = Aggregator(workload, workers, engine.block_size, n_blocks, spec.server, ledger, spec.downlink)
+        codecs = spec.uplink, spec.downlink
+        of_run = spec.schedule, spec.n_together, spec.seed, *codecs, spec.clock, spec.cohort_sampling
         turns = turns_of(workload, *of_run)
         state, recorder = spec.state(start.round_index), None
         if workers.is_first:
@@ -214,7 +215,8 @@ class Simulation:
         """Train the clients that were handed out; worker 0 gets everyone's updates."""
         self.progress.begin_phase(state.round_index, dispatch.plan.stage, dispatch.n_clients)
         updates = self.engine.local_update(dispatch.plan, dispatch.blocks)
-        return self.aggregator.collect(dispatch.plan, self.encoded(dispatch, updates, self.spec.uplink))
+        sent = self.encoded(dispatch, updates, self.spec.uplink)
+        return self.aggregator.collect(dispatch.plan, dispatch.from_dense(sent))
 
     def encoded(self, dispatch: Dispatch, updates: list[ClientUpdate], uplink: Uplink) -> list[ClientUpdate]:
         """Return updates as they arrive at the server, where a client clips, noises or encodes what it sends."""

@@ -10,10 +10,14 @@ from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import byte_count
 from fedsim.costs.devices import ClientCost, Clock
 from fedsim.costs.step_cost import Work, byte_size
+from fedsim.parts.downlink import Downlink
 from fedsim.parts.sharing import leaves
 from fedsim.parts.uplink import Uplink
 from fedsim.plan import Plan, corrected_clients, is_adapter, is_measured
 from fedsim.round import Outcome, ServerState
+
+EVERYTHING = Downlink()
+"""Downloads that are not sparse."""
 
 
 def round_costs(
@@ -23,11 +27,12 @@ def round_costs(
     clients: Sequence[int],
     clock: Clock | None,
     uplink: Uplink,
+    downlink: Downlink = EVERYTHING,
 ) -> list[ClientCost]:
     """Return what a round will cost these clients, on worker 0; who misses a deadline or goes away is dropped."""
     works = {client: [work_of(each, client) for each in plan.passes] for client in clients}
     sent = [
-        traffic(state, each, {client: works[client][index] for client in clients}, uplink)
+        traffic(state, each, {client: works[client][index] for client in clients}, uplink, downlink)
         for index, each in enumerate(plan.passes)
     ]
     costs = [
@@ -46,18 +51,22 @@ def round_costs(
     )
 
 
-def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: Uplink) -> dict[int, tuple[int, int]]:
+def traffic(
+    state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: Uplink, downlink: Downlink = EVERYTHING
+) -> dict[int, tuple[int, int]]:
     """Return (down, up) bytes of each client in a round, before its update, from the slots really sent.
 
     Down: shared copies in the forward pass that were written since the client last took part (the initial values
     follow from the seed). Who missed a round of a tier that grows gets the whole tier; what a round adds to it is
-    counted when it is added. Up, of who takes a step: the trained slots that are shared, as `uplink` encodes them.
-    Private slots never leave their client, nor do those without any group, but for those that the plan uploads. A
-    correction down and what is measured up cost as much again, unencoded. The proxy client is the server's own.
+    counted when it is added. Where downloads are sparse, each holds the largest entries of all shared copies that were
+    ever written, but for tiers that grow, whatever the client received before. Up, of who takes a step: the trained
+    slots that are shared, as `uplink` encodes them. Private slots never leave their client, nor do those without any
+    group, but for those that the plan uploads. A correction down and what is measured up cost as much again,
+    unencoded. The proxy client is the server's own.
     """
     clients = list(works)
     ids, down, up = torch.tensor(clients, dtype=torch.long), dict.fromkeys(clients, 0), dict.fromkeys(clients, 0)
-    encoded: dict[int, list[int]] = {client: [] for client in clients}
+    encoded, sparse = ({client: list[int]() for client in clients} for _ in range(2))
     measures = {client for client in clients if is_measured(plan, client)}
     for slot in works[clients[0]].shapes if works else ():
         groups = plan.groups(slot)
@@ -66,17 +75,22 @@ def traffic(state: ServerState, plan: Plan, works: Mapping[int, Work], uplink: U
             continue
         grows, written = slot.tier in plan.whole_tiers, state.bank.written_in(slot, groups[ids])
         missed = written > state.last_seen[ids] if grows else written >= state.last_seen[ids]
-        fresh = ((written != NEVER) & missed & (not stays)).tolist()
+        is_sparse = not (downlink.is_off or grows or stays)
+        fresh = ((written != NEVER) & (missed | is_sparse) & (not stays)).tolist()
         whole = byte_count([state.bank.rows[slot][0]]) if grows and slot in state.bank.rows else 0
         corrected = set(corrected_clients(plan, slot, clients))
         is_sent = (plan.measure and plan.measure.what == "gradient") or is_adapter(slot)
         for is_fresh, (client, work) in zip(fresh, works.items(), strict=True):
             size = byte_size(work.shapes[slot])
-            down[client] += (whole if grows else size) * is_fresh + size * (client in corrected)
+            down[client] += (whole if grows else size) * (is_fresh and not is_sparse) + size * (client in corrected)
+            sparse[client] += [prod(work.shapes[slot])] if is_fresh and is_sparse else []
             if slot in work.trained:
                 up[client] += size * ((is_sent and client in measures) + (stays and work.steps > 0))
                 encoded[client] += [] if stays or not work.steps else [prod(work.shapes[slot])]
-    return {client: (down[client], up[client] + uplink.bytes(encoded[client])) for client in clients}
+    return {
+        client: (down[client] + downlink.bytes(sparse[client]), up[client] + uplink.bytes(encoded[client]))
+        for client in clients
+    }
 
 
 def account_round(

@@ -21,6 +21,7 @@ from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
+from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy import Privacy
 from fedsim.parts.privacy_loss import Sampling
 from fedsim.parts.schedule import Schedule
@@ -98,6 +99,9 @@ class RunOptions:
     uplink: Uplink = dataclasses.field(default_factory=Uplink)
     """How what clients send is encoded."""
 
+    downlink: Downlink = dataclasses.field(default_factory=Downlink)
+    """How what clients receive is encoded."""
+
     privacy: Privacy = dataclasses.field(default_factory=Privacy)
     """Differential privacy of clients."""
 
@@ -113,7 +117,7 @@ class RunOptions:
         """Return what these options say to `fedsim.simulate`."""
         names = ("rounds", "seed", "cohort_size", "cohort_sampling", "evaluate_every", "engine", "block_size", "wandb")
         how = ("static_shapes", "compile", "cuda_graphs", "deterministic", "tf32", "on_nan", "threads", "timeout")
-        parts = ("devices_profile", "availability", "schedule", "server", "uplink", "privacy")
+        parts = ("devices_profile", "availability", "schedule", "server", "uplink", "downlink", "privacy")
         same = {name: getattr(self, name) for name in (*names, *how, *parts)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}
 

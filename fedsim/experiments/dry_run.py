@@ -68,7 +68,7 @@ def estimate(spec: RunSpec) -> Estimate:
         later, first = (_after_writing(start, work.initial, {*merged, *more}, n_copies) for more in ((), before))
         before = merged  # what a stage merged last is sent in the first round of the next one
         for state, n in ((first if rounds[0] else start, 1), (later, len(rounds) - 1)):
-            costs = round_costs(state, plan, work.of, seen, spec.clock, spec.uplink)
+            costs = round_costs(state, plan, work.of, seen, spec.clock, spec.uplink, spec.downlink)
             done = [each for cost in costs if not cost.is_dropped for each in works[cost.client]]
             sums = [(each.steps, each.samples, spec.profile.flops(each), 0, 0) for each in done]
             sums += [(0, 0, 0, cost.bytes_up, cost.bytes_down) for cost in costs]

@@ -16,6 +16,7 @@ from fedsim.adapters.layout import Slot, fit_rank, pad_rank
 from fedsim.distributed.blocks import Load, deal, form_blocks
 from fedsim.distributed.messages import pack_updates, scaled_update, unpack_updates
 from fedsim.distributed.workers import Workers
+from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy import Guard, PrivateMean
 from fedsim.parts.schedule import older
 from fedsim.parts.server_optimizer import ServerOptimizer, ServerStep
@@ -31,8 +32,8 @@ from fedsim.server.workload import Workload
 
 Holders = Mapping[Slot, Mapping[int, int]]
 """Which group's copy of a slot each of the clients at work holds."""
-Dealt = tuple[Plan, Holders, list[list[list[int]]], float]
-"""A round's plan, who holds what, every worker's blocks of clients, and the utilisation."""
+Dealt = tuple[Plan, Holders, frozenset[Slot], list[list[list[int]]], float]
+"""A round's plan, who holds what, slots of sparse downloads, every worker's blocks of clients, and the utilisation."""
 OF_ONE, OF_ALL = ("correction", "kept", "older"), ("clients", "cohort")
 """What is sent beside copies that clients share: to the worker of one client, and to all."""
 
@@ -42,7 +43,8 @@ class Aggregator:
 
     `workload` says what a plan asks of each client, `block_size` how many clients the engine trains together, and
     `n_blocks` how many blocks there are at least where there are clients enough, so that no worker waits while few are
-    at work; `optimizer` steps to the mean of clients' results, which is private where there is a `ledger`.
+    at work; `optimizer` steps to the mean of clients' results, which is private where there is a `ledger`; `downlink`
+    is how they receive what they train.
     """
 
     def __init__(
@@ -53,9 +55,11 @@ class Aggregator:
         n_blocks: int = 1,
         optimizer: ServerOptimizer | None = None,
         ledger: Ledger | None = None,
+        downlink: Downlink | None = None,
     ):
         self.workload, self.workers, self.block_size, self.n_blocks = workload, workers, block_size, n_blocks
         self.optimizer, self.ledger = optimizer or ServerOptimizer(), ledger
+        self.downlink = downlink or Downlink()
         self.method, self.population = workload.method, workload.population
         self.initial, self.local = workload.initial, workload.local
 
@@ -84,9 +88,9 @@ class Aggregator:
             learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
             sampled = replace(state, learnt=learnt, cohort=tuple(arrived["cohort"].tolist()))
             dealt = self._deal(sampled, clients, part, epochs, test_sizes)
-        plan, groups, hands, utilisation = dealt
+        plan, groups, sparse, hands, utilisation = dealt
         mine = [
-            [self._assignment(plan, state.round_index, client, groups, arrived, epochs) for client in block]
+            [self._assignment(plan, state.round_index, client, groups, sparse, arrived, epochs) for client in block]
             for block in hands[self.workers.index]
         ]
         return Dispatch(plan, mine, utilisation, list(clients))
@@ -180,20 +184,26 @@ class Aggregator:
         test_sizes: Mapping[int, int] | None,
     ) -> Dealt:
         """What is at work in a round, and where."""
-        plan = self.method.plan(state, self.population).part(part)
+        whole = self.method.plan(state, self.population)
+        plan = whole.part(part)
         if test_sizes is not None and plan.evaluate_largest:
             plan = replace(plan, lora_ranks=None)
         if test_sizes is None:
             loads = {client: self.workload.load(plan, client, epochs) for client in clients}
         else:
             loads = {client: Load((-test_sizes[client],), test_sizes[client]) for client in clients}
-        ids, slots = torch.tensor(clients, dtype=torch.long), self.workload.slots(plan)
-        holders = {slot: dict(zip(clients, plan.groups(slot)[ids].tolist(), strict=True)) for slot in slots}
-        return plan, holders, *deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
+        ids, sparse = torch.tensor(clients, dtype=torch.long), frozenset[Slot]()
+        groups = {slot: plan.groups(slot) for slot in self.workload.slots(plan)}
+        if not self.downlink.is_off and part in (None, "second_pass") and epochs is None:  # in a round
+            received = {s: whole.groups(s) for s in self.workload.slots(whole) if s.tier not in whole.whole_tiers}
+            sparse = frozenset(slot for slot, holders in received.items() if leaves(holders))
+            groups |= {slot: received[slot] for slot in received if slot in sparse}  # also of what the first pass saw
+        holders = {slot: dict(zip(clients, held[ids].tolist(), strict=True)) for slot, held in groups.items()}
+        return plan, holders, sparse, *deal(*form_blocks(loads, self.block_size, self.n_blocks), self.workers.count)
 
     def _shares(self, copies: Mapping[str, Tensor], dealt: Dealt) -> list[dict[str, Tensor]]:
         """What each worker is sent of these copies: what its own clients start from, and what concerns all."""
-        _, groups, hands, _ = dealt
+        _, groups, _, hands, _ = dealt
         if self.workers.count == 1:
             return [dict(copies)]
         shares = []
@@ -239,22 +249,28 @@ class Aggregator:
         round_index: int,
         client: int,
         groups: Holders,
+        sparse: frozenset[Slot],
         arrived: Mapping[str, Tensor],
         epochs: int | None,
     ) -> Assignment:
         work, alpha = self.workload, self.method.lora_alpha
         rank, scale = work.lora_rank(plan, client), work.scale(plan, client)
-        tensors, corrections, kept = {}, {}, {}
+        tensors, sent, corrections, kept = {}, {}, {}, {}
         for slot, holders in groups.items():
             copy = arrived.get(f"{slot}|older|{client}", arrived.get(f"{slot}|{holders[client]}"))
             value = self.initial[slot] if copy is None else copy
             value = value if slot.tier in plan.whole_tiers else fit_rank(value, slot.factor, rank)
             is_scaled = slot.factor == work.scaled_factor and scale != 1
             tensors[slot] = value / scale if is_scaled else value
+            if slot in sparse and copy is not None and client != self.population.proxy:
+                is_first = f"{slot}|older|{client}" in arrived and torch.equal(copy, self.initial[slot])
+                sent |= {} if is_first else {slot: tensors[slot]}
             if (correction := arrived.get(f"{slot}|correction|{client}")) is not None:
                 corrections[slot] = correction * scale if is_scaled else correction
             if (back := arrived.get(f"{slot}|kept|{client}")) is not None:
                 kept[slot] = fit_rank(back, slot.factor, rank)
+        tensors |= (received := self.downlink.received(sent))
+        tensors = {slot: tensors[slot] for slot in work.slots(plan)} if sparse else tensors
         trains = [slot for slot in tensors if work.trains(plan, slot, client)]
         rates = {slot: plan.rate(slot, self.local.learning_rate) for slot in trains}
         return Assignment(
@@ -268,4 +284,5 @@ class Aggregator:
             corrections=corrections,
             rates={slot: rate for slot, rate in rates.items() if rate != self.local.learning_rate},
             kept=kept,
+            withheld={slot: sent[slot] - received[slot] for slot in trains if slot in received},
         )

@@ -1,15 +1,16 @@
 """Who takes part in a round."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
+from fedsim.parts.downlink import from_dense
 from fedsim.parts.privacy_loss import Sampling
 from fedsim.plan import Plan
 from fedsim.randomness import numpy_generator
-from fedsim.round import Block, Population
+from fedsim.round import Block, ClientUpdate, Population
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,11 @@ class Dispatch:
     def n_clients(self) -> int:
         """Clients of this worker."""
         return sum(map(len, self.blocks))
+
+    def from_dense(self, updates: Sequence[ClientUpdate]) -> list[ClientUpdate]:
+        """Return updates as if what these clients received had not been sparse."""
+        assignments = {assignment.client: assignment for block in self.blocks for assignment in block}
+        return [from_dense(update, assignments[update.client]) for update in updates]
 
 
 def sample_cohort(

@@ -17,6 +17,7 @@ from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import Slot
 from fedsim.costs.accounting import round_costs
 from fedsim.costs.devices import ClientCost, Clock, Seconds
+from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy_loss import Sampling
 from fedsim.parts.schedule import Schedule, older
 from fedsim.parts.sharing import leaves
@@ -39,6 +40,7 @@ class Rounds:
     cohort_size: int
     seed: int
     uplink: Uplink
+    downlink: Downlink
     clock: Clock | None
     sampling: Sampling = "fixed"
 
@@ -85,7 +87,7 @@ class Rounds:
 
     def _costs(self, state: ServerState, clients: Sequence[int]) -> list[ClientCost]:
         plan = self.workload.method.plan(state, self.workload.population)
-        return round_costs(state, plan, self.workload.of, clients, self.clock, self.uplink)
+        return round_costs(state, plan, self.workload.of, clients, self.clock, self.uplink, self.downlink)
 
 
 class Buffered(Rounds):
@@ -177,12 +179,13 @@ def turns_of(
     cohort_size: int,
     seed: int,
     uplink: Uplink,
+    downlink: Downlink,
     clock: Clock | None,
     sampling: Sampling = "fixed",
 ) -> Rounds:
     """Return what decides whose updates a step takes."""
     kind = Rounds if schedule.is_rounds else Buffered
-    return kind(workload, schedule, cohort_size, seed, uplink, clock, sampling)
+    return kind(workload, schedule, cohort_size, seed, uplink, downlink, clock, sampling)
 
 
 def wide(groups: Tensor) -> int:

@@ -17,6 +17,7 @@ from fedsim.costs.devices import DeviceProfiles
 from fedsim.distributed import launch
 from fedsim.distributed.workers import Workers
 from fedsim.errors import Fault
+from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy import Privacy
 from fedsim.parts.schedule import Schedule
 from fedsim.parts.tree import TreeCuts
@@ -112,7 +113,7 @@ def grow_a_tree(out: Path) -> fedsim.Result | None:
 def train_otherwise(out: Path) -> fedsim.Comparison | None:
     """One method for each thing that few do: a second training, a router, an outer step, corrections, a residual.
 
-    What is sent is encoded, and what is not is kept back.
+    What is sent is encoded, and what is not is kept back; what is received is sparse.
     """
     methods = {
         "feddpa": fedsim.FedDPA(lora_rank=2),
@@ -123,7 +124,7 @@ def train_otherwise(out: Path) -> fedsim.Comparison | None:
         "fedmomentum": fedsim.FedMomentum(ranks=fedsim.LoraRanks(values=(1, 2))),
     }
     common = {"backbone": TinyAttention(), "rounds": 3, "cohort_size": 5}
-    common["uplink"] = Uplink(top_k=0.5, bits=8, feedback=True)
+    common |= {"uplink": Uplink(top_k=0.5, bits=8, feedback=True), "downlink": Downlink(top_k=0.5)}
     return fedsim.compare(methods, lambda seed: tiny_data(9), block_size=2, threads=1, out=out, **common)
 
 
