@@ -104,7 +104,7 @@ def test_a_mistyped_option_gets_a_suggestion(parse, capsys):
         (("--threads", 0), "threads is 0"),
         (("--cohort-size", -1), "cohort_size is -1"),
         (("--local.learning-rate", 0), "learning_rate is 0"),
-        (("--method.root-share", 0.9), "root_share and cluster_share are 0.9 and 0.4"),
+        (("--method.root-share", 0.9), "root_share and cluster_share are (0.9, 0.4)"),
         (("--method.clustering.k-min", 5, "--method.clustering.k-max", 3), "is no range of cluster numbers"),
     ],
 )

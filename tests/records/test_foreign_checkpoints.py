@@ -140,7 +140,7 @@ def test_a_checkpoint_behind_the_last_round_does_not_train_for_ever(go_on, made,
         (out / "checkpoints" / f"round-000003.{kind}").rename(out / "checkpoints" / f"round-000009.{kind}")
     manifest = out / "checkpoints" / "round-000009.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"round_index": 9}))
-    with pytest.raises(ValueError, match=r"round-000009': It begins with round 9, and the run has 3"):
+    with pytest.raises(ValueError, match=r"round-000009': It is of round 9, and the run has 3"):
         tiny_run(out=out, method=HILORA, rounds=3, resume=True)
 
 
