@@ -94,7 +94,8 @@ def test_what_is_recorded_trains_later_blocks_as_their_clients_do_one_by_one(nam
     module = ClientModule(backbone(), LAYOUT.sites, mixing=case.get("mixing"))
     reference = SequentialEngine(ours.fabric, module, federation(), 7)
     for block in blocks(case, 0.5):
-        assert_same(updates(ours, plan, [block]), updates(reference, plan, [block]))
+        # AdamW scales rounding up where a gradient is next to nothing, recorded or not.
+        assert_same(updates(ours, plan, [block]), updates(reference, plan, [block]), tolerance=2e-3)
     assert sum(recorded) > len(recorded) > 0
 
 
