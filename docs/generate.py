@@ -170,6 +170,7 @@ MEANING = {
     "staleness": "server steps since clients received their model, mean over those whose updates were taken",
     "epsilon": "ε of (ε, δ)-differential privacy of clients after the round (`--privacy.*`)",
     "delta": "its δ",
+    "evaluated_clients": "clients behind `global.*`, 0 without an evaluation (only with `--evaluate-clients`)",
     "domain": "number of the client's domain, where the data have domains",
     "evaluation": "which model: `personal`, `global`, `unseen.untuned`, `unseen.tuned`",
     "accuracy": "share of right test samples",
@@ -226,12 +227,15 @@ def meaning(name: str) -> str:
         return MEANING[name]
     if name.startswith("stage."):
         _, stage, statistic = name.split(".")
+        if statistic == "clients":
+            return f"clients that were evaluated after the last round of the stage {stage} (`--evaluate-clients`)"
         return f"{FEW[statistic]}; {MODELS['global']}, after the last round of the stage {stage}"
     model = max((model for model in MODELS if name.startswith(f"{model}.")), key=len)
     rest = name.removeprefix(f"{model}.")
     if rest == "clients":
         return f"clients that were evaluated so: {MODELS[model]}"
     special = {"best.mean": "best mean of any round", "best.round": "round of the best mean"}
+    special |= {"best.clients": "clients that were evaluated in that round (`--evaluate-clients`)"}
     special |= {"last.mean": "mean of the last evaluated round"}
     metric, _, statistic = rest.rpartition(".")
     said = special.get(rest) or f"{f'{metric}: ' if metric else ''}{FEW[statistic]}"
@@ -287,6 +291,7 @@ def small_run(folder: Path) -> list[str]:
         sites="query",
         data=data,
         rounds=4,
+        evaluate_clients=8,
         out=folder,
         devices_profile=DeviceProfiles(gflops=1, mbps_down=10, mbps_up=10),
         privacy=Privacy(clip=1.0, noise_multiplier=0.01, local=True),

@@ -81,7 +81,9 @@ def check_options(options: Any, name: str = "") -> None:
 
 def check_run(options: Any) -> None:
     """Raise ValueError for numbers of a run, of a recipe's options or of `RunSpec`, that are out of range."""
-    found = out_of_range(options, {"be 1 or more": ("rounds", "evaluate_every", "cohort_size", "block_size")})
+    found = out_of_range(
+        options, {"be 1 or more": ("rounds", "evaluate_every", "evaluate_clients", "cohort_size", "block_size")}
+    )
     refuse([f"{problem} (--{problem.split()[0].replace('_', '-')})" for problem in found])
 
 

@@ -222,15 +222,14 @@ def is_measured(plan: Plan, client: int) -> bool:
     population = plan.population
     if plan.measure is None or not population.samples[client]:
         return False
-    return client == population.proxy if plan.measure.by == "proxy" else client in population.seen
+    return client == population.proxy if plan.measure.by == "proxy" else client in population.trained
 
 
 def corrected_clients(plan: Plan, slot: Slot, clients: Sequence[int]) -> list[int]:
     """Return those of the clients whose gradients of a shared slot are corrected: only who takes part in training."""
     if plan.correction is None or not plan.trains(slot) or is_private(plan.groups(slot)):
         return []
-    seen = frozenset(plan.population.seen)
-    return [client for client in clients if client in seen]
+    return [client for client in clients if client in plan.population.trained]
 
 
 def measuring(plan: Plan) -> Plan:
@@ -253,7 +252,7 @@ def merge_groups(plan: Plan, updates: Sequence[ClientUpdate]) -> Outcome:
     step = plan.server_step or (lambda slot, group, mean: mean)
     for slot in slots:
         groups, pair = plan.groups(slot), slot._replace(factor={"A": "B", "B": "A"}.get(slot.factor, ""))
-        is_paired = pair in slots and torch.equal(groups, plan.groups(pair))
+        is_paired = pair in slots and ((other := plan.groups(pair)) is groups or torch.equal(groups, other))
         if slot.factor == "A" and is_paired and not is_private(groups):
             continue
         for group, members in _by_group(groups, [update for update in updates if slot in update.tensors]).items():

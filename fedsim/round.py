@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from fedsim.adapters.bank import Bank
+from fedsim.adapters.bank import NEVER, Bank
 from fedsim.adapters.layout import Slot
 from fedsim.options import LocalTraining
 
@@ -34,6 +35,17 @@ class Population:
     def n_participants(self) -> int:
         """Clients but for the proxy; their ids are 0 … n_participants-1."""
         return self.n_clients - (self.proxy is not None)
+
+    @cached_property
+    def trained(self) -> frozenset[int]:
+        """Those of `seen`, to look a client up in."""
+        return frozenset(self.seen)
+
+    @cached_property
+    def groupings(self) -> dict[str, Tensor]:
+        """The vectors (C,) by which most slots are shared, one object each for all plans: nobody may write to them."""
+        alone, nobody = torch.arange(self.n_clients), torch.full((self.n_clients,), NEVER)
+        return {"everyone": torch.zeros_like(alone), "alone": alone, "nobody": nobody}
 
 
 PRESENT = -1

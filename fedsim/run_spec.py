@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from inspect import isclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from fedsim.costs.devices import Clock, DeviceProfiles
 from fedsim.costs.profiler import profile
 from fedsim.costs.step_cost import MIB, Profile, by_layers, table
 from fedsim.data.federated import FederatedData
+from fedsim.data.index_tables import IndexTables
 from fedsim.distributed.launch import check_precision, has_gpu
 from fedsim.errors import OnNan
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
@@ -41,6 +43,7 @@ PLAIN = (
     "sites",
     "head",
     "evaluate_every",
+    "evaluate_clients",
     "engine",
     "block_size",
     "static_shapes",
@@ -57,19 +60,20 @@ PLAIN = (
 class RunSpec:
     """What to simulate. Building one checks that its parts fit; raises ValueError, with nothing started or written.
 
-    `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose names
-    match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the number
-    of clients sampled in a round (None: all), `cohort_sampling` whether it is that number always or, each client taking
-    part by itself, on average (Poisson sampling), `evaluate_every` the rounds between evaluations of all seen clients,
+    `backbone` is any `nn.Module` from inputs to logits; it is frozen, and adapters go to its linear maps whose
+    names match `sites`; `head` is the path of its classifier ("" looks under the usual names). `cohort_size` is the
+    number of clients sampled in a round (None: all), `cohort_sampling` whether it is that number always or, each
+    client taking part by itself, on average (Poisson sampling), `evaluate_every` the rounds between evaluations of
+    all seen clients, or of `evaluate_clients` of them, drawn once, until the last round, which evaluates all,
     `block_size` the number of clients that the batched engine trains together (None: automatic), `static_shapes`
-    whether it pads them to few shapes (None: on a GPU), `compile` whether the backbone goes through torch.compile,
-    `cuda_graphs` whether training passes are recorded as CUDA graphs, which needs static shapes on a GPU,
-    `deterministic` and `tf32` how a GPU computes: without algorithms that round at random, fp32 products in TF32,
-    `on_nan` what becomes of a client whose numbers are no longer finite: the run stops, or it skips the client's
-    update. `devices_profile` are the clients' simulated devices, `availability` says when they are there, `schedule`
-    when the server steps, `server` is its optimiser, `uplink` how what clients send is encoded, `downlink` how what
-    they receive is, `privacy` how what they send is clipped and noised, and `wandb` says whether Weights & Biases gets
-    the curves too.
+    whether it pads them to few shapes (None: on a GPU), `bank` where worker 0 holds clients' own copies, `compile`
+    whether the backbone goes through torch.compile, `cuda_graphs` whether training passes are recorded as CUDA
+    graphs, which needs static shapes on a GPU, `deterministic` and `tf32` how a GPU computes: without algorithms
+    that round at random, fp32 products in TF32, `on_nan` what becomes of a client whose numbers are no longer
+    finite: the run stops, or it skips the client's update. `devices_profile` are the clients' simulated devices,
+    `availability` says when they are there, `schedule` when the server steps, `server` is its optimiser, `uplink`
+    how what clients send is encoded, `downlink` how what they receive is, `privacy` how what they send is clipped
+    and noised, and `wandb` says whether Weights & Biases gets the curves too.
     """
 
     method: Method
@@ -83,9 +87,11 @@ class RunSpec:
     sites: str = QUERY_VALUE
     head: str = ""
     evaluate_every: int = 1
+    evaluate_clients: int | None = None
     engine: Literal["batched", "sequential"] = "batched"
     block_size: int | None = None
     static_shapes: bool | None = None
+    bank: Literal["memory", "disk"] = "memory"
     compile: bool = False
     cuda_graphs: bool = False
     deterministic: bool = False
@@ -197,10 +203,12 @@ class RunSpec:
         except RuntimeError as error:
             raise ValueError(f"The backbone cannot take the data's inputs {tuple(inputs.shape)}: {error}.") from error
 
-    def state(self, round_index: int, initial: dict[Slot, Tensor] | None = None) -> ServerState:
+    def state(
+        self, round_index: int, initial: dict[Slot, Tensor] | None = None, folder: Path | None = None
+    ) -> ServerState:
         """Return the state with which a round begins, but for what was learnt and trained before it.
 
-        With the slots' initial values it is worker 0's, whose bank holds nothing else yet.
+        With the slots' initial values it is worker 0's, whose bank holds nothing else yet; it may use the run's folder.
         """
         costs = by_layers(self.profile, self.layout, self.local)
         memory = tuple(cost.memory / MIB for cost in costs)
@@ -211,7 +219,8 @@ class RunSpec:
         )
         if initial is None:
             return state
-        return replace(state, bank=Bank(initial), last_seen=torch.full((self.population.n_clients,), NEVER))
+        bank = Bank(initial, folder=folder if self.bank == "disk" else None)
+        return replace(state, bank=bank, last_seen=torch.full((self.population.n_clients,), NEVER))
 
     def costs(self) -> dict[str, list[float]]:
         """Return what a local step costs that trains the last k depths, in columns by k = 0 … D."""
@@ -271,7 +280,7 @@ class RunSpec:
 def population_of(data: FederatedData) -> Population:
     """Return who there is; raises ValueError when no client that takes part has a training sample."""
     seen = tuple(client for client in range(data.n_clients) if client not in data.unseen and client != data.proxy)
-    samples = tuple(data.train_size(client) for client in range(data.n_clients))
+    samples = tuple(IndexTables.of(data.train).sizes.tolist())
     if not sum(samples[client] for client in seen):
         raise ValueError("No client that takes part in training has a training sample.")
     return Population(data.n_clients, seen, tuple(sorted(data.unseen)), samples, data.domains, data.proxy)

@@ -32,12 +32,12 @@ from fedsim.report.summary import Result
 from fedsim.round import ClientUpdate, ServerState
 from fedsim.run_spec import RunSpec
 from fedsim.server.aggregator import Aggregator
-from fedsim.server.cohort import Dispatch, sample_cohort
+from fedsim.server.cohort import Dispatch, clients_to_evaluate, sample_cohort
 from fedsim.server.divergence import diverged_clients, event, merge_second_pass
 from fedsim.server.ledger import Ledger
 from fedsim.server.turns import Rounds, turns_of
 from fedsim.server.workload import Workload
-from fedsim.storage.disk import only_writer
+from fedsim.storage.disk import only_writer, writing
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def simulate(
         turns = turns_of(workload, *of_run)
         state, recorder = spec.state(start.round_index), None
         if workers.is_first:
-            state = restore_state(spec.state(start.round_index, workload.initial), start.tensors)
+            state = restore_state(spec.state(start.round_index, workload.initial, out), start.tensors)
             made_with = recipe | {FINGERPRINT: loaded}, machine(fabric, n_threads)
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, spec, workload.initial)
@@ -193,23 +193,32 @@ class Simulation:
         every = [*updates, *self.measure_on_proxy(state, dispatch.plan)]
         excluded = diverged_clients(every, self.spec.on_nan, state.round_index, dispatch.plan.stage)
         state, every = self.turns.before_step(state, dispatch.plan, every)
-        after, outcome = aggregator.merge(state, dispatch.plan, every, excluded)
+        with writing(state.bank.folder or Path()):
+            after, outcome = aggregator.merge(state, dispatch.plan, every, excluded)
         costs, sums = account_round(costs, outcome, self.spec.clock)
         after, sums = self.turns.ended(begun, state, after, sums)
         horizon = torch.tensor([after.horizon.rounds, after.horizon.is_read])  # before the next round is looked at
-        is_due = after.round_index % self.spec.evaluate_every == 0 or after.round_index == self.spec.rounds
-        evaluated = self.evaluate(after, population.seen) if is_due else []
+        evaluated = self.evaluate(after, self.due(after.round_index))
         if self.recorder:
             log = {**self.resources(dispatch.plan, dispatch.clients), **outcome.log, **sums, **event(excluded)}
             log |= {"utilisation": dispatch.utilisation}
             log |= aggregator.ledger.log(state.round_index) if aggregator.ledger else {}
+            log |= {"evaluated_clients": len(evaluated)} if self.spec.evaluate_clients else {}
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
             held = holders(aggregator.method, replace(after, cohort=()), population, list(aggregator.initial))
             self.recorder.round_done(
                 after, dispatch.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held}
             )
-            self.progress.end_round(updates, evaluated, log.get("epsilon"))
+            self.progress.end_round(updates, evaluated, len(population.seen), log.get("epsilon"))
         return after
+
+    def due(self, n_rounds: int) -> Sequence[int]:
+        """Return the clients that are evaluated after so many rounds: all seen ones after the last."""
+        spec, population = self.spec, self.aggregator.population
+        if n_rounds != spec.rounds and n_rounds % spec.evaluate_every:
+            return []
+        few = None if n_rounds == spec.rounds else spec.evaluate_clients
+        return clients_to_evaluate(population, few, spec.seed)
 
     def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
         """Train the clients that were handed out; worker 0 gets everyone's updates."""
@@ -248,9 +257,10 @@ class Simulation:
         """Evaluate what clients hold, a cohort's worth at a time so that memory does not grow with the population."""
         evaluated: list[ClientUpdate] = []
         chunk = max(self.spec.n_cohort, EVALUATED)
-        test_sizes = {client: self.spec.data.test_size(client) for client in clients}
         for begin in range(0, len(clients), chunk):
-            dispatch = self.aggregator.dispatch(state, clients[begin : begin + chunk], test_sizes=test_sizes)
+            some = clients[begin : begin + chunk]
+            test_sizes = {client: self.spec.data.test_size(client) for client in some}
+            dispatch = self.aggregator.dispatch(state, some, test_sizes=test_sizes)
             evaluated += self.aggregator.collect(dispatch.plan, self.engine.evaluate(dispatch.plan, dispatch.blocks))
         return evaluated
 

@@ -2,16 +2,20 @@
 
 Each slot is one stack (G, *shape): row g is the copy that group g holds. A row that was never written is the slot's
 initial value, so a population of a million clients costs nothing until clients have trained. Stacks are allocated
-uninitialised: the operating system hands out pages only for rows that are written.
+uninitialised: the operating system hands out pages only for rows that are written. With a `folder` the stacks of
+several groups lie in files there (see mapped_rows.py), where they may be larger than memory.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from fedsim.adapters.layout import Slot, fit_rank, parse_slot
+from fedsim.adapters.mapped_rows import MappedRows
 
 NEVER = -1
 """The round in which a row was written that never was; also the group of a client that has none yet."""
@@ -26,8 +30,12 @@ class Bank:
     """
 
     initial: dict[Slot, Tensor]
-    rows: dict[Slot, Tensor] = field(default_factory=dict)
+    rows: dict[Slot, Tensor | MappedRows] = field(default_factory=dict)
     written: dict[Slot, Tensor] = field(default_factory=dict)
+    fresh: dict[Slot, set[int]] = field(default_factory=dict)
+    """The groups of each slot that were written since the last `changes`."""
+    folder: Path | None = None
+    """Where stacks lie that memory need not hold; None keeps all in memory."""
 
     def read(self, slot: Slot, groups: Tensor) -> Tensor:
         """Return the copies (len(groups), *shape) of these groups; a group without a copy has the initial value."""
@@ -58,29 +66,48 @@ class Bank:
             del self.rows[slot], self.written[slot]
         if slot not in self.rows or len(self.rows[slot]) < n_groups:
             self._widen(slot, n_groups, shape)
+        self.fresh.setdefault(slot, set()).update(values)
         for group, value in values.items():
             self.rows[slot][group] = value
             self.written[slot][group] = round_index
 
     def _widen(self, slot: Slot, n_groups: int, shape: torch.Size) -> None:
-        rows = torch.empty(n_groups, *shape)
-        written = torch.full((n_groups,), NEVER)
-        if slot in self.rows:
-            had = self.written[slot] != NEVER
-            rows[: len(had)][had] = self.rows[slot][had]
-            written[: len(had)] = self.written[slot]
-        self.rows[slot], self.written[slot] = rows, written
+        written, before = torch.full((n_groups,), NEVER), self.rows.get(slot)
+        if before is not None:
+            written[: len(before)] = self.written[slot]
+        had = (written != NEVER).nonzero().flatten()
+        if isinstance(before, MappedRows):
+            before.widen(n_groups)
+        else:
+            is_mapped = self.folder is not None and n_groups > 1
+            rows = MappedRows(self.folder, n_groups, shape) if is_mapped else torch.empty(n_groups, *shape)
+            if before is not None:
+                rows[had] = before[had]
+            self.rows[slot] = rows
+        self.written[slot] = written
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return what a checkpoint must hold: for each slot its written rows, their groups, rounds and the width."""
-        tensors: dict[str, Tensor] = {}
-        for slot in sorted(self.rows):
-            groups = (self.written[slot] != NEVER).nonzero().flatten()
-            tensors[f"{slot}|rows"] = self.rows[slot][groups]
-            tensors[f"{slot}|groups"] = groups
-            tensors[f"{slot}|rounds"] = self.written[slot][groups]
-            tensors[f"{slot}|width"] = torch.tensor(len(self.rows[slot]))
-        return tensors
+        return {name: make() for name, make in self.state_parts().items()}
+
+    def state_parts(self) -> dict[str, Callable[[], Tensor]]:
+        """Return the same as functions that make them: all of them at once may be more than memory holds."""
+        return self._parts({slot: (self.written[slot] != NEVER).nonzero().flatten() for slot in sorted(self.rows)})
+
+    def changes(self) -> dict[str, Tensor]:
+        """Return the same of those rows only that were written since this was last asked for."""
+        held = {slot: torch.tensor(sorted(groups)) for slot, groups in sorted(self.fresh.items()) if groups}
+        self.fresh.clear()
+        return {name: make() for name, make in self._parts(held).items()}
+
+    def _parts(self, held: Mapping[Slot, Tensor]) -> dict[str, Callable[[], Tensor]]:
+        parts: dict[str, Callable[[], Tensor]] = {}
+        for slot, groups in held.items():
+            parts[f"{slot}|rows"] = partial(self.rows[slot].__getitem__, groups)
+            parts[f"{slot}|groups"] = groups.clone
+            parts[f"{slot}|rounds"] = partial(self.written[slot].__getitem__, groups)
+            parts[f"{slot}|width"] = partial(torch.tensor, len(self.rows[slot]))
+        return parts
 
     def load_state_tensors(
         self, tensors: Mapping[str, Tensor], round_index: int | None = None, widest: int | None = None
@@ -90,8 +117,7 @@ class Bank:
         Raises ValueError when a slot is not one of this bank's, or when its tensors do not fit together: a part that
         is missing, of another type or not finite, groups or rounds out of range, a stack of more than `widest` groups.
         """
-        self.rows.clear()
-        self.written.clear()
+        self.rows.clear(), self.written.clear(), self.fresh.clear()
         for name in dict.fromkeys(key.rpartition("|")[0] for key in tensors):
             parts = {part: tensors[key] for part in PARTS if (key := f"{name}|{part}") in tensors}
             if problem := _problem(parts, round_index, widest):

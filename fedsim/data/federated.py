@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fedsim.data.index_tables import IndexTables
 from fedsim.data.task import Classification, Task
 from fedsim.options import IGNORED
 
@@ -52,7 +53,8 @@ def pick(table: Tensor, rows: Tensor, device: torch.device, is_padding: Tensor |
 
 @dataclass(frozen=True)
 class FederatedData:
-    """Inputs (S, ...) and targets of all clients, and which rows each client trains and tests on.
+    """Inputs (S, ...) and targets of all clients, and which rows each client trains and tests on: `train` and `test`
+    are a tensor (n,) for each client, or one (C, n) where all have as many.
 
     Targets are classes (S,), or for each token the one to come (S, T), `IGNORED` where none is asked for; `task` says
     how they are scored. Inputs are uint8 images, or int32 tokens (S, T) padded with `pad_token`, or floats. `notes` is
@@ -80,6 +82,8 @@ class FederatedData:
 
     def __post_init__(self) -> None:
         problems = []
+        object.__setattr__(self, "train", IndexTables.of(self.train))
+        object.__setattr__(self, "test", IndexTables.of(self.test))
         if len(self.inputs) != len(self.targets):
             problems.append(f"{len(self.inputs)} inputs have {len(self.targets)} targets")
         if len(self.train) != len(self.test) or not self.train:
@@ -94,15 +98,15 @@ class FederatedData:
             problems.append(f"the proxy client {self.proxy} must be the last of {len(self.train)} clients, not unseen")
         if self.domains is not None and len(self.domains) != len(self.train) - (self.proxy is not None):
             problems.append(f"{len(self.domains)} domain numbers for {len(self.train)} clients")
-        if any(len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.inputs) for rows in self.tables):
+        if any(len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.inputs) for rows in self.rows):
             problems.append(f"an index table points outside the {len(self.inputs)} inputs")
         if problems:
             raise ValueError("The data do not fit together: " + "; ".join(problems) + ".")
 
     @property
-    def tables(self) -> list[Tensor]:
-        """All index tables."""
-        return [*self.train, *self.test]
+    def rows(self) -> list[Tensor]:
+        """All rows that clients train on, and all that they test on."""
+        return [IndexTables.of(table).rows for table in (self.train, self.test)]
 
     @property
     def n_classes(self) -> int:
@@ -202,12 +206,14 @@ def from_tensors(
         raise ValueError(f"client_of_sample has the shape {tuple(owners.shape)} for {len(inputs)} inputs.")
     if owners.is_floating_point() or int(owners.min()) < 0:
         raise ValueError(f"client_of_sample has {owners.min()} ({owners.dtype}); clients are numbered 0, 1, 2, ….")
-    train, test = [], []
-    for client in range(int(owners.max()) + 1):
-        rows = (owners == client).nonzero().flatten()
-        n_train = len(rows) - round(test_fraction * len(rows))
-        train.append(rows[:n_train])
-        test.append(rows[n_train:])
+    owners = owners.long()
+    order, sizes = owners.argsort(stable=True), owners.bincount()
+    n_test = (test_fraction * sizes.double()).round().long()  # of halves to even, as Python's
+    in_client = torch.arange(len(order)) - (sizes.cumsum(0) - sizes)[owners[order]]
+    is_train = in_client < (sizes - n_test)[owners[order]]
+    zero = torch.zeros(1, dtype=torch.long)
+    train = IndexTables(order[is_train], torch.cat((zero, (sizes - n_test).cumsum(0))))
+    test = IndexTables(order[~is_train], torch.cat((zero, n_test.cumsum(0))))
     targets = targets if targets.is_floating_point() else targets.long()
     names = [str(label) for label in range(int(targets.max()) + 1)] if len(targets) else []
     return FederatedData(inputs, targets, train, test, names, unseen=frozenset(unseen))

@@ -59,6 +59,8 @@ class RunOptions:
     """Whether so many clients take part in every round, or each by itself and so many on average (Poisson sampling)."""
     evaluate_every: int = 1
     """Rounds between evaluations of all seen clients; the last round always has one."""
+    evaluate_clients: int | None = None
+    """Evaluate so many seen clients, drawn once, and all of them after the last round only; default all."""
     engine: Literal["batched", "sequential"] = "batched"
     """How a worker trains its clients: in blocks, all of a block at once, or one after another (the reference)."""
     block_size: int | None = None
@@ -66,6 +68,8 @@ class RunOptions:
     static_shapes: bool | None = None
     """Pad batches and texts to few shapes: steps of uneven clients compute more, in fewer kernels; same results to
     rounding. Default: on a GPU."""
+    bank: Literal["memory", "disk"] = "memory"
+    """Where worker 0 holds clients' own copies: in memory, or in files of the run folder, which may hold more."""
     compile: bool = False
     """Put the backbone through torch.compile: a minute at the start, some per cent afterwards."""
     cuda_graphs: bool = False
@@ -115,8 +119,9 @@ class RunOptions:
 
     def arguments(self) -> dict[str, Any]:
         """Return what these options say to `fedsim.simulate`."""
-        names = ("rounds", "seed", "cohort_size", "cohort_sampling", "evaluate_every", "engine", "block_size", "wandb")
-        how = ("static_shapes", "compile", "cuda_graphs", "deterministic", "tf32", "on_nan", "threads", "timeout")
+        names = ("rounds", "seed", "cohort_size", "cohort_sampling", "evaluate_every", "evaluate_clients", "engine")
+        also = ("block_size", "static_shapes", "bank", "compile", "cuda_graphs", "deterministic", "tf32", "on_nan")
+        how = (*also, "threads", "timeout", "wandb")
         parts = ("devices_profile", "availability", "schedule", "server", "uplink", "downlink", "privacy")
         same = {name: getattr(self, name) for name in (*names, *how, *parts)}
         return {**same, "out": self.out, "resume": self.resume is not None, "recipe": to_dict(self)}

@@ -26,6 +26,7 @@ from fedsim.plan import is_adapter
 from fedsim.report.table import print_table
 from fedsim.round import ServerState
 from fedsim.run_spec import RunSpec
+from fedsim.server.cohort import clients_to_evaluate
 from fedsim.server.workload import Workload
 
 COLUMNS = ("one run of", "clients", "clients\na round", "steps\na round", "steps", "samples")
@@ -78,8 +79,10 @@ def estimate(spec: RunSpec) -> Estimate:
             added = share * sum(size for slot, size in pairs if is_adapter(slot))
             total[4] += spec.n_cohort * sum(added + (1 - share) * min(index * added, widest) for index in rounds)
             learnt.is_read = True
-    tested = share * sum(len(plan.passes) for plan in plans) + -(-spec.rounds // spec.evaluate_every)
-    total[2] += spec.profile.forward * tested * sum(map(spec.data.test_size, seen))
+    tested = share * sum(len(plan.passes) for plan in plans) + 1  # after its own training, and after the last round
+    between = clients_to_evaluate(spec.population, spec.evaluate_clients, spec.seed)
+    n_samples = -(-spec.rounds // spec.evaluate_every) - 1, sum(map(spec.data.test_size, between))
+    total[2] += spec.profile.forward * (tested * sum(map(spec.data.test_size, seen)) + n_samples[0] * n_samples[1])
     return Estimate(*total.tolist(), learnt.is_read)
 
 

@@ -12,7 +12,7 @@ COMMON = {"path", "dataset", "task", "partition", "n-clients", "alpha", "unseen-
 COMMON |= {"clients-per-domain", "clients-per-style", "name", "weights", "epochs", "batch-size", "learning-rate"}
 """Of `data`, `model` and `local`; of a method all options but those of its parts."""
 ADVANCED = {"engine", "block-size", "static-shapes", "compile", "on-nan", "threads"}
-ADVANCED |= {"cuda-graphs", "deterministic", "tf32", "timeout", "wandb", "evaluate-every"}
+ADVANCED |= {"cuda-graphs", "deterministic", "tf32", "timeout", "wandb", "evaluate-every", "evaluate-clients", "bank"}
 """Of those that stand by themselves."""
 
 

@@ -16,11 +16,14 @@ from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, pad_rank
 from fedsim.parts.cluster_count import LEAST, Rule, clusters_by
 from fedsim.parts.clustering import (
     column_basis,
+    common_basis,
     kmeans_clusters,
     mean_overlap,
     smoothed_direction,
     subspace_distances,
+    subspace_similarities,
 )
+from fedsim.parts.sharing import is_private
 from fedsim.round import ClientUpdate, Population, ServerState
 
 TIER = "directions"
@@ -28,6 +31,9 @@ TIER = "directions"
 
 LOGGED = 256
 """Clients up to which all distances are logged; of a thousand they would be 20 MB of text."""
+
+MOST, ROUTED = 10_000, 1000
+"""Clients that are clustered at most where nothing is said, and that are routed at once."""
 
 Kind = Literal["change", "factor"]
 """What moved: B_i − B_broadcast, or B_i itself."""
@@ -69,7 +75,14 @@ class SubspaceClustering:
     on_gpu: bool = False
     """Compare subspaces on worker 0's GPU, where there is one: thousands of clients in seconds, other bits."""
 
+    most: int | None = None
+    """Clients that are clustered at most, default 10,000: memory grows with the square. Of more clients with a
+    direction so many are clustered, at even distances, and the others are routed to their clusters."""
+
     def __post_init__(self) -> None:
+        if self.most is not None and self.most <= self.k_max:
+            given = f"most is {self.most}; it must exceed k_max, {self.k_max}"
+            raise ValueError(f"{given} (--method.clustering.most, --method.clustering.k-max).")
         if not 0 <= self.decay < 1:
             raise ValueError(f"decay is {self.decay}; it must lie in [0, 1) (--method.clustering.decay).")
         if not 1 <= self.least <= self.k_max:
@@ -116,7 +129,8 @@ class SubspaceClustering:
         known = set(fresh[slot])
         if slot in bank.rows:
             known |= set((bank.written[slot] != NEVER).nonzero().flatten().tolist())
-        clients = [client for client in population.seen if client in known]
+        met = [client for client in population.seen if client in known]
+        clients = evenly(met, self.most or MOST)
         log: dict[str, object] = {"n_clusters": 1}
         found = torch.zeros(len(clients), dtype=torch.long)
         if len(clients) > max(self.least, 2):
@@ -132,7 +146,11 @@ class SubspaceClustering:
                 "eigenvalues": clusters.eigenvalues,
                 "distances": distances.tolist() if len(clients) <= LOGGED else None,
             }
-        return _placed(clients, found, population, log)
+        others = sorted(set(met) - set(clients))
+        if others:
+            log["n_routed"] = len(others)
+            found = torch.cat((found, _nearest(bank, fresh, clients, found, others)))
+        return _placed([*clients, *others], found, population, log)
 
     def _by_updates(self, bank: Bank, updates: Sequence[ClientUpdate], population: Population) -> Found:
         moved = changes(bank, updates, "root", "change", factors=(*RANK_AXIS, "W", "b"))
@@ -140,6 +158,29 @@ class SubspaceClustering:
         found, scores = kmeans_clusters(vectors, self.least, self.k_max)
         log = {"n_clusters": int(found.max()) + 1, "silhouettes": list(map(list, scores.items()))}
         return _placed([update.client for update in updates], found, population, log)
+
+
+def evenly(clients: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of the clients, at even distances in their order."""
+    n = min(len(clients), most)
+    return [clients[len(clients) * index // n] for index in range(n)]
+
+
+def _nearest(bank: Bank, fresh: Copies, clients: Sequence[int], labels: Tensor, others: Sequence[int]) -> Tensor:
+    """The cluster of each of the others, to whose common subspace theirs is nearest; some at a time."""
+    n_clusters, found = int(labels.max()) + 1, []
+    centres = {
+        slot: torch.stack([common_basis(basis[labels == cluster]) for cluster in range(n_clusters)])
+        for slot, basis in column_bases(bank, fresh, clients)
+    }
+    for begin in range(0, len(others), ROUTED):
+        alike = torch.zeros(len(others[begin : begin + ROUTED]), n_clusters)
+        for slot, basis in column_bases(bank, fresh, others[begin : begin + ROUTED]):
+            if slot in centres:
+                width = min(basis.shape[-1], centres[slot].shape[-1])
+                alike += subspace_similarities(basis[..., :width], centres[slot][..., :width])
+        found.append(alike.argmax(1))
+    return torch.cat(found)
 
 
 def _placed(clients: list[int], found: Tensor, population: Population, log: dict[str, object]) -> Found:
@@ -206,7 +247,7 @@ def tier_overlaps(
             if (slot.tier, slot.factor) == (stage, "B"):
                 below, holders = slot._replace(tier=tier), groups(slot)
                 for group, value in copies.items():
-                    client = (holders == group).nonzero()[0]
+                    client = torch.tensor([group]) if is_private(holders) else (holders == group).nonzero()[0]
                     frozen.append(fit_rank(bank.read(below, groups(below)[client])[0], "B", value.shape[-1]))
                     trained.append(value)
         log[f"overlap.{tier}_{stage}"] = mean_overlap(frozen, trained) if trained else None

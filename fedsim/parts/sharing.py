@@ -1,9 +1,11 @@
 """Who shares what: the group of every client, an integer vector (C,), for one slot."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from fedsim.adapters.bank import NEVER
 from fedsim.adapters.layout import HEAD_TIER, RANK_AXIS, HeadPolicy, Slot
@@ -12,27 +14,54 @@ from fedsim.round import ClientUpdate, Outcome, Population
 
 def everyone(population: Population) -> Tensor:
     """One copy for all: group 0 for every client, (C,)."""
-    return torch.zeros(population.n_clients, dtype=torch.long)
+    return population.groupings["everyone"]
 
 
 def alone(population: Population) -> Tensor:
     """A copy for each: every client its own group, (C,)."""
-    return torch.arange(population.n_clients)
+    return population.groupings["alone"]
 
 
 def is_private(groups: Tensor) -> bool:
     """Whether every client is its own group, so nothing is merged and nothing needs to leave the client."""
-    return torch.equal(groups, torch.arange(len(groups)))
+    return _facts_of(groups).is_private
 
 
 def leaves(groups: Tensor) -> bool:
     """Whether what clients train of a slot goes to the server: it is shared, and there are groups."""
-    return not is_private(groups) and not bool((groups == NEVER).all())
+    facts = _facts_of(groups)
+    return not facts.is_private and facts.width > 0
+
+
+def width(groups: Tensor) -> int:
+    """Return how many groups there are at least: one more than the largest number, 0 without any group."""
+    return _facts_of(groups).width
+
+
+class _Facts(NamedTuple):
+    """What is asked of a vector of groups again and again."""
+
+    version: int
+    is_private: bool
+    width: int
+
+
+_known: Any = WeakTensorKeyDictionary()
+"""Facts by vector, while it lives: a population of a million would be gone through for every slot of every round."""
+
+
+def _facts_of(groups: Tensor) -> _Facts:
+    facts: _Facts | None = _known.get(groups)
+    if facts is None or facts.version != groups._version:
+        largest = int(groups.max()) if len(groups) else NEVER
+        is_private = largest == len(groups) - 1 and torch.equal(groups, torch.arange(len(groups)))
+        facts = _known[groups] = _Facts(groups._version, is_private, largest + 1)
+    return facts
 
 
 def ungrouped(population: Population) -> Tensor:
     """No copy yet: every client starts from the slot's initial value, (C,)."""
-    return torch.full((population.n_clients,), NEVER)
+    return population.groupings["nobody"]
 
 
 def share_all(slot: Slot, population: Population) -> Tensor:

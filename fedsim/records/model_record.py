@@ -84,7 +84,7 @@ def _about_data(data: FederatedData) -> dict[str, Any]:
 
 def data_row(data: FederatedData) -> Tensor:
     """The first row that a client has, (1,)."""
-    return next(rows[:1] for rows in data.tables if len(rows))
+    return next(rows[:1] for rows in data.rows if len(rows))
 
 
 def _mixing(mixing: Mixing | None) -> dict[str, Any] | None:
@@ -103,21 +103,22 @@ def _mixing(mixing: Mixing | None) -> dict[str, Any] | None:
 def holders(method: Method, state: ServerState, population: Population, slots: list[Slot]) -> dict[str, Tensor]:
     """Return who holds what after a round, for its checkpoint: groups (n, C), ranks (C,) and the rest as JSON bytes.
 
-    `slots` are all that there are; described are those of the model that is evaluated.
+    `slots` are all that there are; described are those of the model that is evaluated. Vectors of groups by which most
+    slots are shared have a name and are not there.
     """
     training = method.plan(state, population)
     plan = training.part("eval_plan")
-    vectors: dict[bytes, int] = {}
-    rows: list[Tensor] = []
-    of_slot = {}
+    named, rows = population.groupings, list[Tensor]()
+    of_slot: dict[str, str | int] = {}
     for slot in slots_in_use(plan, method, slots):
-        row = torch.full((population.n_clients,), NEVER)
-        groups = plan.groups(slot)
-        row[: len(groups)] = groups
-        index = vectors.setdefault(row.numpy().tobytes(), len(rows))
-        if index == len(rows):
+        row = groups = plan.groups(slot)
+        if len(groups) < population.n_clients:
+            row = torch.cat((groups, torch.full((population.n_clients - len(groups),), NEVER)))
+        name = next((name for name, vector in named.items() if vector is row), None)
+        index = next((index for index, known in enumerate(rows) if torch.equal(known, row)), len(rows))
+        if name is None and index == len(rows):
             rows.append(row)
-        of_slot[str(slot)] = index
+        of_slot[str(slot)] = index if name is None else name
     about = {
         "slots": of_slot,
         "tiers": plan.tiers,
@@ -127,7 +128,7 @@ def holders(method: Method, state: ServerState, population: Population, slots: l
         "is_probed": training.unseen is not None,
     }
     tensors = {
-        "groups": torch.stack(rows),
+        "groups": torch.stack(rows) if rows else torch.empty(0, population.n_clients, dtype=torch.long),
         "about": torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8),
     }
     if plan.lora_ranks is not None:

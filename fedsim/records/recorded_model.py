@@ -128,7 +128,11 @@ def _read_plan(said: Mapping[str, Any], population: Population, checkpoint: Mapp
     groups, ranks = checkpoint[f"{HOLDERS}groups"], checkpoint.get(f"{HOLDERS}ranks")
     if groups.ndim != 2 or groups.shape[1] != population.n_clients or groups.is_floating_point():
         raise ValueError(f"it says of {tuple(groups.shape)} copies who of {population.n_clients} clients holds them")
-    rows = {parse_slot(name): groups[index] for name, index in said["slots"].items()}
+    known = population.groupings
+    rows = {
+        parse_slot(name): known[vector] if isinstance(vector, str) else groups[vector]
+        for name, vector in said["slots"].items()
+    }
     return Plan(
         population=population,
         tiers=said["tiers"] and tuple(said["tiers"]),

@@ -22,6 +22,7 @@ from fedsim.round import ClientUpdate, Horizon, Population, ServerState
 from fedsim.server.turns import schedule_tensors, with_schedule
 from fedsim.storage.loggers import Curves, Wandb
 from fedsim.storage.run_folder import RunFolder
+from fedsim.storage.tables import compact
 from fedsim.storage.wire import digest_of
 
 BLOCK_SIZE = "block_size"
@@ -78,7 +79,7 @@ class Recorder:
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
-        optional = ("simulated_seconds", "dropped", "staleness", "epsilon", "delta")
+        optional = ("evaluated_clients", "simulated_seconds", "dropped", "staleness", "epsilon", "delta")
         metrics |= {name: log[name] for name in optional if name in log}
         self.folder.append("metrics.csv", [metrics])
         self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])
@@ -91,7 +92,9 @@ class Recorder:
         self.folder.append("timing.csv", [timing])
         curves = metrics | {"clients_per_second": timing["clients_per_second"]}
         self.curves.log({name: value for name, value in curves.items() if _is_number(value)}, after.round_index)
-        kept = state_tensors(after) | schedule_tensors(after) | {BLOCK_SIZE: self.block_size, **beside}
+        changes = {f"bank|{name}": value for name, value in after.bank.changes().items()}
+        kept = but_for_bank(after) | changes | schedule_tensors(after)
+        kept |= {BLOCK_SIZE: self.block_size, **beside}
         self.folder.save_checkpoint(after.round_index, kept)
 
     def clients_done(
@@ -106,7 +109,7 @@ class Recorder:
         """Write result.json and return it, with the digest of the final state."""
         self.folder.log_event(state.round_index, {"stage": "unseen", **admission})
         summary: dict[str, Any] = summarise_run(
-            self.folder.read_table("metrics.csv"), self.folder.read_table("clients.csv"), self.task.metrics
+            self.folder.read_table("metrics.csv"), self.folder.rows_of("clients.csv"), self.task.metrics
         )
         summary |= {f"unseen.{name}": value for name, value in admission.items() if _is_number(value)}
         summary |= cluster_summary(state.learnt.get("labels"), self.population)
@@ -114,8 +117,10 @@ class Recorder:
             "timing.csv", [{"round": state.round_index + 1, "seconds": time.perf_counter() - self.clock}]
         )
         summary["seconds"] = sum(float(row["seconds"]) for row in self.folder.read_table("timing.csv"))
-        digest = digest_of(state_tensors(state))
+        parts = {f"bank|{name}": make for name, make in state.bank.state_parts().items()}
+        digest = digest_of({**but_for_bank(state), **parts})
         draw_figures(self.folder)
+        compact(self.folder.path / "clients.csv")
         self.curves.finish()
         self.folder.finish(summary | {"digest": digest})  # last: with this file the run is complete
         return Result(self.folder.path, summary, digest)
@@ -123,12 +128,12 @@ class Recorder:
 
 def state_tensors(state: ServerState) -> dict[str, Tensor]:
     """Return all tensors of worker 0's state under flat names, for a checkpoint and for the digest."""
-    learnt = {f"learnt|{name}": value for name, value in state.learnt.items()}
-    return (
-        learnt
-        | {f"bank|{name}": value for name, value in state.bank.state_tensors().items()}
-        | {"last_seen": state.last_seen}
-    )
+    return but_for_bank(state) | {f"bank|{name}": value for name, value in state.bank.state_tensors().items()}
+
+
+def but_for_bank(state: ServerState) -> dict[str, Tensor]:
+    """Return those of them that are not the bank's."""
+    return {f"learnt|{name}": value for name, value in state.learnt.items()} | {"last_seen": state.last_seen}
 
 
 def restore_state(state: ServerState, tensors: Mapping[str, Tensor]) -> ServerState:

@@ -67,7 +67,7 @@ def check_fits(spec: RunSpec, out: Path, round_index: int, tensors: Mapping[str,
     try:
         if round_index > spec.rounds:
             raise ValueError(f"It is of round {round_index}, and the run has {spec.rounds}.")
-        state = restore_state(spec.state(round_index, spec.initial_slots()), tensors)
+        state = restore_state(spec.state(round_index, spec.initial_slots(), out), tensors)
         cohort = sample_cohort(spec.population, spec.n_cohort, spec.seed, round_index, sampling=spec.cohort_sampling)
         check_learnt(replace(state, cohort=tuple(cohort)), spec.method, spec.population)
     except ValueError as error:

@@ -118,7 +118,7 @@ def _metrics(exported: Exported, model: Recorded, run: Path) -> list[str]:
     """Lines on the model's own clients and on all seen ones, each at its last evaluation before the export."""
     metric = model.data["metric"]
     folder, members = RunFolder(run), {str(client) for client in exported.members}
-    rows = [row for row in folder.read_table("clients.csv") if row["client"] in members and metric in row]
+    rows = [row for row in folder.rows_of("clients.csv") if row["client"] in members and metric in row]
     lines = []
     for evaluation, meaning in (
         ("global", "as handed out"),

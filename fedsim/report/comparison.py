@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedsim.report.cells import as_csv, tabular
 from fedsim.report.paired import MARGIN, Difference, differences_of, mean_and_sd
-from fedsim.report.summary import SIMULATED, Result
+from fedsim.report.summary import SIMULATED, Result, evaluated_in_words
 from fedsim.report.table import discoveries, print_end, print_table
 from fedsim.storage.disk import open_own
 
@@ -76,10 +76,9 @@ def scores_of(result: Result, evaluation: str = "global", stage: str = "") -> np
     By default that of seen clients after the last aggregation.
     """
     with open_own(result.folder / "clients.csv", "r", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["evaluation"] == evaluation]
-    rows = [row for row in rows if stage in ("", row["stage"])]
-    metric = result.summary.get("metric", "accuracy")
-    latest = {int(row["client"]): float(row[metric]) for row in rows}
+        rows = (row for row in csv.DictReader(file) if row["evaluation"] == evaluation and stage in ("", row["stage"]))
+        metric = result.summary.get("metric", "accuracy")
+        latest = {int(row["client"]): float(row[metric]) for row in rows}
     return np.array([latest[client] for client in sorted(latest)])
 
 
@@ -132,6 +131,8 @@ def notes(comparison: Comparison) -> list[str]:
     if comparison.budget:
         same = f"Every method had the same split and backbone, {comparison.budget}."
         lines.append(f"{same} {steps_in_words(comparison)}Bytes are what each sends.")
+    results = [result for of_method in comparison.results.values() for result in of_method]
+    lines += dict.fromkeys(few for result in results if (few := evaluated_in_words(result.summary)))
     if comparison.differences:
         lines.append(_how_tested(comparison))
     for name, values in comparison.chosen.items():

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 VARIABLE = "FEDSIM_FIGURES"
 """Environment variable; 0 for no pictures, which take a second each where runs are many and short."""
+MOST_CLIENTS = 20_000
+"""Clients up to which their split is drawn: a column of each would be no picture, and a file of many megabytes."""
 DRAWN = {"tree": draw_tree, "allocations": draw_allocations, "fisher": draw_fisher}
 """Figures by name, of a run's events; each is None where these do not call for it."""
 
@@ -29,7 +31,7 @@ def record_split(folder: RunFolder, data: FederatedData) -> None:
     if data.proxy is not None:
         data = replace(data, train=data.train[:-1], test=data.test[:-1], proxy=None)
     folder.write("split.json", describe_split(data))
-    if os.environ.get(VARIABLE, "1") != "0":
+    if os.environ.get(VARIABLE, "1") != "0" and data.n_clients <= MOST_CLIENTS:
         _save(draw_split(data), folder, "split")
 
 

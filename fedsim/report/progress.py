@@ -70,11 +70,16 @@ class LiveProgress:
             self.bar.update(self.task, description=text)
 
     def end_round(
-        self, updates: Sequence[ClientUpdate], evaluated: Sequence[ClientUpdate], epsilon: float | None = None
+        self,
+        updates: Sequence[ClientUpdate],
+        evaluated: Sequence[ClientUpdate],
+        n_seen: int = 0,
+        epsilon: float | None = None,
     ) -> None:
         """Show a finished round; the metric is the global model's where that was evaluated, else the personal one's.
 
-        `epsilon` is what clients have given away so far, under differential privacy.
+        Where fewer than all `n_seen` seen clients were evaluated, it says how many. `epsilon` is what clients have
+        given away so far, under differential privacy.
         """
         if not self.is_shown:
             return
@@ -82,7 +87,8 @@ class LiveProgress:
         rate, loss = len(updates) / max(now - self.round_started, 1e-9), mean_loss(updates)
         kind, source = ("global", evaluated) if evaluated else ("personal", updates)
         mean = summarise_updates(source, kind, (self.metric,)).get(f"{kind}.mean", float("nan"))
-        scores = f"{kind} {self.metric} {mean:.3f} · {self.stage} · loss {loss:.3f}"
+        of = f" of {len(evaluated):,} clients" if 0 < len(evaluated) < n_seen else ""
+        scores = f"{kind} {self.metric}{of} {mean:.3f} · {self.stage} · loss {loss:.3f}"
         scores += "" if epsilon is None else f" · ε {epsilon:.3g}"
         text = f"{self.title} · {scores} · {rate:.1f} clients/s"
         if self.bar:

@@ -1,9 +1,8 @@
 """Reads run folders as they are: finished or still going, with whatever a crash left of their last lines."""
 
 import csv
-import io
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.report.summary import MODELS, SIMULATED, Result, summarise_run
-from fedsim.storage.disk import check_own_folder, own_bytes, parse_json, read_json
+from fedsim.storage.disk import check_own_folder, open_own, own_bytes, parse_json, read_json
 from fedsim.storage.tables import check_counts_from_one
 
 PERSONAL, GLOBAL = MODELS
@@ -42,7 +41,7 @@ class Run:
     name: str
     recipe: Mapping[str, Any]
     rounds: Sequence[Mapping[str, str]]
-    clients: Sequence[Mapping[str, str]]
+    clients: Iterable[Mapping[str, str]]
     timing: Sequence[Mapping[str, str]]
     events: Sequence[Mapping[str, Any]]
     finished: Mapping[str, Any] | None
@@ -66,7 +65,7 @@ class Run:
     def _headline(self) -> str:
         if self.finished:
             return str(self.finished.get("metric", "accuracy"))
-        columns = list(self.clients[0]) if self.clients else []
+        columns = list(next(iter(self.clients), {}))
         return columns[columns.index("evaluation") + 1] if columns else "accuracy"
 
     @cached_property
@@ -195,10 +194,13 @@ def _is_run(folder: Path) -> bool:
 def read_run(folder: Path, name: str) -> Run:
     """Read one run folder; a line that was not finished is left out, a damaged one raises ValueError."""
     check_counts_from_one(folder)
-    tables = [_table(folder / f"{table}.csv") for table in ("metrics", "clients", "timing")]
+    tables = [Table(folder / f"{table}.csv") for table in ("metrics", "clients", "timing")]
+    rounds, clients, timing = list(tables[0]), tables[1], list(tables[2])
+    for _ in clients:  # is it whole?
+        pass
     recipe, metrics, finished = (folder / name for name in ("recipe.json", "metrics.csv", "result.json"))
     return Run(
-        folder, name, _json(recipe), *tables, _events(folder / "events.jsonl"),
+        folder, name, _json(recipe), rounds, clients, timing, _events(folder / "events.jsonl"),
         _json(finished) if finished.exists() else None,
         (metrics if metrics.exists() else recipe).stat().st_mtime,
     )  # fmt: skip
@@ -209,21 +211,27 @@ def number(row: Mapping[str, str], column: str) -> float:
     return float(row.get(column) or "nan")
 
 
-def _whole_lines(path: Path) -> list[str]:
-    there = own_bytes(path) if path.exists() else b""
-    lines = there.decode(errors="replace").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n")]
+def _whole_lines(path: Path) -> Iterator[str]:
+    if path.exists():
+        with open_own(path, "r", newline="", errors="replace") as file:
+            yield from (line for line in file if line.endswith("\n"))
 
 
-def _table(path: Path) -> list[dict[str, str]]:
-    try:
-        rows = list(csv.DictReader(io.StringIO("".join(_whole_lines(path)))))
-    except csv.Error as error:
-        raise ValueError(f"'{path}' is damaged: {error}.") from None
-    for index, row in enumerate(rows):
-        if None in row or None in row.values():
-            raise ValueError(f"'{path}' is damaged: line {index + 2} has not as many columns as the header.")
-    return rows
+@dataclass(frozen=True)
+class Table:
+    """A CSV table that is read anew whenever one goes through its rows: those of many clients are millions."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        try:
+            for index, row in enumerate(csv.DictReader(_whole_lines(self.path))):
+                if None in row or None in row.values():
+                    what = f"line {index + 2} has not as many columns as the header"
+                    raise ValueError(f"'{self.path}' is damaged: {what}.")
+                yield row
+        except csv.Error as error:
+            raise ValueError(f"'{self.path}' is damaged: {error}.") from None
 
 
 def _events(path: Path) -> list[dict[str, Any]]:

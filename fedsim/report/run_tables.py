@@ -64,7 +64,11 @@ def tables_of(run: Run, clusters: ClusterEvent | None) -> Iterator[Sheet]:
             yield Sheet(f"models-{metric}", [metric, "clients", *(TITLES[name] for name in STATISTICS)], rows)
     stages = stages_of(run)
     if len(stages) > 1:
-        ends = [[stage, *(float(run.summary[f"stage.{stage}.{name}"]) for name in STATISTICS)] for stage in stages]
+        of = {s: f" ({run.summary[key]} clients)" for s in stages if (key := f"stage.{s}.clients") in run.summary}
+        ends = [
+            [f"{stage}{of.get(stage, '')}", *(float(run.summary[f"stage.{stage}.{name}"]) for name in STATISTICS)]
+            for stage in stages
+        ]
         yield Sheet("stages", ["end of stage", *(TITLES[name] for name in STATISTICS)], ends)
     if clusters is not None and clusters.is_compared:
         domains, found, counts = clusters.table()

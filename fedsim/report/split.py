@@ -7,6 +7,7 @@ import numpy as np
 from torch import Tensor
 
 from fedsim.data.federated import FederatedData
+from fedsim.data.index_tables import IndexTables
 
 
 def describe_split(data: FederatedData) -> dict[str, Any]:
@@ -22,7 +23,7 @@ def describe_split(data: FederatedData) -> dict[str, Any]:
         **{name: _statistics(label_counts(data, table), table) for name, table in _tables(data).items()},
         "domains": dict(enumerate(data.domain_names)) if data.domains else {},
         "by_client": {
-            **{f"{name}_sizes": [len(rows) for rows in table] for name, table in _tables(data).items()},
+            **{f"{name}_sizes": IndexTables.of(table).sizes.tolist() for name, table in _tables(data).items()},
             "domain": list(data.domains or ()),
         },
     }
@@ -38,7 +39,10 @@ def label_counts(data: FederatedData, table: Sequence[Tensor]) -> np.ndarray | N
     if not has_classes(data):
         return None
     targets = data.targets.cpu().numpy()
-    return np.stack([np.bincount(targets[rows.cpu().numpy()], minlength=data.n_classes) for rows in table])
+    tables, n = IndexTables.of(table), data.n_classes
+    owners = np.repeat(np.arange(len(tables)), tables.sizes.numpy())
+    cells = owners * n + targets[tables.rows.cpu().numpy()]
+    return np.bincount(cells, minlength=len(tables) * n).reshape(len(tables), n)
 
 
 def _tables(data: FederatedData) -> Mapping[str, Sequence[Tensor]]:
@@ -46,7 +50,7 @@ def _tables(data: FederatedData) -> Mapping[str, Sequence[Tensor]]:
 
 
 def _statistics(counts: np.ndarray | None, table: Sequence[Tensor]) -> dict[str, Any]:
-    sizes = np.array([len(rows) for rows in table])
+    sizes = IndexTables.of(table).sizes.numpy()
     found: dict[str, Any] = {"samples": int(sizes.sum()), "size": _summary(sizes)}
     if counts is None or not sizes.any():
         return found

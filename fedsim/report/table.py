@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from fedsim.report.summary import Result
+from fedsim.report.summary import Result, evaluated_in_words
 
 COLUMNS = {
     "mean": "global.mean",
@@ -93,6 +93,8 @@ def discoveries(result: Result) -> list[str]:
         lines.append(f"seen clients routed to their own cluster: {', '.join(known)}")
     if "epsilon" in summary:
         lines.append(f"differential privacy of clients: ε {summary['epsilon']:.3g} at δ {summary['delta']:.3g}")
+    if few := evaluated_in_words(summary):
+        lines.append(few)
     best = [
         f"{name} {summary[f'{name}.best.mean']:.3f} (round {summary[f'{name}.best.round']:.0f})"
         for name in ("global", "personal")

@@ -20,7 +20,7 @@ from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy import Guard, PrivateMean
 from fedsim.parts.schedule import older
 from fedsim.parts.server_optimizer import ServerOptimizer, ServerStep
-from fedsim.parts.sharing import leaves
+from fedsim.parts.sharing import leaves, width
 from fedsim.parts.uplink import kept_back
 from fedsim.plan import Part, Plan, corrected_clients
 from fedsim.randomness import generator
@@ -34,7 +34,7 @@ Holders = Mapping[Slot, Mapping[int, int]]
 """Which group's copy of a slot each of the clients at work holds."""
 Dealt = tuple[Plan, Holders, frozenset[Slot], list[list[list[int]]], float]
 """A round's plan, who holds what, slots of sparse downloads, every worker's blocks of clients, and the utilisation."""
-OF_ONE, OF_ALL = ("correction", "kept", "older"), ("clients", "cohort")
+OF_ONE, OF_ALL = ("correction", "kept", "older"), ("clients", "cohort", "is_new")
 """What is sent beside copies that clients share: to the worker of one client, and to all."""
 
 
@@ -62,6 +62,7 @@ class Aggregator:
         self.downlink = downlink or Downlink()
         self.method, self.population = workload.method, workload.population
         self.initial, self.local = workload.initial, workload.local
+        self._learnt: Mapping[str, Tensor] | None = None
 
     def dispatch(
         self,
@@ -85,8 +86,9 @@ class Aggregator:
         arrived = self.workers.scatter_tensors(to_send)
         if dealt is None:
             clients = arrived["clients"].tolist()
-            learnt = {key.removeprefix("learnt|"): t for key, t in arrived.items() if key.startswith("learnt|")}
-            sampled = replace(state, learnt=learnt, cohort=tuple(arrived["cohort"].tolist()))
+            if "is_new" in arrived or self._learnt is None:
+                self._learnt = {k.removeprefix("learnt|"): t for k, t in arrived.items() if k.startswith("learnt|")}
+            sampled = replace(state, learnt=self._learnt, cohort=tuple(arrived["cohort"].tolist()))
             dealt = self._deal(sampled, clients, part, epochs, test_sizes)
         plan, groups, sparse, hands, utilisation = dealt
         mine = [
@@ -137,9 +139,8 @@ class Aggregator:
             for slot, back in update.kept.items():
                 kept.setdefault(kept_back(slot), {})[update.client] = back
         outcome = replace(outcome, tensors={**outcome.tensors, **kept})
-        last_seen = state.last_seen.clone()
-        last_seen[merged] = state.round_index
-        return replace(self.apply(state, plan, outcome), round_index=after.round_index, last_seen=last_seen), outcome
+        state.last_seen[merged] = state.round_index  # in place, like the bank: a copy would cost as much as all clients
+        return replace(self.apply(state, plan, outcome), round_index=after.round_index), outcome
 
     def guard(self, plan: Plan, client: int, shared: Sequence[Slot]) -> Guard:
         """Return what a client does to its change of the slots that leave it."""
@@ -169,7 +170,7 @@ class Aggregator:
         """Write the outcome's copies into the bank and return the state with what was learnt."""
         bank = state.bank
         for slot, copies in outcome.tensors.items():
-            n_groups = max(int(plan.groups(slot).max()), *copies) + 1
+            n_groups = max(width(plan.groups(slot)), 1 + max(copies, default=NEVER))
             if slot.tier not in plan.whole_tiers:
                 copies = {group: pad_rank(value, slot.factor, self.method.lora_rank) for group, value in copies.items()}
             bank.write(slot, copies, n_groups, state.round_index)
@@ -184,7 +185,7 @@ class Aggregator:
         test_sizes: Mapping[int, int] | None,
     ) -> Dealt:
         """What is at work in a round, and where."""
-        whole = self.method.plan(state, self.population)
+        whole = self.workload.plan(state)
         plan = whole.part(part)
         if test_sizes is not None and plan.evaluate_largest:
             plan = replace(plan, lora_ranks=None)
@@ -215,13 +216,16 @@ class Aggregator:
         return shares
 
     def _copies(self, state: ServerState, clients: Sequence[int], dealt: Dealt, in_round: bool) -> dict[str, Tensor]:
-        """Who takes part, what was learnt and, once each, the written copies that these clients hold.
+        """Who takes part, what was learnt since the last time and, once each, the written copies that clients hold.
 
         To train in a round also what they kept back when they last sent something.
         """
-        tensors = {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
-        tensors["clients"] = everyone = torch.tensor(clients, dtype=torch.long)
+        tensors = {"clients": (everyone := torch.tensor(clients, dtype=torch.long))}
         tensors["cohort"] = torch.tensor(state.cohort, dtype=torch.long)
+        if self._learnt is not state.learnt:
+            self._learnt = state.learnt
+            tensors |= {"is_new": torch.tensor(True)}
+            tensors |= {f"learnt|{name}": t.contiguous() for name, t in state.learnt.items()}
         plan, holders, *_ = dealt
         for slot, of_client in holders.items():
             groups = torch.tensor(sorted(set(of_client.values())), dtype=torch.long)

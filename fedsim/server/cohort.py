@@ -36,6 +36,18 @@ class Dispatch:
         return [from_dense(update, assignments[update.client]) for update in updates]
 
 
+def clients_to_evaluate(population: Population, n_clients: int | None, seed: int) -> Sequence[int]:
+    """Return the seen clients that are evaluated between rounds: all of them, or `n_clients` of them, ascending.
+
+    They are a function of the seed alone, the same in every round.
+    """
+    n = len(population.seen)
+    if n_clients is None or n_clients >= n:
+        return population.seen
+    places = numpy_generator(seed, "evaluated").choice(n, size=n_clients, replace=False)
+    return sorted(population.seen[place] for place in places.tolist())
+
+
 def sample_cohort(
     population: Population,
     size: int,
@@ -60,6 +72,9 @@ def sample_cohort(
             client for client, is_in in zip(population.seen, joins, strict=True) if is_in and client not in without
         ]
         return [client for client in drawn if is_there is None or is_there(client)]
+    if is_there is None and not without:  # without a look at each of a million
+        places = rng.choice(len(population.seen), size=min(size, len(population.seen)), replace=False)
+        return sorted(population.seen[place] for place in places.tolist())
     able = np.setdiff1d(population.seen, list(without)) if without else population.seen
     if is_there is None:
         return sorted(int(client) for client in rng.choice(able, size=min(size, len(able)), replace=False))

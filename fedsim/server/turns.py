@@ -20,7 +20,7 @@ from fedsim.costs.devices import ClientCost, Clock, Seconds
 from fedsim.parts.downlink import Downlink
 from fedsim.parts.privacy_loss import Sampling
 from fedsim.parts.schedule import Schedule, older
-from fedsim.parts.sharing import leaves
+from fedsim.parts.sharing import leaves, width
 from fedsim.parts.uplink import Uplink
 from fedsim.plan import Plan
 from fedsim.round import PRESENT, AtWork, ClientUpdate, ServerState
@@ -86,7 +86,7 @@ class Rounds:
         return best
 
     def _costs(self, state: ServerState, clients: Sequence[int]) -> list[ClientCost]:
-        plan = self.workload.method.plan(state, self.workload.population)
+        plan = self.workload.plan(state)
         return round_costs(state, plan, self.workload.of, clients, self.clock, self.uplink, self.downlink)
 
 
@@ -190,7 +190,7 @@ def turns_of(
 
 def wide(groups: Tensor) -> int:
     """Return how many rows the bank keeps of an older version of a slot."""
-    return int(groups.max()) + 1
+    return width(groups)
 
 
 def older_row(groups: Tensor, work: AtWork) -> int:

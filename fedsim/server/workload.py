@@ -13,7 +13,7 @@ from fedsim.costs.step_cost import Work
 from fedsim.distributed.blocks import Load
 from fedsim.options import LocalTraining
 from fedsim.plan import Method, Plan, is_measured, scaled_factor_of, slots_in_use
-from fedsim.round import Population
+from fedsim.round import Population, ServerState
 
 
 class Workload:
@@ -31,6 +31,14 @@ class Workload:
         self.scaled_factor = scaled_factor_of(method)
         self.depths = layout.depths
         self.heads = {site.name for site in layout.sites if site.is_head}
+        self._planned: tuple[Mapping[str, Tensor], tuple[object, ...], Plan] | None = None
+
+    def plan(self, state: ServerState) -> Plan:
+        """Return the method's plan for this state; a round is planned once, however many exchanges it has."""
+        key = (state.round_index, state.cohort)
+        if self._planned is None or self._planned[0] is not state.learnt or self._planned[1] != key:
+            self._planned = state.learnt, key, self.method.plan(state, self.population)
+        return self._planned[2]
 
     def slots(self, plan: Plan) -> list[Slot]:
         """Return the slots of the plan's forward pass."""

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from enum import Enum
 from pathlib import Path, PurePath
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -39,6 +39,14 @@ REMEMBERED = 2**20
 """Bytes from which on a tensor's hash is kept while the tensor lives: many runs of a process use the same one."""
 
 _hashes: Any = WeakTensorKeyDictionary()
+
+
+@runtime_checkable
+class Hashed(Protocol):
+    """What knows by itself, and sooner, what it is told from others by."""
+
+    def hashed(self) -> bytes:
+        """Return what stands for it in a fingerprint."""
 
 
 def environment() -> dict[str, Any]:
@@ -125,6 +133,8 @@ def _parts(content: Any, seen: set[int]) -> Iterator[bytes | Tensor]:
         yield f"{type(content).__name__} {content!r}\n".encode()
     elif isinstance(content, np.ndarray | np.generic) and content.dtype.kind in "biufc":
         yield f"array {content.dtype.str} {content.shape} ".encode() + content.tobytes()
+    elif isinstance(content, Hashed):
+        yield content.hashed()
     elif isinstance(content, frozenset | set):
         yield from _parts(sorted(map(repr, content)), seen)
     elif id(content) not in seen:  # and a circle ends

@@ -4,7 +4,8 @@ recipe.json    what was asked for, with versions and git revision      metrics.c
 events.jsonl   what a method found out (stages, clusters, gaps)        clients.csv  a row per client and evaluation
 costs.csv      a row per client and round: bytes, steps, simulated time
 timing.csv     seconds, which differ from run to run                   result.json  the summary, at the end
-checkpoints/   round-N.safetensors, made valid by round-N.json         tensorboard/ the same curves as events
+checkpoints/   round-N.safetensors, what round N - 1 changed, made valid by round-N.json, which names the one before
+tensorboard/   the same curves as events
 """
 
 import csv
@@ -12,14 +13,14 @@ import hashlib
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from fedsim.storage import disk
+from fedsim.storage.checkpoints import Chain, File, damage, read_files, replayed
 from fedsim.storage.disk import (
     FolderInUse,
     append,
@@ -33,14 +34,14 @@ from fedsim.storage.disk import (
 from fedsim.storage.provenance import environment
 from fedsim.storage.tables import TABLES, header, lines_up_to
 from fedsim.storage.wire import digest_of as digest_of
-from fedsim.storage.wire import pack, structure_of, unpack
+from fedsim.storage.wire import pack, structure_of
 
 SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
 ROUNDS = "rounds"
 """The field that may grow when a single run is resumed."""
-MAY_CHANGE = frozenset({"on_nan", "timeout"})
-"""What a run does where it would otherwise end. Until then it does not matter."""
+MAY_CHANGE = frozenset({"on_nan", "timeout", "bank"})
+"""What a run does where it would otherwise end, and where it holds its copies: bits do not depend on them."""
 FINGERPRINT = "fingerprint"
 """The field of recipe.json that says what was loaded; it is no part of the recipe, which is what was asked for."""
 
@@ -48,8 +49,9 @@ FINGERPRINT = "fingerprint"
 class RunFolder:
     """One run's folder. Open it with `create` or `reopen`."""
 
-    def __init__(self, path: Path, keep_checkpoints: int = 2, newest: int = 0):
-        self.path, self.keep_checkpoints, self.newest = path, keep_checkpoints, newest
+    def __init__(self, path: Path, newest: int = 0, files: Sequence[File] = ()):
+        self.path, self.newest = path, newest
+        self.chain = Chain.of(path / "checkpoints", files)
 
     @classmethod
     def create(cls, folder: Path, recipe: Mapping[str, Any], machine: Mapping[str, Any] | None = None) -> "RunFolder":
@@ -85,10 +87,12 @@ class RunFolder:
             raise FolderInUse(folder)
         (folder / "result.json").unlink(missing_ok=True)  # first: a run that goes on is not complete
         cls.extend(folder, recipe)
+        (folder / "clients.parquet").unlink(missing_ok=True)
         for path, kept in lines_up_to(folder, round_index).items():
             if path.exists():
-                write_atomically(path, kept)
-        return cls(folder, newest=round_index)
+                with open_own(path) as file:
+                    write_atomically(path, file.read(kept))
+        return cls(folder, round_index, read_files(folder))
 
     def check_is_ours(self) -> None:
         """Raise `FolderInUse` where another run has written a checkpoint: not every file system has locks."""
@@ -112,11 +116,14 @@ class RunFolder:
 
     def read_table(self, table: str) -> list[dict[str, str]]:
         """Return the rows of a CSV table so far."""
+        return list(self.rows_of(table))
+
+    def rows_of(self, table: str) -> Iterator[dict[str, str]]:
+        """Yield the rows of a CSV table so far, none of which stays in memory."""
         path = self.path / table
-        if not path.exists():
-            return []
-        with open_own(path, "r", newline="") as file:
-            return list(csv.DictReader(file))
+        if path.exists():
+            with open_own(path, "r", newline="") as file:
+                yield from csv.DictReader(file)
 
     def read_events(self) -> list[dict[str, Any]]:
         """Return the lines of events.jsonl so far."""
@@ -128,19 +135,24 @@ class RunFolder:
         write_atomically(self.path / name, _json(value))
 
     def save_checkpoint(self, round_index: int, tensors: Mapping[str, Tensor]) -> None:
-        """Write the state with which `round_index` will begin, whole or not at all, and drop the oldest ones."""
-        payload = pack(tensors)
+        """Write the state with which `round_index` will begin, whole or not at all: what has changed of it.
+
+        `tensors` are all of it, but for tables (see checkpoints.py), of which they are the rows that were written.
+        Files that neither this checkpoint nor the one before it needs are dropped.
+        """
+        changed, links = self.chain.change(round_index, tensors)
+        payload = pack(changed)
         path = self.path / "checkpoints" / f"round-{round_index:06d}"
         write_atomically(path.with_suffix(".safetensors"), payload)
         for name in TABLES:
             to_disk(self.path / name)
-        inside, sha256 = structure_of(tensors), hashlib.sha256(payload).hexdigest()
-        manifest = {"round_index": round_index, "sha256": sha256, "inside": inside, "run": _run_of(self.path)}
+        inside, sha256 = structure_of(changed), hashlib.sha256(payload).hexdigest()
+        manifest = {"round_index": round_index, "sha256": sha256, "inside": inside, "run": _run_of(self.path)} | links
         write_atomically(path.with_suffix(".json"), _json(manifest))
         self.newest = round_index
-        for old in sorted((self.path / "checkpoints").glob("round-*.json"))[: -self.keep_checkpoints]:
+        self.chain.done(round_index, sha256, len(payload))
+        for old in self.chain.unneeded(links["from"]):
             old.unlink()
-            old.with_suffix(".safetensors").unlink(missing_ok=True)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """Write result.json."""
@@ -205,29 +217,21 @@ def newest_round(folder: Path) -> int:
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Tensor]]:
     """Return (round, tensors) of the newest checkpoint, (0, {}) before the first.
 
-    Raises ValueError for one that is damaged or that another run wrote.
+    Raises ValueError for one that is damaged, or lacks a file from which it goes on, or that another run wrote.
     """
-    manifests = sorted((folder / "checkpoints").glob("round-*.json"))
-    if not manifests:
+    files = read_files(folder)
+    if not files:
         return 0, {}
-    stem = manifests[-1].with_suffix("")
-    way_out = f"Delete {stem.name}.json and {stem.name}.safetensors to resume from the checkpoint before it."
+    newest = files[-1]
+    stem = folder / "checkpoints" / f"round-{newest.round_index:06d}"
     try:
-        manifest = disk.parse_json(disk.own_bytes(manifests[-1]))
-        payload = disk.own_bytes(manifests[-1].with_suffix(".safetensors"))
-        if hashlib.sha256(payload).hexdigest() != manifest["sha256"]:
-            raise ValueError(f"its {len(payload)} bytes do not have the checksum they were written with")
-        found = manifest["round_index"], unpack(payload)
-        if type(found[0]) is not int or stem.name != f"round-{found[0]:06d}" or found[0] < 1:
-            raise ValueError(f"its manifest is that of round {manifest['round_index']!r}")
-        if manifest.get("inside", structure_of(found[1])) != structure_of(found[1]):
-            raise ValueError("its tensors have other names, types or shapes than it was written with")
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ValueError(f"The checkpoint '{stem}.safetensors' is damaged: {error}. {way_out}") from None
+        tensors = replayed(files)
+    except (IndexError, RuntimeError, TypeError) as error:
+        raise damage(stem, f"its files do not fit together ({error})") from None
     of_earlier_versions = (None, _run_of(folder, MAY_CHANGE | {SEEDS}))
-    if manifest.get("run") not in (_run_of(folder), *of_earlier_versions):
-        raise ValueError(f"The checkpoint '{stem}.safetensors' is that of another run. {way_out}")
-    return found
+    if newest.manifest.get("run") not in (_run_of(folder), *of_earlier_versions):
+        raise ValueError(str(damage(stem, "")).replace("damaged: .", "that of another run."))
+    return newest.round_index, tensors
 
 
 def _run_of(folder: Path, may_change: frozenset[str] = MAY_CHANGE | {SEEDS, ROUNDS}) -> str:

@@ -1,7 +1,7 @@
 """The one form in which tensors travel between workers and lie in checkpoints: safetensors, never pickle."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from safetensors.numpy import save
 from safetensors.torch import load
@@ -21,11 +21,15 @@ def unpack(payload: bytes) -> dict[str, Tensor]:
     return load(payload)
 
 
-def digest_of(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 over names, types, shapes and bytes of tensors, in the order of their names."""
+def digest_of(tensors: Mapping[str, Tensor | Callable[[], Tensor]]) -> str:
+    """Return the SHA-256 over names, types, shapes and bytes of tensors, in the order of their names.
+
+    Functions are called one after another, so that what they return need not fit into memory together.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        found = tensors[name]
+        tensor = (found if isinstance(found, Tensor) else found()).detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()

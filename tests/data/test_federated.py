@@ -91,7 +91,7 @@ def test_arrays_and_lists_make_the_same_data_as_tensors(convert):
     wide = fedsim.from_tensors(**some(inputs=np.zeros((8, 3)), targets=np.arange(8, dtype=np.int32) % 2))
     assert torch.equal(found.targets, expected.targets)
     assert found.inputs.shape == expected.inputs.shape
-    assert all(map(torch.equal, found.tables, expected.tables))
+    assert all(map(torch.equal, found.rows, expected.rows))
     assert (found.inputs.dtype, wide.inputs.dtype, wide.targets.dtype) == (torch.float32, torch.float32, torch.int64)
 
 

@@ -271,3 +271,26 @@ def test_newcomers_are_routed_by_the_adapters_of_the_clusters_that_trained(bank)
     assert int(placed[14]) != 2, "nobody trained cluster 2"
     assert log["routing_agreement"] is None, "no client's training can be taken out of an adapter"
     assert log["routing_agreement_with_own"] == pytest.approx(2 / 3)
+
+
+def test_of_more_clients_than_are_clustered_the_others_join_the_nearest_cluster():
+    """Four groups of clients that moved in directions of their own: a fifth of them decides where all belong."""
+    random, slot = torch.Generator().manual_seed(0), Slot(TIER, "q", "B")
+    centres = torch.linalg.qr(torch.randn(4, 40, 3, generator=random))[0]
+    n = 100
+    moved = centres[torch.arange(n) % 4] + 0.02 * torch.randn(n, 40, 3, generator=random)
+    bank, everyone = Bank({slot: torch.zeros(40, 3)}), Population(n, tuple(range(n)), (), (1,) * n)
+    bank.write(slot, dict(enumerate(moved)), n, 0)
+    fresh = {slot: {0: moved[0]}}
+    whole, _ = SubspaceClustering(k_min=2).cluster(bank, fresh, [], everyone)
+    few, log = SubspaceClustering(k_min=2, most=20).cluster(bank, fresh, [], everyone)
+    assert log["n_routed"] == 80
+    assert len(log["eigenvalues"]) == 11
+    assert len(set(whole.tolist())) == 4
+    pairs = set(zip(whole.tolist(), few.tolist(), strict=True))
+    assert len(pairs) == 4, "the same clusters, by whatever numbers"
+
+
+def test_fewer_clients_than_clusters_cannot_be_clustered():
+    with pytest.raises(ValueError, match=r"most is 10; it must exceed k_max, 10 \(--method.clustering.most"):
+        SubspaceClustering(most=10)

@@ -40,7 +40,8 @@ def go_on(made, tiny_run, tmp_path):
         change(tensors)
         path = out / "checkpoints" / f"round-{round_index:06d}.safetensors"
         path.write_bytes(payload := pack(tensors))
-        manifest = {"sha256": hashlib.sha256(payload).hexdigest(), "inside": structure_of(tensors)} | dict(manifest)
+        whole = {"sha256": hashlib.sha256(payload).hexdigest(), "inside": structure_of(tensors), "from": round_index}
+        manifest = whole | dict(manifest)
         old = json.loads(path.with_suffix(".json").read_text())
         path.with_suffix(".json").write_text(json.dumps(old | manifest))
         before = {name: (out / name).read_bytes() for name in ("metrics.csv", "clients.csv", "events.jsonl")}
