@@ -214,11 +214,10 @@ class Simulation:
 
     def due(self, n_rounds: int) -> Sequence[int]:
         """Return the clients that are evaluated after so many rounds: all seen ones after the last."""
-        spec, population = self.spec, self.aggregator.population
-        if n_rounds != spec.rounds and n_rounds % spec.evaluate_every:
-            return []
-        few = None if n_rounds == spec.rounds else spec.evaluate_clients
-        return clients_to_evaluate(population, few, spec.seed)
+        spec, is_last = self.spec, n_rounds == self.spec.rounds
+        is_due = is_last or n_rounds % spec.evaluate_every == 0
+        few = None if is_last else spec.evaluate_clients
+        return clients_to_evaluate(spec.population, few, spec.seed) if is_due else []
 
     def train(self, state: ServerState, dispatch: Dispatch) -> list[ClientUpdate]:
         """Train the clients that were handed out; worker 0 gets everyone's updates."""
