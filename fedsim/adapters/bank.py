@@ -79,8 +79,8 @@ class Bank:
         if isinstance(before, MappedRows):
             before.widen(n_groups)
         else:
-            is_mapped = self.folder is not None and n_groups > 1
-            rows = MappedRows(self.folder, n_groups, shape) if is_mapped else torch.empty(n_groups, *shape)
+            on_disk = self.folder if n_groups > 1 else None
+            rows = torch.empty(n_groups, *shape) if on_disk is None else MappedRows(on_disk, n_groups, shape)
             if before is not None:
                 rows[had] = before[had]
             self.rows[slot] = rows
@@ -117,7 +117,9 @@ class Bank:
         Raises ValueError when a slot is not one of this bank's, or when its tensors do not fit together: a part that
         is missing, of another type or not finite, groups or rounds out of range, a stack of more than `widest` groups.
         """
-        self.rows.clear(), self.written.clear(), self.fresh.clear()
+        self.rows.clear()
+        self.written.clear()
+        self.fresh.clear()
         for name in dict.fromkeys(key.rpartition("|")[0] for key in tensors):
             parts = {part: tensors[key] for part in PARTS if (key := f"{name}|{part}") in tensors}
             if problem := _problem(parts, round_index, widest):

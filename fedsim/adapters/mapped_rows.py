@@ -49,7 +49,7 @@ class MappedRows:
         numbers = groups.tolist() if isinstance(groups, Tensor) else [groups]
         rows = values.detach().contiguous().numpy().reshape(len(numbers), -1)
         for group, row in zip(numbers, rows, strict=True):
-            left, place = memoryview(row).cast("B"), group * self.row_bytes
+            left, place = memoryview(row.tobytes()), group * self.row_bytes
             while len(left):
                 n_written = os.pwrite(self.file, left, place)
                 left, place = left[n_written:], place + n_written
