@@ -12,7 +12,7 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 def check_disjoint_and_complete(tables: list[torch.Tensor], size: int) -> None:
-    assert torch.equal(torch.cat(tables).sort().values, torch.arange(size))
+    assert torch.equal(torch.cat(list(tables)).sort().values, torch.arange(size))
 
 
 def counts(targets: np.ndarray, tables: list[torch.Tensor]) -> np.ndarray:

@@ -13,6 +13,7 @@ from fedsim.distributed.messages import pack_updates
 from fedsim.distributed.workers import Workers
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.server import aggregator
+from fedsim.storage.run_folder import load_checkpoint
 from fedsim.storage.wire import pack
 
 
@@ -50,10 +51,15 @@ def test_the_run_folder_holds_what_the_readme_says(tiny_run):
     } <= evaluations
 
 
-def test_the_last_two_checkpoints_are_kept(tiny_run):
-    folder = tiny_run(rounds=4).folder / "checkpoints"
-    stems = {path.name for path in folder.iterdir()}
-    assert stems == {f"round-00000{k}.{kind}" for k in (3, 4) for kind in ("json", "safetensors")}
+def test_the_last_two_checkpoints_can_be_had(tiny_run):
+    folder, whole = tiny_run(rounds=4).folder, tiny_run("other", rounds=3)
+    assert load_checkpoint(folder)[0] == 4
+    for kind in ("json", "safetensors"):
+        (folder / "checkpoints" / f"round-000004.{kind}").unlink()
+    round_index, tensors = load_checkpoint(folder)
+    assert round_index == 3
+    held = load_checkpoint(whole.folder)[1]
+    assert all(torch.equal(tensors[name], held[name]) for name in held if name.startswith("bank|"))
 
 
 def test_two_runs_with_one_seed_are_the_same_and_another_seed_is_not(tiny_run):

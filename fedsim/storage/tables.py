@@ -50,11 +50,14 @@ def header(path: Path) -> list[str]:
 
 def _without_clients(path: Path) -> frozenset[int]:
     """The rounds in which, by metrics.csv, nobody took part."""
-    names = header(path)
-    if "clients" not in names:
-        return frozenset()
-    place = names.index("clients")
-    return frozenset(n for line, n in _rows(path) if n and next(csv.reader([line.decode()]))[place] == "0")
+    place, empty = 0, set()
+    for line, found in _rows(path):
+        fields = next(csv.reader([line.decode()]))
+        if not found:
+            place = fields.index("clients") if "clients" in fields else 0
+        elif fields[place] == "0":
+            empty.add(found)
+    return frozenset(empty)
 
 
 def _lines_up_to(path: Path, last: int, empty: frozenset[int]) -> int:

@@ -210,7 +210,9 @@ def test_each_worker_is_sent_what_its_own_clients_start_from(monkeypatch):
     assert len(mine) == 2
     for own, share in zip((mine, {0, 1, 2, 4} - mine), sent, strict=True):
         assert share["clients"].tolist() == [0, 1, 2, 4]
-        assert share.keys() - {"clients", "cohort"} == {f"{slot}|{client}" for slot in initial for client in own}
+        assert share.keys() - {"clients", "cohort", "is_new"} == {
+            f"{slot}|{client}" for slot in initial for client in own
+        }
 
 
 def test_workers_on_gpus_need_no_nccl(monkeypatch):
