@@ -1,7 +1,7 @@
 """What a run costs by the size of its population: start, round, evaluation of a client, checkpoint, memory.
 
     python benchmarks/population.py
-    python benchmarks/population.py --populations 1000 --methods local --rounds 4
+    python benchmarks/population.py --populations 1000 --methods local --rounds 6
 
 The quickstart's backbone and adapters on random digits, three samples a client. Nothing is downloaded. The table goes
 to RESULTS.md too, where --write is given. Exit code 1 when a target is missed.
