@@ -26,7 +26,8 @@ class RoundLoop:
         asked = ClientWorkload(spec.method, spec.population, spec.layout, initial, spec.local)
         aggregator = Aggregator(asked, workers, prepared.block_size)
         progress = LiveProgress("", spec.rounds, 0, is_shown=False)
-        turns = turns_of(asked, spec.schedule, spec.n_together, spec.seed, spec.uplink, spec.clock)
+        codecs = spec.uplink, spec.downlink
+        turns = turns_of(asked, spec.schedule, spec.n_together, spec.seed, *codecs, spec.clock, spec.cohort_sampling)
         self.simulation = Simulation(spec, aggregator, turns, prepared, progress, recorder=None)
         self.state = spec.state(0, initial)
 
