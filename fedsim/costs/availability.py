@@ -10,7 +10,7 @@ import csv
 import json
 import math
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -154,25 +154,40 @@ def read_windows(path: Path) -> list[Windows]:
     `active`, `inactive`, `finish_time`. FedScale publishes a pickle, which would run what is in it: it is refused.
     Raises ValueError for what cannot be read.
     """
-    where, kind = f"The table of windows '{path}'", path.suffix.lower()
+    where = f"The table of windows '{path}'"
+    entries = read_entries(path, where, "client", WHERE, of_csv=_gathered)
+    return [_windows(entry, f"{where}, client {index + 1},") for index, entry in enumerate(entries)]
+
+
+def read_entries(
+    path: Path, where: str, what: str, option: str, of_csv: Callable[["csv.DictReader[str]"], Any] = list
+) -> list[Any]:
+    """Return the entries of a table in one of FedScale's formats, in the file's order.
+
+    `where` is what messages call the table, `what` an entry of it, `option` where it is set; `of_csv` makes of a CSV
+    file's rows what the JSON form holds. Raises ValueError for what is no table.
+    """
+    kind = path.suffix.lower()
     if kind not in (".csv", ".json"):
         hint = " Pickles are not loaded, since that executes code: convert it where you trust it."
-        raise ValueError(f"{where} is no .csv or .json {WHERE}.{hint}")
+        raise ValueError(f"{where} is no .csv or .json {option}.{hint}")
     try:
         with path.open(newline="") as file:
-            found: Any = _gathered(csv.DictReader(file)) if kind == ".csv" else json.load(file)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{where} cannot be read: {type(error).__name__} {error} {WHERE}.") from None
+            found: Any = of_csv(csv.DictReader(file)) if kind == ".csv" else json.load(file)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{where} cannot be read: {error} {option}.") from None
     entries = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{where} holds no client {WHERE}.")
-    return [_windows(entry, f"{where}, client {index + 1},") for index, entry in enumerate(entries)]
+        raise ValueError(f"{where} holds no {what} {option}.")
+    return entries
 
 
 def _gathered(rows: "csv.DictReader[str]") -> dict[str, Any]:
     """Rows of a CSV file by client, as the JSON form has them."""
     clients: dict[str, Any] = {}
     for row in rows:
+        if missing := [name for name in ("client", "active", "inactive", "finish_time") if row.get(name) is None]:
+            raise ValueError(f"a row has no {' and no '.join(missing)}")
         own = clients.setdefault(row["client"], {"active": [], "inactive": [], "finish_time": row["finish_time"]})
         own["active"].append(row["active"])
         own["inactive"].append(row["inactive"])

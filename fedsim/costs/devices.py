@@ -7,8 +7,6 @@ Nothing here changes what is computed, but for the deadline: who misses it is le
     a round   waits for the slowest client in time, or until the deadline where somebody misses it
 """
 
-import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fedsim.costs.availability import Calendar
+from fedsim.costs.availability import Calendar, read_entries
 from fedsim.costs.step_cost import Profile, Work
 from fedsim.options import check_options, out_of_range, refuse
 from fedsim.randomness import numpy_generator
@@ -202,18 +200,8 @@ def read_table(path: Path) -> list[tuple[float, float]]:
     CSV with a header, or JSON with an object of objects. FedScale publishes a pickle, which would run what is in it:
     it is refused. Raises ValueError for what cannot be read.
     """
-    where, kind = f"The table of devices '{path}'", path.suffix.lower()
-    if kind not in (".csv", ".json"):
-        hint = " Pickles are not loaded, since that executes code: convert it where you trust it."
-        raise ValueError(f"{where} is no .csv or .json (--devices-profile.table).{hint}")
-    try:
-        with path.open(newline="") as file:
-            found: Any = list(csv.DictReader(file)) if kind == ".csv" else json.load(file)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{where} cannot be read: {error} (--devices-profile.table).") from None
-    entries = list(found.values()) if isinstance(found, dict) else found
-    if not isinstance(entries, list) or not entries:
-        raise ValueError(f"{where} holds no device (--devices-profile.table).")
+    where = f"The table of devices '{path}'"
+    entries = read_entries(path, where, "device", "(--devices-profile.table)")
     return [_speeds(entry, f"{where}, device {index + 1},") for index, entry in enumerate(entries)]
 
 

@@ -104,7 +104,7 @@ class Buffered(Rounds):
         for draw in count():
             busy = [each.client for each in (*at_work, *done)]
             at_work += self._start(state, wanted - len(at_work), busy, draw)
-            second = min((each.ends for each in at_work), default=self._next_second(state.second, busy))
+            second = min(each.ends for each in at_work) if at_work else self._next_second(state.second, busy)
             if not isfinite(second) or len(done) == len(self.workload.population.seen):
                 break
             state = replace(state, second=max(second, state.second))
@@ -132,9 +132,9 @@ class Buffered(Rounds):
         for slot in self._received(plan) if new else ():
             groups = plan.groups(slot)
             held = {int(groups[client]) for client in new} - {NEVER}
-            copies = {place * wide(groups) + group: state.bank.read(slot, torch.tensor([group]))[0] for group in held}
+            copies = {place * width(groups) + group: state.bank.read(slot, torch.tensor([group]))[0] for group in held}
             if copies:
-                state.bank.write(older(slot), copies, (place + 1) * wide(groups), state.round_index)
+                state.bank.write(older(slot), copies, (place + 1) * width(groups), state.round_index)
         kept = tuple(each._replace(place=place) if each.client in new else each for each in state.at_work)
         return replace(state, at_work=kept), updates
 
@@ -188,14 +188,9 @@ def turns_of(
     return kind(workload, schedule, cohort_size, seed, uplink, downlink, clock, sampling)
 
 
-def wide(groups: Tensor) -> int:
-    """Return how many rows the bank keeps of an older version of a slot."""
-    return width(groups)
-
-
 def older_row(groups: Tensor, work: AtWork) -> int:
     """Return the row of what a client received, where that is an older version."""
-    return work.place * wide(groups) + int(groups[work.client])
+    return work.place * width(groups) + int(groups[work.client])
 
 
 def at_work_of(cost: ClientCost, version: int, second: float) -> AtWork:
