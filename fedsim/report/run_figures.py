@@ -132,8 +132,11 @@ def clients(run: Run) -> Iterator[Picture]:
 
 def participation(run: Run) -> Iterator[Picture]:
     """Yield how many updates of each client were taken, where that differs between clients that were sampled."""
-    counts = Counter(int(row["client"]) for row in run.clients if row["evaluation"] == PERSONAL)
-    taken = np.sort([counts[client] for client in {*run.latest(GLOBAL), *counts}])
+    counts = Counter[str]()
+    for row in run.clients:
+        if row["evaluation"] in (GLOBAL, PERSONAL):
+            counts[row["client"]] += row["evaluation"] == PERSONAL
+    taken = np.sort(list(counts.values()))
     if not len(taken) or taken[0] == taken[-1]:
         return
     figure, axes = new_figure(height=2.2)

@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import lightning.fabric
 import pytest
@@ -128,7 +130,17 @@ def train_otherwise(out: Path) -> fedsim.Comparison | None:
     return fedsim.compare(methods, lambda seed: tiny_data(9), block_size=2, threads=1, out=out, **common)
 
 
-def train_privately(out: Path) -> fedsim.Comparison | None:
+Done = TypeVar("Done")
+
+
+def by_two_and_by_one(function: Callable[[Path], Done], folder: Path) -> Done:
+    """Call a function with `folder`/two in two workers, then with `folder`/one here; return what it returns here."""
+    done = run(fabric(2, called_by_script(function, folder / "script.py"), folder / "two"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return function(folder / "one")
+
+
+def train_privately(out: Path) -> fedsim.Result | None:
     """Clipped, noised and encoded: by the server, with Poisson cohorts and unequal depths, and by the clients."""
     common = {"backbone": TinyAttention(), "data": tiny_data(9), "rounds": 3, "block_size": 2, "threads": 1}
     common |= {"cohort_size": 3, "cohort_sampling": "poisson", "uplink": Uplink(top_k=0.5, bits=8)}
@@ -140,30 +152,27 @@ def train_privately(out: Path) -> fedsim.Comparison | None:
 
 @pytest.mark.slow
 def test_clipping_and_noise_are_the_same_bits_with_several_workers(tmp_path):
-    done = run(fabric(2, called_by_script(train_privately, tmp_path / "script.py"), tmp_path / "two"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    train_privately(tmp_path / "one")
+    by_two_and_by_one(train_privately, tmp_path)
     for name in ("central", "local"):
         one, two = (json.loads((tmp_path / n / name / "result.json").read_text()) for n in ("one", "two"))
         assert one["digest"] == two["digest"], name
         assert one["epsilon"] == two["epsilon"] > 0
 
 
-def step_as_clients_arrive(out: Path) -> fedsim.Comparison | None:
-    """Clients that come and go, of whom three are at work at a time and two make a step; and rounds with such."""
+def step_as_clients_arrive(out: Path) -> fedsim.Result | None:
+    """Clients that come and go, of whom four are at work at a time and two make a step; and rounds with such."""
     common = {"backbone": TinyAttention(), "data": tiny_data(9), "rounds": 8, "block_size": 2, "threads": 1}
     common["devices_profile"] = DeviceProfiles(gflops=1e-6, gflops_sigma=0.5, mbps_down=0.01, mbps_up=0.01)
     common["availability"] = Availability(on_hours=0.02, off_hours=0.02)
     buffered = Schedule(kind="buffered", buffer=2, concurrency=4)
     fedsim.simulate(method=fedsim.FedSALoRA(lora_rank=2), schedule=buffered, out=out / "buffered", **common)
-    return fedsim.simulate(method=fedsim.FedHeLLo(lora_rank=2), cohort_size=4, out=out / "rounds", **common)
+    covering = fedsim.FedRA(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2)))
+    return fedsim.simulate(method=covering, cohort_size=4, out=out / "rounds", **common)
 
 
 @pytest.mark.slow
 def test_who_arrives_when_is_the_same_with_several_workers(tmp_path):
-    done = run(fabric(2, called_by_script(step_as_clients_arrive, tmp_path / "script.py"), tmp_path / "two"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    step_as_clients_arrive(tmp_path / "one")
+    by_two_and_by_one(step_as_clients_arrive, tmp_path)
     for name in ("buffered", "rounds"):
         one, two = (tmp_path / workers / name for workers in ("one", "two"))
         digests = [json.loads((folder / "result.json").read_text())["digest"] for folder in (one, two)]
@@ -175,9 +184,7 @@ def test_who_arrives_when_is_the_same_with_several_workers(tmp_path):
 
 @pytest.mark.slow
 def test_what_few_methods_do_is_the_same_bits_with_several_workers(tmp_path):
-    done = run(fabric(2, called_by_script(train_otherwise, tmp_path / "script.py"), tmp_path / "two"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    one = train_otherwise(tmp_path / "one")
+    one = by_two_and_by_one(train_otherwise, tmp_path)
     assert one is not None
     for name, (result,) in one.results.items():
         other = tmp_path / "two" / "seed-0" / name / "result.json"
@@ -186,9 +193,7 @@ def test_what_few_methods_do_is_the_same_bits_with_several_workers(tmp_path):
 
 @pytest.mark.slow
 def test_a_tree_and_what_hangs_on_it_are_the_same_bits_with_several_workers(tmp_path):
-    done = run(fabric(2, called_by_script(grow_a_tree, tmp_path / "script.py"), tmp_path / "two"))
-    assert done.returncode == 0, done.stdout + done.stderr
-    one = grow_a_tree(tmp_path / "one")
+    one = by_two_and_by_one(grow_a_tree, tmp_path)
     assert one is not None
     assert json.loads((tmp_path / "two" / "result.json").read_text())["digest"] == one.digest
     assert one.summary["dropped"] > 0
