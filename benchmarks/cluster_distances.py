@@ -17,13 +17,15 @@ from pathlib import Path
 import torch
 import tyro
 from results import ROOT
-from tasks import CIFAR, IMAGES, Task, image_task
+from settings import CIFAR, IMAGES, VIT, WEIGHTS
+from torch import nn
 
 import fedsim
 from fedsim.data.builtin.digits import DigitStyles
 from fedsim.data.federated import FederatedData
 from fedsim.data.images.images import ImageOptions
 from fedsim.data.protocols import Clients, Domains, Skew
+from fedsim.models.backbones import TimmModel
 from fedsim.models.digits_vit import DigitsViT
 from fedsim.parts.directions import SubspaceClustering
 from fedsim.randomness import generator, numpy_generator
@@ -38,6 +40,8 @@ ROOT_ONLY = fedsim.HiLoRA(
 )
 DIGITS_TRAINING = fedsim.LocalTraining(epochs=2, batch_size=25, learning_rate=3e-3)
 IMAGE_TRAINING = fedsim.LocalTraining(epochs=1, batch_size=10, learning_rate=5e-3)
+Task = tuple[Callable[[int], FederatedData], nn.Module]
+"""From a seed to the clients' data, and the backbone."""
 FOUR = ("flowers", "fruit_and_vegetables", "vehicles_1", "large_carnivores")
 EIGHT = (*FOUR, "fish", "household_furniture", "people", "trees")
 
@@ -51,6 +55,13 @@ class Federation:
     rounds: int
     seeds: range
     is_iid: bool = False
+
+
+def image_task(data: Clients) -> Task:
+    """Return images over clients, and ViT-Tiny."""
+    model = TimmModel(name=VIT, weights=WEIGHTS)
+    found = data.federations(model)
+    return lambda seed: found.federation(numpy_generator(seed, "data")), model.backbone(found)
 
 
 def digits(clients_per_style: int) -> Task:
