@@ -63,11 +63,17 @@ class Options:
     evaluated: int = 200
     """Clients that are evaluated every other round."""
     rounds: int = 10
-    """Rounds; the first two are not counted."""
+    """Rounds, 5 or more; the first two are not counted."""
     threads: int = 1
     """CPU threads."""
     write: bool = False
     """Put the table into RESULTS.md."""
+
+    def __post_init__(self) -> None:
+        if self.rounds < 5:
+            raise ValueError(
+                f"rounds is {self.rounds}; it must be 5 or more, of which the first two do not count (--rounds)."
+            )
 
 
 class Enough(Exception):
@@ -147,6 +153,11 @@ def slope(populations: tuple[int, ...], values: list[float]) -> float:
     return float(np.polyfit(np.log(populations), np.log(np.maximum(values, 1e-9)), 1)[0])
 
 
+def written(value: float) -> str:
+    """Return three figures of a number, all of them before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def problems(name: str, found: dict[int, list[float]]) -> list[str]:
     """Return the targets that a method misses."""
     smallest = found[min(found)][1]
@@ -168,7 +179,7 @@ def main(options: Options) -> int:
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as fresh:
                 found[n_clients] = fresh.submit(measure, name, n_clients, options).result()
             print(json.dumps([name, n_clients, found[n_clients]]), file=sys.stderr, flush=True)
-            rows.append([name, f"{n_clients:,}", *(f"{value:.3g}" for value in found[n_clients])])
+            rows.append([name, f"{n_clients:,}", *map(written, found[n_clients])])
         if len(found) > 1:
             slopes = [slope(options.populations, [found[n][fact] for n in found]) for fact in range(len(FACTS))]
             rows.append([name, "slope", *(f"{value:.2f}" for value in slopes)])
