@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fedsim.adapters.layout import MIX_TIER, Mixing, Site, Slot, group_slots
 from fedsim.adapters.linear import ClientBatch, Dropout, Grouped, Scale, insert_tiered_linears
 from fedsim.adapters.mixing import InstanceWeights, SampleWeights
-from fedsim.models.decoding import generate
+from fedsim.models.decoding import generate, whole_texts
 from fedsim.models.sites import last_map
 from fedsim.options import IGNORED, LocalTraining
 
@@ -102,7 +102,7 @@ class ClientModule(LightningModule):
         seen: list[Tensor] = []
         hook = last_map(self.backbone, self.sites).register_forward_pre_hook(lambda _, given: seen.append(given[0]))
         try:
-            self.backbone(inputs)
+            self._run(inputs)
         finally:
             hook.remove()
         states = seen[0].float()
@@ -129,23 +129,26 @@ class ClientModule(LightningModule):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return logits (B, N), or (B, T, N) of tokens; transformers' models answer with an object that holds them."""
-        output = self._run_compiled(inputs) if self.compiled else self.backbone(inputs)
+        output = self._run_compiled(inputs) if self.compiled else self._run(inputs)
         return output if isinstance(output, Tensor) else output.logits
 
     def generate(self, prompts: Tensor, lengths: Tensor, max_new_tokens: int, stop: int, beams: int = 1) -> Tensor:
         """Return what the installed clients write after their prompts; see `decoding.generate`."""
         return generate(self.backbone, prompts, lengths, max_new_tokens, stop, beams)
 
+    def _run(self, inputs: Tensor) -> Any:
+        return self.backbone(inputs, **whole_texts(self.backbone, inputs))
+
     def _run_compiled(self, inputs: Tensor) -> Any:
         try:
-            return self.compiled[0](inputs)
+            return self.compiled[0](inputs, **whole_texts(self.backbone, inputs))
         except Exception as error:  # the compiler's own, a missing C++ compiler's, …
             if is_out_of_memory(error):
                 raise
             why = str(error).strip().partition("\n")[0]
             warnings.warn(f"torch.compile failed ({why}); the run goes on without it.", stacklevel=2)
             self.compiled.clear()
-            return self.backbone(inputs)
+            return self._run(inputs)
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_index: int = 0) -> Tensor:
         """Return the client's loss on one batch of inputs (B, ...) and targets (B,); of a block the losses (K,).

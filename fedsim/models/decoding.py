@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fedsim.models.sites import is_language_model
+
 ASKED_EVERY = 8
 """Tokens after which a GPU is asked whether all answers have ended; what is written behind an end is an end."""
 
@@ -86,11 +88,45 @@ def attention_mask(model: nn.Module, is_token: Tensor, n_queries: int | None = N
     mask there, (B, 1, queries, T), where a model has one kind of attention and that is torch's own. Without a number of
     queries it is not causal.
     """
-    config: Any = getattr(model, "config", None)
-    is_windowed = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    if not is_token.is_cuda or is_windowed or getattr(config, "_attn_implementation", None) != "sdpa":
+    if not _is_plain_on_gpu(model, is_token):
         return is_token.long()
     return whole_mask(is_token, n_queries)
+
+
+def whole_texts(model: nn.Module, tokens: Tensor) -> dict[str, Any]:
+    """Return what a model is told besides tokens (B, T) that are read at once, padding on the right included.
+
+    A causal language model that is told nothing looks whether texts were packed into a row, for which the host waits
+    for a GPU. Given a cache it does not, and attention keeps its fast kernel, for which a mask would leave no room.
+    """
+    is_asked = is_language_model(model) and _is_plain_on_gpu(model, tokens)
+    return {cache_name(model): forgetful_cache()} if is_asked else {}
+
+
+def forgetful_cache() -> Any:
+    """Return an empty key-value cache of transformers that stays so."""
+    from transformers import DynamicCache
+
+    forgetful: Any = DynamicCache()
+    forgetful.update = lambda keys, values, *_, **__: (keys, values)
+    return forgetful
+
+
+def cache_name(model: nn.Module) -> str:
+    """Return what a language model calls its cache.
+
+    transformers 5.24 renamed the argument and the output; a model of an own class may still have the old name.
+    """
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
+def _is_plain_on_gpu(model: nn.Module, tensor: Tensor) -> bool:
+    """Whether on a GPU a model of transformers has one kind of attention, which is torch's own."""
+    config: Any = getattr(model, "config", None)
+    kinds = {"full_attention", *(getattr(config, "layer_types", None) or ())}
+    is_windowed = any(getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+    is_plain = len(kinds) == 1 and not is_windowed and getattr(config, "_attn_implementation", None) == "sdpa"
+    return tensor.is_cuda and is_plain
 
 
 def whole_mask(is_token: Tensor, n_queries: int | None) -> Tensor:
@@ -112,8 +148,7 @@ class Reader:
 
     def __init__(self, model: nn.Module, room: int):
         self.model, self.room, self.cache = model, room, None
-        # transformers 5.24 renamed the argument and the output; a model of an own class may still have the old name.
-        self.cache_name = "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+        self.cache_name = cache_name(model)
 
     def read_prompts(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         """Return the logits (B, V) of what follows each prompt."""

@@ -1,13 +1,17 @@
 """Answers of a batch are those that each prompt gets alone, from transformers or from trying all there are."""
 
 from itertools import product
+from unittest.mock import Mock
 
 import pytest
 import torch
 from language_models import STOP, prompts_of, tiny_gpt2, tiny_llama
+from torch import nn
+from transformers import masking_utils
 from transformers.utils import ModelOutput
 
 from fedsim.models import decoding
+from fedsim.models.client_module import ClientModule
 from fedsim.models.decoding import Reader, beam_search, generate
 
 MODELS = {"LLaMA": tiny_llama, "GPT-2": tiny_gpt2}
@@ -69,6 +73,30 @@ def test_answers_are_the_same_with_what_spares_a_gpu_from_being_waited_for(monke
     monkeypatch.setattr(decoding, "attention_mask", lambda model, is_token, n: decoding.whole_mask(is_token, n))
     monkeypatch.setattr(decoding, "_all_done", lambda is_done, step: step % 3 == 2 and bool(is_done.all()))
     assert torch.equal(generate(model, prompts, lengths, 8, STOP, beams), expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_on_a_gpu_texts_that_are_read_at_once_are_not_looked_through_and_give_the_same_logits(kind, monkeypatch):
+    """transformers' models look for texts packed into one row, for which the host would wait."""
+    module, (prompts, _) = ClientModule(MODELS[kind](), []), prompts_of(LENGTHS)
+    module.backbone.config.use_cache = False  # as those of fedsim's loader
+    expected = module(prompts)
+    looked = Mock(wraps=masking_utils.find_packed_sequence_indices)
+    monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", looked)
+    module(prompts)
+    assert looked.called
+    looked.reset_mock()
+    monkeypatch.setattr(decoding, "_is_plain_on_gpu", lambda *_: True)
+    assert torch.equal(module(prompts), expected)
+    assert torch.equal(module(prompts), expected), "nothing is remembered"
+    assert not looked.called
+
+
+def test_what_is_no_language_model_is_told_nothing_besides(monkeypatch):
+    monkeypatch.setattr(decoding, "_is_plain_on_gpu", lambda *_: True)
+    assert decoding.whole_texts(nn.Linear(2, 2), torch.zeros(1, 2)) == {}
+    model = tiny_llama()
+    assert list(decoding.whole_texts(model, torch.zeros(1, 2))) == [decoding.cache_name(model)]
 
 
 def best_of_all(model, prompt, size, vocabulary) -> list[int]:
