@@ -32,7 +32,7 @@ def run(options: Options) -> None:
     """Run the recipe, when it is not there."""
     if not (options.out / "comparison.md").exists():
         launcher = [Path(sys.executable).parent / "fabric", "run", "recipes/quickstart.py"]
-        seeds = ["--seeds", *map(str, options.seeds), "--reference", "hilora"]
+        seeds = ["--seeds", *map(str, options.seeds)]
         where = ["--resume" if (options.out / "recipe.json").exists() else "--out", options.out]
         command = [*launcher, "--accelerator", "cpu", "--devices", "2", *seeds, *where]
         subprocess.run(command, cwd=ROOT, env=os.environ | {"PET_STANDALONE": "1"}, check=True)  # on a free port

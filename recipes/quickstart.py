@@ -14,9 +14,8 @@ import fedsim
 from fedsim.data.builtin.digits import DigitStyles
 from fedsim.experiments import chosen, run_experiment
 from fedsim.models.digits_vit import DigitsViT
-from fedsim.parts.directions import SubspaceClustering
 
-HILORA = fedsim.HiLoRA(lora_rank=4, clustering=SubspaceClustering(k_min=4))
+HILORA = fedsim.HiLoRA(lora_rank=4)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ def test_clusters_of_all_clients_met_stand_beside_the_allocations_of_a_round(tin
     )
     result = run(tiny_run, "met", method, cohort_size=3)
     events = [json.loads(line) for line in (result.folder / "events.jsonl").read_text().splitlines()]
-    (clustered,) = [event for event in events if "eigenvalues" in event]
+    (clustered,) = [event for event in events if "rule_scores" in event]
     assert len(clustered["clients"]) > len(clustered["cohort"]) == len(clustered["allocations"]) == 3
     assert draw_allocations(events) is not None
 

@@ -7,8 +7,8 @@ clustering's labels are "cluster_qr"'s (the paper names no way). Cluster: the sa
 γ_c ‖B_rᵀB‖². Leaf: each client alone, plus γ_c ‖B_rᵀB‖² + γ_l ‖B_cᵀB‖². A finished tier is frozen and stays in the
 forward pass. The server sees every client's own B, so secure summation does not apply.
 
-Deliberate differences: clients are clustered by what local training changed in B (see `SubspaceClustering`); stages
-are capped by shares of the budget, so that any run has all tiers. The paper states no caps, τ, γ, λ, range of K, probe.
+Deliberate differences: K by stability, not by eigengap; clusters by what local training changed in B (both optional);
+stages are capped by shares of the budget. The paper states no caps, τ, γ, λ, range of K, probe.
 """
 
 from collections.abc import Sequence
