@@ -30,8 +30,8 @@ RANGES: dict[str, Callable[[Any], bool]] = {
 
 LOCAL_RANGES = {
     "be 1 or more": ("epochs", "batch_size", "tune_epochs"),
-    "be 0 or more": ("weight_decay",),
-    "be positive": ("learning_rate", "clip_norm"),
+    "be 0 or more": ("weight_decay", "sample_noise"),
+    "be positive": ("learning_rate", "clip_norm", "sample_clip"),
     "lie in (0, 1]": ("share",),
     "lie in [0, 1)": ("momentum", "dropout"),
 }
@@ -60,6 +60,12 @@ class LocalTraining:
     """Of SGD."""
     clip_norm: float | None = None
     """Largest gradient norm of a client, over all its trained tensors; None for no limit."""
+    sample_clip: Unlimited | None = None
+    """C: the largest gradient norm of a sample, over all trained tensors of its client (DP-SGD); None for no DP-SGD."""
+    sample_noise: float | None = None
+    """σ: the standard deviation over C of the noise on each entry of a step's sum of samples' gradients."""
+    sample_batches: Literal["shuffled", "poisson"] = "shuffled"
+    """Batches under DP-SGD: as without it, or each sample in a step by itself, so many on average, for a smaller ε."""
     dropout: float = 0.0
     """Share of an adapted map's inputs that its adapters do not see in a local step (LoRA dropout)."""
     tune_epochs: int = 5
@@ -67,7 +73,15 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         check_options(self, "local")
-        refuse(out_of_range(self, LOCAL_RANGES), "--local.*")
+        problems, clip, noise = out_of_range(self, LOCAL_RANGES), self.sample_clip, self.sample_noise
+        if clip is None and (noise is not None or self.sample_batches != "shuffled"):
+            asked = "sample_noise is in proportion to it" if noise is not None else "sample_batches is of DP-SGD alone"
+            problems.append(f"sample_clip is None and {asked}; say how long a sample's gradient may be")
+        if clip is not None and noise is None:
+            problems.append(f"sample_clip is {clip} without any noise; say sample_noise (0 for none)")
+        if clip == math.inf and noise:
+            problems.append(f"sample_clip is inf and sample_noise is {noise} times it; choose a finite one, or noise 0")
+        refuse(problems, "--local.*")
 
 
 def check_options(options: Any, name: str = "") -> None:

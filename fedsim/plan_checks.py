@@ -5,6 +5,7 @@ from typing import Any
 
 from fedsim.adapters.layout import MIDDLE, Slot
 from fedsim.parts.aggregation import mean_factors
+from fedsim.parts.privacy import Privacy
 from fedsim.parts.sharing import is_private, leaves
 from fedsim.plan import Method, Plan, allocated_update, by_samples, equally, fedavg_update, slots_in_use
 from fedsim.round import Population, ServerState
@@ -77,14 +78,21 @@ def check_merges_middle(plan: Plan, method: Method, slots: Iterable[Slot]) -> No
         )
 
 
-def check_private(plan: Plan, method: Method, slots: Iterable[Slot], is_local: bool, must_send: bool = True) -> None:
+def check_private(
+    plan: Plan, method: Method, slots: Iterable[Slot], privacy: Privacy, is_by_sample: bool, must_send: bool = True
+) -> None:
     """Raise ValueError where clipping and noise would not protect clients under a plan, or protect nothing.
 
-    The server may only add changes up, unless clients add the noise themselves; and all that leaves a client must be
-    changes of shared slots, and with `must_send` some. A method whose server update takes means of `merge_groups` alone
-    says `only_merges`.
+    Of `privacy` the server may only add changes up, unless clients add the noise themselves; and all that leaves a
+    client must be changes of shared slots, and with `must_send` some. A method whose server update takes means of
+    `merge_groups` alone says `only_merges`. With `is_by_sample` clients train by DP-SGD: what leaves them must be
+    trained.
     """
-    used = list(slots)
+    if is_by_sample and (why := _untrained(plan)):
+        raise ValueError(f"{type(method).__name__} {why}; DP-SGD cannot cover that (--local.sample-clip None).")
+    if privacy.is_off:
+        return
+    used, is_local = list(slots), privacy.local
     sent = [[slot for slot in slots_in_use(each, method, used) if each.trains(slot)] for each in plan.passes]
     sent = [[s for s in trained if leaves(each.groups(s))] for each, trained in zip(plan.passes, sent, strict=True)]
     why, hint = _leaves_besides(plan, slots_in_use(plan, method, used), sent), "--privacy.clip None"
@@ -103,6 +111,19 @@ def _leaves_besides(plan: Plan, used: list[Slot], sent: list[list[Slot]]) -> str
         return "has clients upload private slots"
     if all(sent) and len(sent) > 1:
         return "trains shared slots twice in a round, and a change is clipped once"
+    return _measures(plan)
+
+
+def _untrained(plan: Plan) -> str:
+    """What clients compute from their data beside noisy steps, or by steps with the same noise."""
+    parts, stages = [*plan.passes, plan.unseen.plan] if plan.unseen else plan.passes, [p.stage for p in plan.passes]
+    if len(set(stages)) < len(stages):
+        return f"trains twice in a round as one stage, '{stages[0]}', and so with the same noise"
+    return next(filter(None, map(_measures, parts)), "")
+
+
+def _measures(plan: Plan) -> str:
+    """What clients measure on their data beside training."""
     if plan.measure is not None and plan.measure.by == "clients":
         return f"has clients measure a {plan.measure.what.replace('_', ' ')} and send it"
     return ""

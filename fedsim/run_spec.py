@@ -20,6 +20,7 @@ from fedsim.data.federated import FederatedData
 from fedsim.data.index_tables import IndexTables
 from fedsim.distributed.launch import check_precision, has_gpu
 from fedsim.errors import OnNan
+from fedsim.models.frozen import check_apart
 from fedsim.models.sites import QUERY_VALUE, check_classes, find_sites, site_weights
 from fedsim.options import LocalTraining, check_options, check_run, refuse
 from fedsim.parts.downlink import Downlink
@@ -115,6 +116,8 @@ class RunSpec:
         check_run(self)
         check_wandb(self.wandb)
         self._check_graphs()
+        if self.local.sample_clip is not None:
+            check_apart(self.backbone)
         alpha = self.method.lora_alpha
         if alpha is not None and not alpha > 0:
             raise ValueError(f"lora_alpha is {alpha}; it must be positive, or None for α = R (--method.lora-alpha).")
@@ -124,8 +127,7 @@ class RunSpec:
         check_merges_middle(plan, self.method, self.layout.shapes)
         if self.server.optimizer != "none":
             check_takes_steps(plan, self.method, self.layout.shapes)
-        if not self.privacy.is_off:
-            check_private(plan, self.method, self.layout.shapes, self.privacy.local)
+        check_private(plan, self.method, self.layout.shapes, self.privacy, self.local.sample_clip is not None)
         check_classes(self.layout.sites, self.data.n_classes)
         calendar = self.availability.calendar(self.seed)
         object.__setattr__(self, "clock", self.devices_profile.clock(self.profile, self.seed, calendar))
@@ -176,6 +178,8 @@ class RunSpec:
         if self.cuda_graphs and (self.engine != "batched" or self.static_shapes is False):
             where = "--engine batched, --static-shapes True"
             raise ValueError(f"cuda_graphs needs the batched engine with static shapes ({where}; or no --cuda-graphs).")
+        if self.cuda_graphs and self.local.sample_clip is not None:
+            raise ValueError("cuda_graphs records whole batches (no --cuda-graphs, or --local.sample-clip None).")
         if self.cuda_graphs and not has_gpu():
             raise ValueError("cuda_graphs needs a GPU, and there is none, or --accelerator is cpu (--cuda-graphs).")
 

@@ -15,7 +15,7 @@ from fedsim.costs.accounting import account_round
 from fedsim.costs.step_cost import allocation_log
 from fedsim.data.placement import move_to_device
 from fedsim.distributed.blocks import largest_size
-from fedsim.distributed.launch import arithmetic, check_threads, launch, set_threads
+from fedsim.distributed.launch import arithmetic, check_threads, launch, machine, set_threads
 from fedsim.distributed.signals import handle_signals, stop_if_asked
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
 from fedsim.engines import Engine
@@ -35,6 +35,7 @@ from fedsim.server.aggregator import Aggregator
 from fedsim.server.cohort import Dispatch, clients_to_evaluate, sample_cohort
 from fedsim.server.divergence import diverged_clients, event, merge_second_pass
 from fedsim.server.ledger import Ledger
+from fedsim.server.sample_ledger import SampleLedger
 from fedsim.server.turns import Rounds, turns_of
 from fedsim.server.workload import Workload
 from fedsim.storage.disk import only_writer, writing
@@ -70,7 +71,7 @@ def simulate(
     """
     check_timeout(timeout), check_threads(threads)
     spec, out = RunSpec(**fields), Path(out)
-    ledger = ledger_of(spec)
+    ledger, samples = ledgers_of(spec)
     recipe = dict(recipe or spec.describe() | {"threads": threads})
     loaded = spec.fingerprint()
     start = start_of(spec, out, recipe, loaded, resume, threads)
@@ -96,14 +97,16 @@ def simulate(
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, spec, workload.initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
-        return Simulation(spec, aggregator, turns, engine, progress, recorder).run(state)
+            if samples is not None and start.tensors:
+                samples.restore(start.tensors)
+        return Simulation(spec, aggregator, turns, engine, progress, recorder, samples).run(state)
 
 
-def ledger_of(spec: RunSpec) -> Ledger | None:
-    """Return what counts what clients give away, under differential privacy."""
-    if spec.privacy.is_off:
-        return None
-    return Ledger(spec.privacy, spec.mechanism, spec.population, spec.seed, spec.rounds)
+def ledgers_of(spec: RunSpec) -> tuple[Ledger | None, SampleLedger | None]:
+    """Return what counts what clients, and what their samples, give away under differential privacy."""
+    privacy, local, who = spec.privacy, spec.local, spec.population
+    of_clients = None if privacy.is_off else Ledger(privacy, spec.mechanism, who, spec.seed, spec.rounds)
+    return of_clients, None if local.sample_clip is None else SampleLedger(local, privacy.delta, who)
 
 
 def run_folder_lock(out: Path, workers: Workers) -> AbstractContextManager[None]:
@@ -149,12 +152,6 @@ def prepare_engine(
     return engine
 
 
-def machine(fabric: "Fabric", threads: int) -> dict[str, Any]:
-    """Return what a run was carried out on, for its recipe.json."""
-    used = {"workers": fabric.world_size, "device": str(fabric.device.type), "threads": threads}
-    return used | {"precision": str(fabric.strategy.precision.precision)}
-
-
 @dataclass(frozen=True)
 class Simulation:
     """One prepared run. Every worker goes through the same calls; only worker 0 has a recorder."""
@@ -165,6 +162,7 @@ class Simulation:
     engine: Engine
     progress: LiveProgress
     recorder: Recorder | None
+    samples: SampleLedger | None = None
 
     def run(self, state: ServerState) -> Result | None:
         """Say how the data were made, run the rounds that are left, then let the unseen clients meet the model."""
@@ -182,10 +180,9 @@ class Simulation:
         aggregator, population, begun = self.aggregator, self.aggregator.population, state.second
         state, costs = self.turns.begin(state) if aggregator.workers.is_first else (state, [])
         dispatch = aggregator.dispatch(state, [cost.client for cost in costs if not cost.is_dropped])
-        if aggregator.ledger is not None:  # later plans may ask for what the first one did not
-            check_private(
-                dispatch.plan, aggregator.method, aggregator.initial, self.spec.privacy.local, must_send=False
-            )
+        is_by_sample = self.samples is not None
+        of_run = aggregator.method, aggregator.initial, self.spec.privacy, is_by_sample
+        check_private(dispatch.plan, *of_run, must_send=False)  # later plans may ask for what the first one did not
         updates = self.train(state, dispatch)
         if dispatch.plan.second_pass is not None:
             more = self.train(state, aggregator.dispatch(state, dispatch.clients, part="second_pass"))
@@ -203,13 +200,14 @@ class Simulation:
             log = {**self.resources(dispatch.plan, dispatch.clients), **outcome.log, **sums, **event(excluded)}
             log |= {"utilisation": dispatch.utilisation}
             log |= aggregator.ledger.log(state.round_index) if aggregator.ledger else {}
+            if self.samples is not None:
+                log |= self.samples.log(dispatch.plan, dispatch.clients, aggregator.workload, state.round_index)
             log |= {"evaluated_clients": len(evaluated)} if self.spec.evaluate_clients else {}
             log |= {"resources": self.spec.costs()} if state.round_index == 0 else {}
             held = holders(aggregator.method, replace(after, cohort=()), population, list(aggregator.initial))
-            self.recorder.round_done(
-                after, dispatch.plan.stage, updates, evaluated, log, costs, {HORIZON: horizon, **held}
-            )
-            self.progress.end_round(updates, evaluated, len(population.seen), log.get("epsilon"))
+            held |= {HORIZON: horizon} | (self.samples.kept if self.samples else {})
+            self.recorder.round_done(after, dispatch.plan.stage, updates, evaluated, log, costs, held)
+            self.progress.end_round(updates, evaluated, len(population.seen), log)
         return after
 
     def due(self, n_rounds: int) -> Sequence[int]:

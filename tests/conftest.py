@@ -51,6 +51,19 @@ def tiny_data(
     return fedsim.from_tensors(inputs, targets, client_of_sample, unseen=unseen)
 
 
+def tiny_method(name: str) -> object:
+    """A method of fedsim by its class's name, at LoRA ranks that fit `TinyAttention`, without a proxy client."""
+    kind, small = getattr(fedsim.methods, name), {"lora_rank": 2}
+    if name in ("HetLoRA", "FlexLoRA"):
+        small = {"ranks": fedsim.LoraRanks(values=(1, 2))}
+    elif hasattr(kind(), "ranks"):
+        small = {"ranks": fedsim.LoraRanks(values=(2,))}
+    if hasattr(kind(), "capabilities"):
+        small["capabilities"] = fedsim.Capabilities(values=(1, 2))
+    others = {"FedHeLLo": {"strategy": "gd"}, "PF2LoRA": {"client_rank": 1}}
+    return kind(**small | others.get(name, {}))
+
+
 @pytest.fixture(scope="module")
 def own_cache(tmp_path_factory):
     """A cache folder of the module's own: images that tests decode are not kept."""

@@ -42,6 +42,12 @@ class ClientBatch:
         self.n_rows = self.n_clients * self.widest if is_grid else sum(sizes)
         self.places = None if is_grid else places(self.sizes, self.widest, torch.device(device))
 
+    @property
+    def owners(self) -> list[int]:
+        """The client of each row of the batch, padding included."""
+        held = self.sizes if self.places is not None else [self.widest] * self.n_clients
+        return [client for client, n in enumerate(held) for _ in range(n)]
+
     def stack(self, x: Tensor, fill: float = 0) -> Tensor:
         """Return samples (samples, ...) by client as (K, widest, ...); places without a sample hold `fill`.
 

@@ -146,6 +146,19 @@ class FederatedData:
                 yield rows, torch.rand(len(rows), self.n_draws, generator=generator)
                 done += 1
 
+    def poisson_steps(
+        self, client: int, batch_size: int, steps: int, generator: torch.Generator
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield what `train_steps` does, but a sample is in a batch by itself: `batch_size` are on average, or all.
+
+        There may be none.
+        """
+        table = self.train[client]
+        for _ in range(steps if len(table) else 0):
+            drawn = torch.rand(len(table), generator=generator, dtype=torch.float64)  # in steps of 2^-53
+            rows = table[drawn < batch_size / len(table)]
+            yield rows, torch.rand(len(rows), self.n_draws, generator=generator)
+
     def test_steps(self, client: int, batch_size: int) -> Sequence[Tensor]:
         """Return the rows of the client's test split in order, in batches; none without test samples."""
         return self.test[client].split(batch_size) if len(self.test[client]) else ()

@@ -147,3 +147,9 @@ def one_voice() -> Iterator[None]:
             print(said.getvalue(), end="", file=sys.stderr, flush=True)
             if said.getvalue():
                 tell_launcher(said.getvalue())
+
+
+def machine(fabric: "Fabric", threads: int) -> dict[str, object]:
+    """Return what a run was carried out on, for its recipe.json."""
+    used = {"workers": fabric.world_size, "device": str(fabric.device.type), "threads": threads}
+    return used | {"precision": str(fabric.strategy.precision.precision)}

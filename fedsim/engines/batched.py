@@ -22,10 +22,10 @@ from fedsim.engines.dropout import BlockDropout, KeyedDropout
 from fedsim.engines.padding import Pick, Samples, length_step, padded_samples, padded_size, samples_of
 from fedsim.engines.passes import Clients, Passes
 from fedsim.engines.references import reference_rows
+from fedsim.engines.samples import SampleGuard, local_steps
 from fedsim.engines.stack import Stack, StackedOptimizer
 from fedsim.models.client_module import ClientModule, is_out_of_memory
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
-from fedsim.randomness import generator
 from fedsim.round import Assignment, Block, ClientError, ClientUpdate
 
 Answer = TypeVar("Answer")
@@ -82,12 +82,14 @@ class BatchedEngine:
         losses, measured = torch.zeros(len(block), device=self.module.device), self._measured(plan, stack)
         if stack.trained:
             optimizer = StackedOptimizer(stack)
-            streams, width = [self._stream(assignment) for assignment in block], batch_size_of(block)
-            dropout = BlockDropout(self.seed, block, stack.device)
+            streams = [local_steps(self.data, self.seed, plan.stage, assignment) for assignment in block]
+            width, dropout = batch_size_of(block), BlockDropout(self.seed, block, stack.device)
+            is_private = any(assignment.local.sample_clip is not None for assignment in block)
+            guard = SampleGuard(self.data, self.seed, plan.stage, stack) if is_private else None
             for step in range(block[0].steps):
                 picks = [next(stream) for stream, a in zip(streams, block, strict=True) if step < a.steps]
                 drop = partial(dropout.at, step)
-                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, width, drop)
+                losses[: len(picks)] += self._differentiate(plan, stack, picks, optimizer.gradients, width, drop, guard)
                 optimizer.step(len(picks))
         tests = self._test(plan, stack)
         updates = []
@@ -116,10 +118,6 @@ class BatchedEngine:
     ) -> ClientUpdate:
         return ClientUpdate(assignment.client, self.data.train_size(assignment.client), tensors, logs, measured)
 
-    def _stream(self, assignment: Assignment):
-        random = generator(self.seed, "batches", assignment.round_index, assignment.client)
-        return self.data.train_steps(assignment.client, assignment.local.batch_size, assignment.steps, random)
-
     def _measured(self, plan: Plan, stack: Stack) -> list[Mapping[Slot, Tensor]]:
         """What each client measures at the values that it received; empty for those that are not asked."""
         asked = [is_measured(plan, assignment.client) for assignment in stack.block]
@@ -137,7 +135,7 @@ class BatchedEngine:
         table, total = self.data.train[assignment.client], Stack([one], self.module.device)
         sums = torch.zeros_like(total.values)
         for rows in table.split(one.local.batch_size) if total.trained else ():
-            samples = total.repeated(len(rows))
+            samples = total.rows([0] * len(rows))
             gradients = torch.zeros_like(samples.values)
             self._differentiate(plan, samples, [(row, None) for row in rows.split(1)], gradients, 1)
             sums += gradients.square().sum(0) / len(table)
@@ -163,21 +161,29 @@ class BatchedEngine:
         gradients: Tensor,
         width: int,
         drop: Callable[[int, ClientBatch], KeyedDropout | None] = lambda start, rows: None,
+        guard: SampleGuard | None = None,
     ) -> Tensor:
         """Put the gradients of the first clients, those with a pick, into `gradients`; return their losses.
 
-        No pick has more than `width` rows. `drop` returns what clients from a first one on drop.
+        No pick has more than `width` rows, but for those of sampled batches. `drop` returns what clients from a first
+        one on drop; `guard` makes of their samples' gradients theirs.
         """
+        work = self.passes.differentiate if guard is None else partial(guard.differentiate, self.passes)
 
         def differentiate(start: int, stop: int) -> Tensor:
-            samples = self._samples(stack, start, picks[start:stop], width)
+            most = max(len(rows) for rows, _ in picks[start:stop])
+            samples = self._samples(stack, start, picks[start:stop], width * max(1, -(-most // width)))
+            if not samples.clients.n_rows:  # nothing was sampled
+                gradients[start:stop] = 0
+                return torch.zeros(stop - start, device=stack.device)
             clients, dropout = Clients(plan, stack, start, samples.clients), drop(start, samples.clients)
             batch = self.data.batch(samples.rows, samples.draws, stack.device, self.length_step)
-            losses, found = self.passes.differentiate(clients, batch, dropout)
+            losses, found = work(clients, batch, dropout)
             gradients[start:stop] = found[: stop - start]
             return losses[: stop - start]
 
-        return torch.cat(self._in_passes(len(picks), differentiate))
+        losses = torch.cat(self._in_passes(len(picks), differentiate))
+        return losses if guard is None else guard.finish(gradients[: len(picks)], losses, picks)
 
     def _samples(self, stack: Stack, start: int, picks: Sequence[Pick], width: int) -> Samples:
         """What the clients of a pass see that begins with client `start`: those with a pick are the first.

@@ -5,6 +5,7 @@ follow from its place alone (as in Salmon et al., SC 2011), for all clients of a
 """
 
 from collections.abc import Sequence
+from copy import copy
 from functools import lru_cache
 
 import torch
@@ -39,12 +40,15 @@ class BlockDropout:
             self.keys, self.columns = send(torch.tensor(seeds), device), columns(device)
             self.share = send(torch.tensor(self.shares, dtype=torch.float64), device).view(-1, 1, 1, 1)
 
-    def at(self, step: int, start: int, rows: ClientBatch) -> "KeyedDropout | None":
-        """Return the dropout of the clients from `start` on that `rows` holds; None where nobody drops."""
+    def at(self, step: int, start: int, rows: ClientBatch, first: int = 0) -> "KeyedDropout | None":
+        """Return the dropout of the clients from `start` on that `rows` holds; None where nobody drops.
+
+        Their samples are those of the step from the `first` on.
+        """
         if not self.is_needed:
             return None
         stop = start + rows.n_clients
-        samples = torch.arange(rows.widest, device=self.keys.device) * SAMPLE
+        samples = torch.arange(first, first + rows.widest, device=self.keys.device) * SAMPLE
         keys = spread(self.keys[start:stop].unsqueeze(1) + samples + step * STEP % 2**63)
         return KeyedDropout(keys, self.shares[0] if self.is_alike else self.share[start:stop], self.columns)
 
@@ -66,6 +70,14 @@ class KeyedDropout:
     def name(self) -> tuple[object, ...]:
         """What is not in tensors."""
         return tuple(self.keys.shape), self.threshold if isinstance(self.threshold, int) else None
+
+    def apart(self, rows: ClientBatch) -> "KeyedDropout":
+        """Return the same for clients' samples `rows` that go through a pass as clients of their own."""
+        each = copy(self)
+        each.keys, each.tokens = rows.unstack(self.keys).unsqueeze(1), {}
+        if isinstance(self.threshold, Tensor):
+            each.threshold, each.scale = self.threshold[rows.owners], self.scale[rows.owners]
+        return each
 
     def take(self, other: "KeyedDropout") -> None:
         """Drop what another one does that has the same name, in the same memory."""

@@ -1,19 +1,22 @@
 """The reference engine: one client after another, plain torch. Slow and obviously right."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
 from lightning.fabric import Fabric
+from torch import Tensor
 
+from fedsim.adapters.layout import Slot
 from fedsim.adapters.linear import ClientBatch, Dropout
 from fedsim.data.federated import FederatedData
 from fedsim.engines.dropout import BlockDropout
+from fedsim.engines.padding import Pick
 from fedsim.engines.references import reference_rows
+from fedsim.engines.samples import SampleNoise, expected_rows, local_steps
 from fedsim.engines.stack import Received
 from fedsim.models.client_module import ClientModule
 from fedsim.plan import Plan, is_adapter, is_measured, measuring
-from fedsim.randomness import generator
 from fedsim.round import Assignment, Block, ClientError, ClientUpdate
 
 
@@ -66,26 +69,23 @@ class SequentialEngine:
         tensors = {slot: t.to(module.device, copy=True) for slot, t in assignment.tensors.items()}
         trained = {slot: t.requires_grad_() for slot, t in tensors.items() if slot in assignment.trains}
         self._install(plan, assignment, tensors)
-        random = generator(self.seed, "batches", assignment.round_index, client)
         losses = []
         if trained:
             optimizer = module.configure_optimizers()
             dropout = BlockDropout(self.seed, [assignment], module.device)
-            steps = self.data.train_steps(client, local.batch_size, assignment.steps, random)
-            for step, (rows, draws) in enumerate(steps):
+            noise = SampleNoise(self.seed, plan.stage, assignment, module.device)
+            for step, pick in enumerate(local_steps(self.data, self.seed, plan.stage, assignment)):
                 optimizer.zero_grad()
-                if dropout.is_needed:
-                    self._install(plan, assignment, tensors, dropout.at(step, 0, ClientBatch([len(rows)])))
-                with self.fabric.autocast():
-                    loss = module.training_step(self.data.batch(rows, draws, module.device))
-                # Not fabric.setup_module: DDP would average the gradients of *different* clients.
-                self.fabric.backward(loss)
+                work = partial(self._differentiate, plan, assignment, tensors, partial(dropout.at, step, 0))
+                if local.sample_clip is None:
+                    losses.append(work(pick))
+                else:
+                    losses.append(self._clipped(assignment, trained, pick, work, noise))
                 for slot, correction in assignment.corrections.items():
                     trained[slot].grad += correction.to(module.device)
                 if local.clip_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trained.values(), local.clip_norm)
                 optimizer.step()
-                losses.append(loss.detach())
         self._install(plan, assignment, tensors)
         logs = {f"personal.{name}": value for name, value in self._test(assignment).items()}
         if losses:
@@ -94,6 +94,50 @@ class SequentialEngine:
         update = ClientUpdate(client, self.data.train_size(client), sent, logs, measured)
         self.on_client(update)
         return update
+
+    def _differentiate(
+        self,
+        plan: Plan,
+        assignment: Assignment,
+        tensors: dict,
+        drop: Callable[[ClientBatch, int], Dropout | None],
+        pick: Pick,
+        first: int = 0,
+    ) -> Tensor:
+        """Add the gradients of the loss on some rows, of the step's from the `first` on, and return the loss."""
+        dropout = drop(ClientBatch([len(pick[0])]), first)
+        if dropout is not None:
+            self._install(plan, assignment, tensors, dropout)
+        with self.fabric.autocast():
+            loss = self.module.training_step(self.data.batch(*pick, self.module.device))
+        # Not fabric.setup_module: DDP would average the gradients of *different* clients.
+        self.fabric.backward(loss)
+        return loss.detach()
+
+    def _clipped(
+        self,
+        assignment: Assignment,
+        trained: Mapping[Slot, Tensor],
+        pick: Pick,
+        differentiate: Callable[[Pick, int], Tensor],
+        noise: SampleNoise,
+    ) -> Tensor:
+        """Leave the gradient of DP-SGD (`engines/samples.py`), one sample after another; return the mean loss."""
+        (rows, draws), clip = pick, torch.tensor(assignment.local.sample_clip, device=self.module.device)
+        total = torch.zeros((), device=self.module.device)
+        sums = [torch.zeros_like(tensor) for tensor in trained.values()]
+        for place in range(len(rows)):
+            total += differentiate((rows[place, None], None if draws is None else draws[place, None]), place)
+            found = [torch.zeros_like(t) if t.grad is None else t.grad for t in trained.values()]
+            norm = torch.cat([gradient.flatten() for gradient in found]).norm()
+            for tensor, own, gradient in zip(trained.values(), sums, found, strict=True):
+                own += gradient * (clip / norm).clamp(max=1)
+                tensor.grad = None
+        b = expected_rows(assignment.local, rows, self.data.train_size(assignment.client))
+        drawn = noise.draw(sum(own.numel() for own in sums)).split([own.numel() for own in sums])
+        for tensor, own, added in zip(trained.values(), sums, drawn, strict=True):
+            tensor.grad = (own + added.view_as(own)) / b
+        return total / b
 
     def _measure(self, plan: Plan, assignment: Assignment) -> ClientUpdate:
         """The mean over all of the client's data, as they are, of gradients, or of the squares of each sample's."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fedsim.adapters.layout import RANK_AXIS, Slot, fit_rank, group_slots, pad_rank
 from fedsim.adapters.linear import Scale
+from fedsim.data.federated import send
 from fedsim.round import Assignment
 
 
@@ -39,6 +40,7 @@ class Stack:
 
     def __init__(self, block: Sequence[Assignment], device: torch.device, memory: Memory | None = None):
         self.block, self.device, self.memory = block, device, memory
+        self.source: tuple[Stack, Tensor] | None = None
         self.shapes = {slot: _widest([a.tensors[slot] for a in block]) for slot in block[0].tensors}
         self.grouped = group_slots(self.shapes)
         self.trained = [slot for slot in self.shapes if any(slot in a.trains for a in block)]
@@ -63,11 +65,21 @@ class Stack:
         shared = tuple(slot for slot, value in self.frozen.items() if not value.stride(0))
         return len(self.block), tuple(self.shapes.items()), tuple(self.trained), shared
 
-    def repeated(self, n: int) -> "Stack":
-        """Return n copies of a stack of one client, made on its device: as if so many clients held the same."""
-        many = copy(self)
-        many.block, many.values = [self.block[0]] * n, self.values.expand(n, -1).contiguous()
-        many.frozen = {slot: value.expand(n, *value.shape[1:]) for slot, value in self.frozen.items()}
+    def rows(self, clients: Sequence[int]) -> "Stack":
+        """Return a stack for one pass with a row for each of these clients (n,), of which one may be there many times.
+
+        It is made on the stack's device and holds copies of what is trained.
+        """
+        many, at = copy(self), send(torch.tensor(clients, dtype=torch.long), self.device)
+        for cached in ("name", "_handed_out"):
+            vars(many).pop(cached, None)
+        many.source, many.memory = (self, at), None
+        many.block, many.values = [self.block[k] for k in clients], self.values[at]
+        many.frozen = {
+            slot: value[at] if len(value) > 1 and value.stride(0) else value[:1].expand(len(at), *value.shape[1:])
+            for slot, value in self.frozen.items()
+        }
+        many.unequal_scales = {tier: scales[at] for tier, scales in self.unequal_scales.items()}
         return many
 
     def tensors(self, values: Tensor, start: int) -> dict[Slot, Tensor]:
@@ -131,6 +143,9 @@ class Stack:
 
     @cached_property
     def _handed_out(self) -> Tensor:
+        if self.source is not None:
+            stack, at = self.source
+            return stack._handed_out[at]
         return self._placed("handed out", self._start())
 
     def _placed(self, name: object, tensor: Tensor) -> Tensor:

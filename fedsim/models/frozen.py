@@ -6,6 +6,16 @@ import torch
 from torch import Tensor, nn
 
 
+def check_apart(backbone: nn.Module) -> None:
+    """Raise ValueError where a norm takes the statistics of its batch, so that no sample has a gradient of its own."""
+    for path, module in backbone.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            raise ValueError(
+                f"'{path}' normalises by the statistics of a batch, and DP-SGD needs each sample's own gradient; use "
+                "one that keeps running statistics, or a layer norm (--local.sample-clip None)."
+            )
+
+
 def cast_linears(backbone: nn.Module, device: torch.device) -> nn.Module:
     """Return a copy of a backbone on a device, with the weights and biases of its linear maps in autocast's type.
 

@@ -6,6 +6,7 @@ Rényi differential privacy of the (sampled) Gaussian mechanism, composed and co
 import importlib.util
 import logging
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,13 +24,15 @@ BELOW_ALL = range(2, 64)
 class Mechanism:
     """How one client's data enter a release: who is sampled, and who adds the noise.
 
-    `cohort` of `clients` take part in a round; with `is_local` a release is the client's own.
+    `cohort` of `clients` take part in a round; with `is_local` a release is the client's own. Of the samples of one
+    client (`unit`) the same is true of a local step.
     """
 
     clients: int
     cohort: int
     sampling: Sampling = "fixed"
     is_local: bool = False
+    unit: Literal["client", "sample"] = "client"
 
     @property
     def replaces(self) -> bool:
@@ -39,7 +42,7 @@ class Mechanism:
     @property
     def relation(self) -> str:
         """Which data sets are neighbours, in words."""
-        return "replace one client" if self.replaces else "add or remove one client"
+        return f"{'replace' if self.replaces else 'add or remove'} one {self.unit}"
 
     def event(self, noise_multiplier: float) -> "DpEvent":
         """Return one release, as dp-accounting names it.
@@ -57,17 +60,30 @@ class Mechanism:
         return dp.SampledWithoutReplacementDpEvent(self.clients, self.cohort, gaussian)
 
 
-def epsilon(mechanism: Mechanism, noise_multiplier: float, delta: float, releases: int) -> float:
-    """Return ε after so many releases; infinite without noise."""
+def epsilon(
+    mechanism: Mechanism, noise_multiplier: float, delta: float, releases: int, orders: range | None = None
+) -> float:
+    """Return ε after so many releases; infinite without noise. With few `orders` it is sooner found, and no smaller."""
     if not releases:
         return 0.0
     if not noise_multiplier:
         return math.inf
     from dp_accounting import rdp
 
-    orders, of_one = _renyi(mechanism, noise_multiplier)
-    found, _ = rdp.compute_epsilon(orders, releases * of_one, delta)
+    used, of_one = _renyi(mechanism, noise_multiplier, orders)
+    found, _ = rdp.compute_epsilon(used, releases * of_one, delta)
     return float(found)
+
+
+def largest_epsilon(releases: Mapping[Mechanism, int], noise_multiplier: float, delta: float) -> float:
+    """Return the largest ε of several mechanisms after so many releases of each; 0 where there are none."""
+    bounds = {each: epsilon(each, noise_multiplier, delta, n, BELOW_ALL) for each, n in releases.items()}
+    found = 0.0
+    for each in sorted(bounds, key=bounds.__getitem__, reverse=True):
+        if bounds[each] <= found:
+            break
+        found = max(found, epsilon(each, noise_multiplier, delta, releases[each]))
+    return found
 
 
 @lru_cache(maxsize=16)
@@ -117,8 +133,8 @@ def _accountant(mechanism: Mechanism, orders: Any = None) -> Any:
     return rdp.RdpAccountant(orders, relation.REPLACE_ONE if mechanism.replaces else relation.ADD_OR_REMOVE_ONE)
 
 
-@lru_cache(maxsize=16)
-def _renyi(mechanism: Mechanism, noise_multiplier: float) -> Any:
+@lru_cache(maxsize=4096)
+def _renyi(mechanism: Mechanism, noise_multiplier: float, orders: range | None = None) -> Any:
     """Orders, and Rényi differential privacy of one release at each: releases add it up, which spares a second each."""
-    accountant = _accountant(mechanism).compose(mechanism.event(noise_multiplier))
+    accountant = _accountant(mechanism, orders).compose(mechanism.event(noise_multiplier))
     return accountant._orders, accountant._rdp

@@ -17,8 +17,9 @@ from fedsim.data.task import Task
 from fedsim.plan import Method, slots_in_use
 from fedsim.report.evaluation import STATISTICS, client_rows, mean_loss, pooled, prefixes, summarise_updates
 from fedsim.report.figures import draw_figures, record_split
-from fedsim.report.summary import Result, summarise_run
+from fedsim.report.summary import EPSILONS, Result, summarise_run
 from fedsim.round import ClientUpdate, Horizon, Population, ServerState
+from fedsim.server.sample_ledger import SAMPLES
 from fedsim.server.turns import schedule_tensors, with_schedule
 from fedsim.storage.loggers import Curves, Wandb
 from fedsim.storage.run_folder import RunFolder
@@ -31,7 +32,7 @@ HORIZON = "horizon"
 """Where it keeps the number of rounds of the run, and whether anything up to it depended on that number, (2,)."""
 
 
-KEPT = ("learnt", "bank", "last_seen", "holders", "schedule", BLOCK_SIZE, HORIZON)
+KEPT = ("learnt", "bank", "last_seen", "holders", "schedule", BLOCK_SIZE, HORIZON, SAMPLES)
 """What the names of a checkpoint's tensors begin with."""
 
 
@@ -79,7 +80,7 @@ class Recorder:
             name: log.get(name, "")
             for name in ("bytes.up", "bytes.down", "discarded_energy", "relative_change", "utilisation")
         }
-        optional = ("evaluated_clients", "simulated_seconds", "dropped", "staleness", "epsilon", "delta")
+        optional = ("evaluated_clients", "simulated_seconds", "dropped", "staleness", *EPSILONS, "delta")
         metrics |= {name: log[name] for name in optional if name in log}
         self.folder.append("metrics.csv", [metrics])
         self.folder.append("costs.csv", [cost.row(round_index) for cost in costs])

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedsim.report.cells import as_csv, tabular
 from fedsim.report.paired import MARGIN, Difference, differences_of, mean_and_sd
-from fedsim.report.summary import SIMULATED, Result, evaluated_in_words
+from fedsim.report.summary import EPSILONS, SIMULATED, Result, evaluated_in_words
 from fedsim.report.table import discoveries, print_end, print_table
 from fedsim.storage.disk import open_own
 
@@ -30,8 +30,9 @@ SHOWN = {
 """Columns of accuracies: mean ± standard deviation over seeds."""
 PRINTED = ("method", "mean", "p10", "unseen", "MB", "difference [95 %]", "verdict")
 """Columns that the terminal shows; the others are in the files."""
-SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds", "simulated s": SIMULATED, "ε": "epsilon"}
-"""Columns of costs: the mean over seeds; the last two only where there are devices, or there is privacy."""
+SUMS = {"MB up": "bytes.up", "MB down": "bytes.down", "seconds": "seconds", "simulated s": SIMULATED}
+SUMS |= {title: key for key, title in EPSILONS.items()}
+"""Columns of costs: the mean over seeds; the last ones only where there are devices, or there is privacy."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def steps_in_words(comparison: Comparison) -> str:
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the table's header and its rows as texts; – where there is nothing to tell."""
-    always = [key for key in SUMS.values() if key not in (SIMULATED, "epsilon")]
+    always = [key for key in SUMS.values() if key not in (SIMULATED, *EPSILONS)]
     told = {key for key in SUMS.values() if any(comparison.values(name, key) for name in comparison.results)}
     sums = {column: key for column, key in SUMS.items() if key in told.union(always)}
     header = ["method", *SHOWN, *sums, "difference [95 %]", "p (Holm)", "verdict"]
@@ -112,7 +113,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         row = [_spread(comparison.values(name, key)) for key in SHOWN.values()]
         for column, key in sums.items():
             values = comparison.values(name, key)
-            scale, digits = (1e6, 2) if column.startswith("MB") else (1, 2 if key == "epsilon" else 0)
+            scale, digits = (1e6, 2) if column.startswith("MB") else (1, 2 if key in EPSILONS else 0)
             row.append(f"{np.mean(values) / scale:.{digits}f}" if values else "–")
         rows.append([name, *row, *_tested(comparison.differences.get(name))])
     return header, rows

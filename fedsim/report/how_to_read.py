@@ -47,6 +47,10 @@ HOW = {
         "What one client's data can have changed so far: no outcome is more than e^ε times as likely with them as "
         "without, but for δ. It grows with every round; below 1 is strong, above 10 says little."
     ),
+    "sample_epsilon": (
+        "What one training sample can have changed so far, of the client where that is most: no outcome is more than "
+        "e^ε times as likely with it as without, or with another one, but for δ."
+    ),
     "seconds": ("Real time of each round on the machine that ran it."),
     "utilisation": (
         "The busiest worker's load over the mean load of workers. 1 is even; 2 means that half of the time was waiting."

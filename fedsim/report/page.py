@@ -20,7 +20,7 @@ from fedsim.report.reading import GLOBAL, Run, find_runs
 from fedsim.report.run_figures import draw_run
 from fedsim.report.run_tables import Sheet, tables_of
 from fedsim.report.several import Rows, draw_differences, draw_several, rows_of
-from fedsim.report.summary import SIMULATED
+from fedsim.report.summary import EPSILONS, SIMULATED
 from fedsim.report.table import discoveries
 from fedsim.storage.disk import check_own_folder, write_atomically
 
@@ -30,7 +30,7 @@ SECTIONS = {
     "Stages": ("tiers", "stages"),
     "Clusters": ("clusters", "similarity", "contingency"),
     "Found out by the run": ("run-",),
-    "Cost": ("bytes", "seconds", "utilisation", "epsilon"),
+    "Cost": ("bytes", "seconds", "utilisation", *EPSILONS),
 }
 """Which figures and tables stand together, by how their names begin, after the split of the data."""
 SPLIT = "run-split"
@@ -215,9 +215,9 @@ def _cards(run: Run) -> list[tuple[str, str, str | None]]:
     for title, key in {"seconds": "seconds", "simulated seconds": SIMULATED, "dropped out": "dropped"}.items():
         if key in run.summary:
             texts.append((title, f"{run.summary[key]:.0f}", None))
-    if "epsilon" in run.summary:
-        epsilon = float(run.summary["epsilon"])
-        texts.append((f"ε at δ {float(run.summary['delta']):.3g}", f"{epsilon:.3g}", repr(epsilon)))
+    for key in filter(run.summary.__contains__, EPSILONS):
+        epsilon, whose = float(run.summary[key]), EPSILONS[key]
+        texts.append((f"{whose} at δ {float(run.summary['delta']):.3g}", f"{epsilon:.3g}", repr(epsilon)))
     return texts
 
 

@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Mapping, Sequence
-from types import TracebackType
+from types import MappingProxyType, TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from fedsim.report.evaluation import mean_loss, summarise_updates
+from fedsim.report.summary import EPSILONS
 from fedsim.round import ClientUpdate
 
 
@@ -74,12 +76,12 @@ class LiveProgress:
         updates: Sequence[ClientUpdate],
         evaluated: Sequence[ClientUpdate],
         n_seen: int = 0,
-        epsilon: float | None = None,
+        log: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Show a finished round; the metric is the global model's where that was evaluated, else the personal one's.
 
-        Where fewer than all `n_seen` seen clients were evaluated, it says how many. `epsilon` is what clients have
-        given away so far, under differential privacy.
+        Where fewer than all `n_seen` seen clients were evaluated, it says how many. What clients have given away so
+        far, under differential privacy, is in the `log`.
         """
         if not self.is_shown:
             return
@@ -89,7 +91,7 @@ class LiveProgress:
         mean = summarise_updates(source, kind, (self.metric,)).get(f"{kind}.mean", float("nan"))
         of = f" of {len(evaluated):,} clients" if 0 < len(evaluated) < n_seen else ""
         scores = f"{kind} {self.metric}{of} {mean:.3f} · {self.stage} · loss {loss:.3f}"
-        scores += "" if epsilon is None else f" · ε {epsilon:.3g}"
+        scores += "".join(f" · {title} {log[key]:.3g}" for key, title in EPSILONS.items() if key in log)
         text = f"{self.title} · {scores} · {rate:.1f} clients/s"
         if self.bar:
             self.bar.update(self.task, completed=done, description=text)

@@ -9,6 +9,7 @@ import numpy as np
 from fedsim.report.drawing import LINES, Picture, legend, new_figure, picture
 from fedsim.report.how_to_read import HIGHER, LOWER
 from fedsim.report.reading import EVALUATIONS, GLOBAL, PERSONAL, PRICES, Run, number
+from fedsim.report.summary import EPSILONS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -211,8 +212,9 @@ def costs(run: Run) -> Iterator[Picture]:
         "bytes": ("Bytes by round", f"{unit} of all clients", {"up": up, "down": down}, UNITS[unit]),
         "seconds": ("Seconds by round", "seconds", {"": tuple(zip(*seconds, strict=True)) or ((), ())}, 1),
         "utilisation": ("Utilisation", "busiest worker / mean (1 is best)", {"": run.curve("utilisation")}, 1),
-        "epsilon": ("ε by round", f"ε ({LOWER})", {"": run.curve("epsilon")} if "epsilon" in run.summary else {}, 1),
     }
+    told = {key: title for key, title in EPSILONS.items() if key in run.summary}
+    panels |= {key: (f"{title} by round", f"{title} ({LOWER})", {"": run.curve(key)}, 1) for key, title in told.items()}
     for name, (title, label, lines, scale) in panels.items():
         if not any(len(rounds) for rounds, _ in lines.values()):
             continue

@@ -24,6 +24,8 @@ SIMULATED = "simulated_seconds"
 """What a round would take simulated devices; a column only where there are any, and with it `dropped`."""
 EVALUATED = "evaluated_clients"
 """Clients behind a round's global.*; a column only where they are not all between rounds."""
+EPSILONS = {"epsilon": "ε", "sample_epsilon": "ε (samples)"}
+"""What clients gave away of themselves (`--privacy.*`) and of their samples (`--local.sample-clip`), in a table."""
 MODELS = ("personal", "global")
 """A client's model after its own local training; what it holds after aggregation."""
 
@@ -41,7 +43,7 @@ def summarise_run(
     Where fewer clients are evaluated between rounds, `evaluated_clients` says how many, `global.best.clients` those of
     the best round and `stage.S.clients` those of the stage's last. `clients` is gone through once.
     `bytes.*`, and with simulated devices `simulated_seconds` and `dropped`, are sums over rounds; under differential
-    privacy there is the last `epsilon`, at `delta`.
+    privacy there are the last ones of `EPSILONS`, at `delta`.
     """
     summary: dict[str, Any] = {"rounds": len(rounds), "metric": metrics[0]}
     latest = latest_scores(clients, metrics)
@@ -67,9 +69,8 @@ def summarise_run(
     if rounds and SIMULATED in rounds[0]:
         summary |= {SIMULATED: sum(float(row[SIMULATED]) for row in rounds)}
         summary |= {"dropped": sum(int(row["dropped"]) for row in rounds)}
-    if rounds and "epsilon" in rounds[0] and math.isfinite(float(rounds[-1]["epsilon"])):
-        summary |= {name: float(rounds[-1][name]) for name in ("epsilon", "delta")}
-    return summary
+    told = [key for key in EPSILONS if rounds and key in rounds[0] and math.isfinite(float(rounds[-1][key]))]
+    return summary | {key: float(rounds[-1][key]) for key in (*told, "delta") if told}
 
 
 def _best_round(rounds: Rows, name: str) -> dict[str, Any]:

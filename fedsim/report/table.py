@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
-from fedsim.report.summary import Result, evaluated_in_words
+from fedsim.report.summary import EPSILONS, Result, evaluated_in_words
 
 COLUMNS = {
     "mean": "global.mean",
@@ -33,8 +33,8 @@ def print_result(result: Result) -> None:
     row += [f"{result.summary[f'bytes.{way}'] / 1e6:.2f}" for way in ("up", "down")]
     row.append(f"{result.summary['seconds']:.0f}")
     header = ["run", *COLUMNS, "MB up", "MB down", "seconds"]
-    if "epsilon" in result.summary:
-        header, row = [*header, "ε"], [*row, f"{result.summary['epsilon']:.3g}"]
+    told = {title: f"{result.summary[key]:.3g}" for key, title in EPSILONS.items() if key in result.summary}
+    header, row = [*header, *told], [*row, *told.values()]
     console.print(f"{metric.capitalize()} over clients, each on its own test split", highlight=False)
     print_table(console, header, [[name, *row]])
     console.print(
@@ -91,8 +91,9 @@ def discoveries(result: Result) -> list[str]:
     routed = {words: summary.get(f"unseen.routing_agreement{key}") for key, words in checks.items()}
     if known := [f"{share:.0%} {words}" for words, share in routed.items() if share is not None]:
         lines.append(f"seen clients routed to their own cluster: {', '.join(known)}")
-    if "epsilon" in summary:
-        lines.append(f"differential privacy of clients: ε {summary['epsilon']:.3g} at δ {summary['delta']:.3g}")
+    for whose, key in zip(("clients", "samples"), EPSILONS, strict=True):
+        if key in summary:
+            lines.append(f"differential privacy of {whose}: ε {summary[key]:.3g} at δ {summary['delta']:.3g}")
     if few := evaluated_in_words(summary):
         lines.append(few)
     best = [

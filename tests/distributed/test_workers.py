@@ -147,16 +147,18 @@ def train_privately(out: Path) -> fedsim.Result | None:
     deep = fedsim.FedRA(lora_rank=2, capabilities=fedsim.Capabilities(values=(1, 2)))
     central, local = (Privacy(clip=0.1, noise_multiplier=0.5, local=is_local) for is_local in (False, True))
     fedsim.simulate(method=deep, privacy=central, out=out / "central", **common)
+    samples = fedsim.LocalTraining(batch_size=4, sample_clip=0.5, sample_noise=1.0, sample_batches="poisson")
+    fedsim.simulate(method=fedsim.FedTreeLoRA(lora_rank=2), local=samples, out=out / "samples", **common)
     return fedsim.simulate(method=fedsim.FedRotLoRA(lora_rank=2), privacy=local, out=out / "local", **common)
 
 
 @pytest.mark.slow
 def test_clipping_and_noise_are_the_same_bits_with_several_workers(tmp_path):
     by_two_and_by_one(train_privately, tmp_path)
-    for name in ("central", "local"):
+    for name, key in {"central": "epsilon", "local": "epsilon", "samples": "sample_epsilon"}.items():
         one, two = (json.loads((tmp_path / n / name / "result.json").read_text()) for n in ("one", "two"))
         assert one["digest"] == two["digest"], name
-        assert one["epsilon"] == two["epsilon"] > 0
+        assert one[key] == two[key] > 0
 
 
 def step_as_clients_arrive(out: Path) -> fedsim.Result | None:

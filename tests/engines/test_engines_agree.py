@@ -114,8 +114,16 @@ OWN_RATES = {"rates": lambda client, a: {s: 0.1 / (1 + client) for s in a.trains
 STEPS = {"steps": lambda client, a: (1 + 2 * client) * bool(SIZES[client])}
 GATES, ROUTERS = mixed(DepthGate(TIERS)), mixed(TokenRouter(TIERS, 2))
 CORRECTED = {"corrections": lambda client, a: {slot: 0.01 * torch.ones_like(t) for slot, t in a.tensors.items()}}
+CLIPPED = {"sample_clip": lambda client: 0.3 + 0.1 * client, "sample_noise": lambda client: 0.5 * (client % 3)}
+POISSON = {"sample_batches": lambda client: "poisson"}
 CASES = {
     "uneven data": {},
+    "clipped samples": local(**CLIPPED),
+    "clipped samples of unequal ranks under dropout": UNEQUAL_RANKS
+    | local(**CLIPPED, dropout=lambda client: 0.2 * (client % 3), optimizer=lambda client: "sgd"),
+    "clipped samples of allocations": ALLOCATIONS | local(**CLIPPED),
+    "clipped samples and middle factors, sampled": {"tensors": middles} | ALL_TRAIN | local(**CLIPPED, **POISSON),
+    "clipped samples, some batches empty": local(**CLIPPED, **POISSON, batch_size=lambda client: 1 + client % 2),
     "frozen slices of one copy": {
         "tensors": lambda client, a: {slot: fit_rank(COPY[slot], slot.factor, 1 + client % RANK) for slot in a.tensors},
         "trains": lambda client, a: frozenset(s for s in a.tensors if s.tier == "leaf"),
@@ -179,6 +187,11 @@ CASES = {
         ),
     },
 }
+CASES["everything of clipped samples"] = CASES["everything"] | {
+    "local": lambda client, a: local(**CLIPPED, **POISSON)["local"](
+        client, replace(a, local=CASES["everything"]["local"](client, a))
+    )
+}
 
 
 def overlap_too(logits, targets, tensors, received):
@@ -218,7 +231,15 @@ def assert_same(updates, expected, tolerance=1e-4):
                 torch.testing.assert_close(ours[slot], value, rtol=tolerance, atol=1e-5, msg=f"{client} {slot}")
 
 
-UNEVEN = ("uneven data", "unequal ranks", "allocations", "batch sizes", "unequal steps", "everything")
+UNEVEN = (
+    "uneven data",
+    "clipped samples",
+    "unequal ranks",
+    "allocations",
+    "batch sizes",
+    "unequal steps",
+    "everything",
+)
 
 
 @pytest.mark.parametrize(("name", "block_size"), [*((name, 4) for name in CASES), *((name, 6) for name in UNEVEN)])

@@ -1,5 +1,6 @@
 """The engines' one contract, for language models: training on answers, and what clients write when they are tested."""
 
+import math
 import os
 from dataclasses import replace
 
@@ -69,7 +70,31 @@ CASES = {
     "plain": {},
     "dropout and decay": {"dropout": lambda client: 0.2 * (client % 3), "weight_decay": lambda client: 0.1 * client},
     "batch sizes": {"batch_size": lambda client: 1 + client % 3},
+    "clipped samples": {
+        "sample_clip": lambda client: 0.5 + 0.1 * client,
+        "sample_noise": lambda client: 0.5,
+        "dropout": lambda client: 0.2,
+    },
 }
+
+
+def test_under_dp_sgd_the_sample_is_a_text_however_many_tokens_it_has():
+    """One step on three texts is the mean of the steps on each, where a plain step weighs them by tokens."""
+    data = federation(ByteTokenizer())
+    layout, plan, sequential, batched = engines(tiny_llama(258), data)
+    whole = replace(assignments(layout)[0], steps=1)
+    plain = fedsim.LocalTraining(batch_size=7, learning_rate=1.0, optimizer="sgd", momentum=0.0)
+
+    def moved(engine, local, rows) -> torch.Tensor:
+        engine.data = replace(data, train=[rows, *list(data.train)[1:]])
+        (update,) = engine.local_update(plan, [[replace(whole, local=local)]])
+        return torch.cat([(update.tensors[slot] - whole.tensors[slot]).flatten() for slot in layout.shapes])
+
+    rows, apart = data.train[0], replace(plain, sample_clip=math.inf, sample_noise=0.0)
+    mean = torch.stack([moved(sequential, plain, row) for row in rows.split(1)]).mean(0)
+    for engine in (sequential, batched):
+        torch.testing.assert_close(moved(engine, apart, rows), mean, rtol=1e-4, atol=1e-6)
+    assert (moved(sequential, plain, rows) - mean).norm() > 0.01 * mean.norm()
 
 
 @pytest.mark.parametrize("is_static", [False, True])

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from conftest import TinyAttention, tiny_data
+from conftest import TinyAttention, tiny_data, tiny_method
 
 import fedsim
 from fedsim import methods
@@ -194,10 +194,6 @@ def test_noise_found_for_epsilon_fits_and_binds_the_run_to_its_rounds(tiny_run):
         tiny_run(rounds=4, **common, resume=True)
 
 
-SMALL = {
-    "FedHeLLo": {"strategy": "gd"},
-    "PF2LoRA": {"client_rank": 1},
-}
 CENTRAL = {
     "ClusteredFedAvg": "has a server update that looks at single updates",
     "FDLoRA": "has a server update that looks",
@@ -222,24 +218,13 @@ CENTRAL = {
 LOCAL = {"FedALT", "FedLEASE", "FedSB", "FedTreeLoRA", "ILoRA", "Local", "SCAFFOLD"}
 
 
-def method(name):
-    kind, small = getattr(methods, name), {"lora_rank": 2}
-    if name in ("HetLoRA", "FlexLoRA"):
-        small = {"ranks": fedsim.LoraRanks(values=(1, 2))}
-    elif hasattr(kind(), "ranks"):
-        small = {"ranks": fedsim.LoraRanks(values=(2,))}
-    if hasattr(kind(), "capabilities"):
-        small["capabilities"] = fedsim.Capabilities(values=(1, 2))
-    return kind(**small | SMALL.get(name, {}))
-
-
 @pytest.mark.parametrize("local", [False, True], ids=["central", "local"])
 @pytest.mark.parametrize("name", methods.__all__)
 def test_methods_are_private_or_refused_by_name_with_the_reason(name, local):
     privacy = Privacy(clip=1.0, noise_multiplier=1.0, local=local)
     said, reason = "", CENTRAL.get(name, "") if not local or name in LOCAL else ""
     try:
-        RunSpec(method=method(name), backbone=TinyAttention(), data=tiny_data(), rounds=2, privacy=privacy)
+        RunSpec(method=tiny_method(name), backbone=TinyAttention(), data=tiny_data(), rounds=2, privacy=privacy)
     except ValueError as error:
         said = str(error)
     assert said.startswith(f"{name} {reason}") if reason else not said, said

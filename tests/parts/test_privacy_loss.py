@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy.special import logsumexp
 
-from fedsim.parts.privacy_loss import Mechanism, epsilon, noise_for
+from fedsim.parts.privacy_loss import BELOW_ALL, Mechanism, epsilon, largest_epsilon, noise_for
 
 dp = pytest.importorskip("dp_accounting", reason="dp-accounting is not installed")
 
@@ -27,6 +27,17 @@ def test_epsilon_is_what_dp_accounting_says_of_so_many_rounds(name):
     accountant = rdp.RdpAccountant(neighboring_relation=relation).compose(event, 20)
     assert epsilon(mechanism, 1.1, 1e-5, 20) == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-12)
     assert mechanism.relation == ("replace one client" if relation is REPLACE else "add or remove one client")
+
+
+def test_the_largest_epsilon_is_that_of_its_mechanism_whichever_bound_comes_first():
+    """Many mechanisms are first looked at with few orders, which sort them otherwise than all orders do."""
+    releases = {Mechanism(n, 5, "poisson", unit="sample"): 400 // n for n in (10, 20, 40, 80, 160)}
+    for noise in (0.4, 0.7, 1.1):
+        each = {m: epsilon(m, noise, 1e-5, n) for m, n in releases.items()}
+        assert all(each[m] <= epsilon(m, noise, 1e-5, n, BELOW_ALL) for m, n in releases.items())
+        assert largest_epsilon(releases, noise, 1e-5) == max(each.values())
+    assert largest_epsilon({}, 1.0, 1e-5) == 0
+    assert largest_epsilon(releases, 0.0, 1e-5) == math.inf
 
 
 def log_moment(q, noise, order):

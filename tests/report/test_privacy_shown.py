@@ -29,6 +29,30 @@ def test_epsilon_stands_in_lines_of_rounds_tables_and_the_page(tmp_path, capsys)
     assert "ε by round" in page
 
 
+def test_epsilon_of_samples_stands_beside_that_of_clients(tmp_path, capsys, tiny_run):
+    local = fedsim.LocalTraining(batch_size=4, sample_clip=0.5, sample_noise=1.0)
+    both = tiny_run(rounds=2, local=local, privacy=Privacy(clip=0.1, noise_multiplier=2.0))
+    of_clients, of_samples = both.summary["epsilon"], both.summary["sample_epsilon"]
+    assert of_clients != of_samples > 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("round 2/2")]
+    assert [f"ε {of_clients:.3g} · ε (samples) {of_samples:.3g} ·" in line for line in lines] == [True]
+    print_result(both)
+    shown = capsys.readouterr().out
+    assert f"differential privacy of clients: ε {of_clients:.3g} at δ 1e-05" in shown
+    assert f"differential privacy of samples: ε {of_samples:.3g} at δ 1e-05" in shown
+    page = write_report([both.folder], tmp_path / "page.html").read_text()
+    for title in ("ε (samples) at δ 1e-05", "ε (samples) by round", "ε by round", f"{of_samples:.3g}"):
+        assert title in page
+    compared = fedsim.compare(
+        {"fedit": fedsim.FedIT(lora_rank=2)}, lambda seed: tiny_data(), backbone=TinyAttention(), rounds=2, threads=1,
+        local=local, out=tmp_path / "compared",
+    )  # fmt: skip
+    header, *rows = (compared.folder / "comparison.md").read_text().splitlines()
+    place = [cell.strip() for cell in header.split("|")].index("ε (samples)")
+    assert [row.split("|")[place].strip() for row in rows if row.startswith("| fedit")] == [f"{of_samples:.2f}"]
+    assert "| ε |" not in header
+
+
 def test_a_run_without_noise_promises_nothing(tiny_run):
     done = tiny_run(rounds=1, privacy=Privacy(clip=0.1, noise_multiplier=0.0))
     assert "epsilon" not in done.summary
