@@ -169,7 +169,8 @@ MEANING = {
     "dropped": "clients that missed the deadline or went away (in costs.csv: 1 for such a client)",
     "staleness": "server steps since clients received their model, mean over those whose updates were taken",
     "epsilon": "ε of (ε, δ)-differential privacy of clients after the round (`--privacy.*`)",
-    "delta": "its δ",
+    "sample_epsilon": "the same of one sample, of the client where it is largest (`--local.sample-clip`)",
+    "delta": "δ of both",
     "evaluated_clients": "clients behind `global.*`, 0 without an evaluation (only with `--evaluate-clients`)",
     "domain": "number of the client's domain, where the data have domains",
     "evaluation": "which model: `personal`, `global`, `unseen.untuned`, `unseen.tuned`",
@@ -295,6 +296,7 @@ def small_run(folder: Path) -> list[str]:
         out=folder,
         devices_profile=DeviceProfiles(gflops=1, mbps_down=10, mbps_up=10),
         privacy=Privacy(clip=1.0, noise_multiplier=0.01, local=True),
+        local=fedsim.LocalTraining(sample_clip=1.0, sample_noise=1.0),
     )
     return list(json.loads((folder / "result.json").read_text()))
 
