@@ -129,11 +129,11 @@ def prepare_engine(
     from fedsim.engines.batched import BatchedEngine
     from fedsim.engines.sequential import SequentialEngine
     from fedsim.models.client_module import ClientModule
-    from fedsim.models.frozen import cast_linears
+    from fedsim.models.frozen import cast_weights
 
     data, layout = move_to_device(spec.data, fabric.device), spec.layout
     with fabric.autocast():
-        backbone = cast_linears(spec.backbone, fabric.device)
+        backbone = cast_weights(spec.backbone, fabric.device)
     module = fabric.to_device(ClientModule(backbone, layout.sites, spec.compile, layout.mixing))
     if spec.engine == "sequential":
         return SequentialEngine(fabric, module, data, spec.seed, on_client)

@@ -32,6 +32,8 @@ MIX_TIER = "mix"
 MIDDLE = "H"
 """The factor between B and A, of the tiers that have one."""
 
+HALVES = (torch.float16, torch.bfloat16)
+"""Types in which a backbone's weights may be stored; they are used in fp32, or as autocast says."""
 RANK_AXIS = {"A": -2, "B": -1, MIDDLE: -1}
 """An axis of a factor that is as long as its LoRA rank; H has two of them."""
 
@@ -212,3 +214,8 @@ def left_factor(factors: Mapping[str, Tensor]) -> Tensor:
 def byte_count(tensors: Iterable[Tensor]) -> int:
     """Bytes that these tensors take on the wire and in memory."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return in fp32 what is stored in half precision, and anything else as it is."""
+    return tensor.float() if tensor.dtype in HALVES else tensor

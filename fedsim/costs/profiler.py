@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.adapters.layout import Site, byte_count
+from fedsim.adapters.layout import HALVES, Site, byte_count, widened
 from fedsim.adapters.linear import TieredLinear
 from fedsim.costs.step_cost import Piece, Profile
 
@@ -20,8 +20,8 @@ BACKWARD = {"bmm": 2.0, "baddbmm": 2.0, "scaled_dot_product": 2.5}
 """FLOPs of the backward pass over those of the forward pass, for products of two activations. Fused attention computes
 its scores again. A product with a frozen weight costs as much again, 1."""
 LARGE = 2**31
-"""Bytes of a backbone in CPU memory from which on a pass knows shapes only, and computes nothing: a LLaMA of 7 B would
-take minutes on one thread."""
+"""Bytes in fp32 of a backbone in CPU memory, or of one in half precision, which would be copied, from which on a pass
+knows shapes only, and computes nothing: a LLaMA of 7 B would take minutes on one thread."""
 _DONE: WeakKeyDictionary[nn.Module, dict[tuple[object, ...], Profile]] = WeakKeyDictionary()
 """Profiles of the backbones that there are, by all that they depend on: sites, inputs' shape and type, and weights."""
 
@@ -46,12 +46,13 @@ def _measured(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor) -> Pro
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     named = {**dict(backbone.named_parameters()), **dict(backbone.named_buffers())}
-    if inputs.device.type == "cpu" and byte_count(backbone.parameters()) >= LARGE:
+    halves = byte_count(parameter for parameter in backbone.parameters() if parameter.dtype in HALVES)
+    if (halves or inputs.device.type == "cpu") and byte_count(backbone.parameters()) + halves >= LARGE:
         # A backbone that goes by values has none to go by, or one without a rule for shapes alone: it is run after all.
         with suppress(Exception), FakeTensorMode(allow_non_fake_inputs=True) as fake:
-            shapes = {name: fake.from_tensor(tensor) for name, tensor in named.items()}
+            shapes = {name: widened(fake.from_tensor(tensor)) for name, tensor in named.items()}
             return _run(backbone, sites, fake.from_tensor(inputs), shapes)
-    return _run(backbone, sites, inputs, named)
+    return _run(backbone, sites, inputs, {name: widened(tensor) for name, tensor in named.items()})
 
 
 def _run(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor, weights: Mapping[str, Tensor]) -> Profile:
@@ -76,7 +77,8 @@ def _run(backbone: nn.Module, sites: Sequence[Site], inputs: Tensor, weights: Ma
     kept = {site.name: pass_.inputs[site.module][1] // n for site in sites}
     pieces = {depth: Piece(*(number // n for number in pass_.sums[depth])) for depth in pass_.sums if depth is not None}
     before = pass_.sums.get(None, [0])[0] // n
-    return Profile(tuple(sites), pieces, tokens, kept, before, byte_count(backbone.parameters()))
+    own = byte_count(weights[name] for name, _ in backbone.named_parameters())
+    return Profile(tuple(sites), pieces, tokens, kept, before, own)
 
 
 class _Pass:

@@ -22,6 +22,7 @@ from fedsim.costs.step_cost import byte_size
 from fedsim.distributed.launch import check_threads, launch, set_threads
 from fedsim.distributed.workers import Workers
 from fedsim.experiments.tuning import check_equal_trials, trials_of
+from fedsim.models.frozen import cast_weights
 from fedsim.plan import is_adapter
 from fedsim.report.table import print_table
 from fedsim.round import ServerState
@@ -103,8 +104,9 @@ def flops_per_second(spec: RunSpec, threads: int | None) -> tuple[float, str]:
     rows = rows[: spec.local.batch_size if fabric.device.type == "cuda" else 8]
     inputs, _ = spec.data.batch(rows, device=fabric.device)
     with torch.no_grad(), fabric.autocast():
+        backbone = fabric.to_device(cast_weights(spec.backbone, fabric.device))
         for _ in range(2):  # the first one warms up
-            begun, output = time.perf_counter(), fabric.to_device(spec.backbone)(inputs)
+            begun, output = time.perf_counter(), backbone(inputs)
             getattr(output, "logits", output).sum().item()
     return spec.profile.forward * len(rows) / (time.perf_counter() - begun), fabric.device.type
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fedsim.adapters.layout import Site
+from fedsim.adapters.layout import Site, widened
 from fedsim.adapters.linear import TieredLinear
 from fedsim.adapters.peft_folder import read_adapter
 from fedsim.adapters.single import HeadChange, LowRankChange
@@ -29,8 +29,10 @@ def start_from_adapter(backbone: nn.Module, folder: Path | None) -> nn.Module:
     adapter = read_adapter(folder, {name: tensor.shape for name, tensor in state.items()})
     if whole := [name for name in adapter.changes if not state[f"{name}.weight"].is_floating_point()]:
         raise ValueError(f"The weight of '{whole[0]}' is kept in few bits, so no adapter can be merged into it.")
+    for name in (*adapter.whole, *(f"{module}.weight" for module in adapter.changes)):
+        state[name].data = widened(state[name].data)  # no half precision could hold the sum
     for name, tensor in adapter.whole.items():
-        state[name].copy_(tensor)
+        state[name].data.copy_(tensor)
     for module, change in adapter.changes.items():
         _add(state[f"{module}.weight"], change.product())
     setattr(backbone, STARTED_FROM, adapter.changes)
@@ -67,7 +69,7 @@ def heads_of(backbone: nn.Module, sites: tuple[Site, ...]) -> dict[str, Tensor]:
 
 def changed_heads(heads: Mapping[str, Tensor], changes: Mapping[str, HeadChange]) -> dict[str, Tensor]:
     """Return a classifier with a client's changes, also where nothing changed."""
-    tensors = {name: tensor.clone() for name, tensor in heads.items()}
+    tensors = {name: widened(tensor.clone()) for name, tensor in heads.items()}
     for path, change in changes.items():
         _add(tensors[f"{path}.weight"], change.weight)
         if change.bias is not None:
@@ -77,7 +79,7 @@ def changed_heads(heads: Mapping[str, Tensor], changes: Mapping[str, HeadChange]
 
 def library_state(backbone: nn.Module) -> dict[str, Tensor]:
     """Return the backbone's state dict as its library names and stores it; views, not copies."""
-    state = _own_state(backbone)
+    state = {name: tensor.detach() for name, tensor in _own_state(backbone).items()}
     return state | {f"{path}.weight": state[f"{path}.weight"].T for path in transposed(backbone)}
 
 
@@ -92,11 +94,12 @@ def with_changes(
 ) -> dict[str, Tensor]:
     """Return a copy of a library's state dict with changes added; `turned` are the maps kept the other way round.
 
-    Tensors that share memory are copied. Raises ValueError for weights in few bits.
+    Tensors that share memory are copied; those in half precision that change become fp32. Raises ValueError for weights
+    in few bits.
     """
     state = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     for module, change in changes.items():
-        weight = state[f"{module}.weight"]
+        weight = state[f"{module}.weight"] = widened(state[f"{module}.weight"])
         if not weight.is_floating_point():
             raise ValueError(
                 f"The weight of '{module}' is kept in few bits, so nothing can be merged into it (--merged)."
@@ -106,10 +109,10 @@ def with_changes(
 
 
 def _own_state(backbone: nn.Module) -> dict[str, Tensor]:
-    """The backbone's state dict under its own names, also where adapters wrap a map; views, not copies."""
+    """The backbone's own parameters and buffers under its own names, also where adapters wrap a map."""
     wrapped = {path for path, module in backbone.named_modules() if isinstance(module, TieredLinear)}
     state = {}
-    for name, tensor in backbone.state_dict().items():
+    for name, tensor in backbone.state_dict(keep_vars=True).items():
         path, _, leaf = name.rpartition(".base.")
         state[f"{path}.{leaf}" if path in wrapped else name] = tensor
     return state

@@ -1,6 +1,7 @@
 """Causal language models and their tokenizers, from a folder or the hub, whole or in 8 or 4 bits."""
 
 import importlib.util
+import json
 import logging
 import os
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ class CausalModel:
 def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrained: bool = True) -> nn.Module:
     """Return the model that turns tokens (B, T), padded on the right, into logits (B, T, V).
 
+    Weights keep the type of their file, which is mapped into memory: all workers of a machine share one copy of it.
     Where it is not `pretrained` only its config is read, and weights are random and whole; not so with `bits`. GPT-2's
     `Conv1D` maps are replaced by equal linear maps, which can carry adapters. Raises ValueError when the model is not
     to be had or lacks tensors, or when `bits` are asked for without a GPU or without bitsandbytes.
@@ -63,7 +65,7 @@ def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrai
     with seeded("backbone"), explained(str(name), None, str(name), REMEDY), quiet():
         if pretrained or bits:
             model, loading = AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, output_loading_info=True, **options
+                source, dtype=torch.float32 if bits else stored_type(source), output_loading_info=True, **options
             )
             absent = [*loading["missing_keys"], *(key for key, *_ in loading["mismatched_keys"])]
         else:
@@ -71,6 +73,26 @@ def causal_backbone(name: str | Path, bits: Literal[8, 4] | None = None, pretrai
     check_none_is_absent(source, absent)
     model.config.use_cache = False  # whoever generates asks for it
     return without_convolutions(model).eval()
+
+
+def stored_type(source: str) -> torch.dtype:
+    """Return the type of all weights of a model in safetensors; fp32 of several types, and of other files."""
+    from safetensors import safe_open
+    from transformers.utils import cached_file
+
+    def find(name: str) -> str | None:
+        found: str | None = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        return found
+
+    index, names = find("model.safetensors.index.json"), {"model.safetensors"}
+    if index:
+        names = set(json.loads(Path(index).read_text())["weight_map"].values())
+    types = set()
+    for file in filter(None, map(find, names)):
+        with safe_open(file, "pt") as weights:
+            types |= {weights.get_slice(name).get_dtype() for name in weights.keys()}  # noqa: SIM118
+    halves = {"F16": torch.float16, "BF16": torch.bfloat16}
+    return halves.get(types.pop(), torch.float32) if len(types) == 1 else torch.float32
 
 
 @known(lambda **_: None)

@@ -1,9 +1,11 @@
-"""The copy of a backbone that workers use under autocast: linear weights in the type in which they are multiplied."""
+"""The copy of a backbone that workers use: on their device, its weights in the types in which they are used."""
 
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
+
+from fedsim.adapters.layout import HALVES, widened
 
 
 def check_apart(backbone: nn.Module) -> None:
@@ -16,22 +18,27 @@ def check_apart(backbone: nn.Module) -> None:
             )
 
 
-def cast_linears(backbone: nn.Module, device: torch.device) -> nn.Module:
-    """Return a copy of a backbone on a device, with the weights and biases of its linear maps in autocast's type.
+def cast_weights(backbone: nn.Module, device: torch.device) -> nn.Module:
+    """Return a copy of a backbone on a device: linear maps in autocast's type, and nothing in half precision otherwise.
 
     Autocast casts frozen weights anew whenever they are used, and here that is done once: the same bits in half the
-    memory and fewer kernels. Embeddings, norms and weights that such a module shares with a linear map keep their type.
-    Where what stays as it is lies on the device already, the copy shares it. The backbone itself is returned without
-    autocast, and where some of its weights are kept in few bits.
+    memory and fewer kernels. Embeddings, norms and weights that such a module shares with a linear map keep their type,
+    but that of a file which stores them in half precision: they are used in fp32, as all are without autocast.
+    Tensor by tensor is moved as it is stored and cast on the device, so a GPU needs no second copy in host memory.
+    Where what stays as it is lies on the device already, the copy shares it. The backbone itself is returned where
+    nothing changes its type, and where some of its weights are kept in few bits.
     """
     parameters = {id(parameter): parameter for parameter in backbone.parameters()}
-    if not torch.is_autocast_enabled(device.type) or not all(p.is_floating_point() for p in parameters.values()):
+    is_autocast = torch.is_autocast_enabled(device.type)
+    has_halves = any(parameter.dtype in HALVES for parameter in parameters.values())
+    has_few_bits = not all(parameter.is_floating_point() for parameter in parameters.values())
+    if has_few_bits or not (is_autocast or has_halves):
         return backbone
     owned = [(id(p), type(m) is nn.Linear) for m in backbone.modules() for p in m.parameters(recurse=False)]
-    others = {key for key, is_linear in owned if not is_linear}
+    others = {key for key, is_linear in owned if not is_linear or not is_autocast}
     dtype = torch.get_autocast_dtype(device.type)
-    memo: dict[int, Tensor] = {id(buffer): buffer.to(device) for buffer in backbone.buffers()}
+    memo: dict[int, Tensor] = {id(buffer): widened(buffer.to(device)) for buffer in backbone.buffers()}
     for key, parameter in parameters.items():
-        moved = parameter.detach().to(device, parameter.dtype if key in others else dtype)
-        memo[key] = nn.Parameter(moved, requires_grad=False)
+        moved = parameter.detach().to(device)
+        memo[key] = nn.Parameter(widened(moved) if key in others else moved.to(dtype), requires_grad=False)
     return deepcopy(backbone, memo)

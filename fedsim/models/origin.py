@@ -45,7 +45,8 @@ class Origin:
         if not self.loader:
             return ""
         given = ", ".join(f"{name}={value!r}" for name, value in self.arguments.items())
-        return f"from {LOADERS[self.loader].__module__} import {self.loader}\n\nbackbone = {self.loader}({given})"
+        used = "" if self.arguments.get("bits") else ".float()"  # a file may store weights in half precision
+        return f"from {LOADERS[self.loader].__module__} import {self.loader}\n\nbackbone = {self.loader}({given}){used}"
 
 
 def known(base: Callable[..., str | None]) -> Callable[[Loader], Loader]:

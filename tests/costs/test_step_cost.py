@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import fedsim
-from fedsim.adapters.layout import Layout, Slot, fit_rank
+from fedsim.adapters.layout import Layout, Slot, byte_count, fit_rank
 from fedsim.adapters.linear import ClientBatch
 from fedsim.costs import profiler
 from fedsim.costs.profiler import profile
@@ -199,6 +199,16 @@ def test_a_large_backbone_is_measured_by_shapes_alone_with_the_same_numbers(monk
     for depth, piece in expected.pieces.items():
         assert replace(found.pieces[depth], kept=piece.kept) == piece
         assert found.pieces[depth].kept == pytest.approx(piece.kept, rel=0.16), "causal masks are left out by values"
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_backbone_that_is_stored_in_half_precision_costs_what_it_does_in_fp32(monkeypatch, dtype, is_large):
+    net, tokens = random_llama(64, 2), torch.ones(2, 16, dtype=torch.int32)
+    monkeypatch.setattr(profiler, "LARGE", byte_count(net.parameters()) + (not is_large))
+    expected = profile(net, find_sites(net), tokens)
+    monkeypatch.setattr(profiler, "_DONE", {})
+    assert profile(net.to(dtype), find_sites(net), tokens) == expected
 
 
 def test_a_large_backbone_that_goes_by_values_is_run(monkeypatch):

@@ -24,6 +24,7 @@ from fedsim.models.adapted import library_state
 from fedsim.models.backbones import timm_backbone
 from fedsim.models.causal import causal_backbone
 from fedsim.models.client_module import ClientModule
+from fedsim.models.frozen import cast_weights
 from fedsim.models.text import embedded_text_backbone, embedded_text_classifier
 from fedsim.parts.objectives import cross_entropy
 from fedsim.randomness import numpy_generator
@@ -177,19 +178,22 @@ def test_a_clusters_model_is_the_tiers_that_its_clients_share(run_of, tmp_path):
         export_adapter(run, tmp_path / "none", cluster=99)
 
 
-def test_merged_weights_of_gpt2_load_into_transformers_own_model(tmp_path):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_merged_weights_of_gpt2_load_into_transformers_own_model(tmp_path, dtype):
     """Whose maps keep their weights the other way round, in query, key and value side by side."""
-    tiny_gpt2(258).save_pretrained(tmp_path / "gpt2")
+    tiny_gpt2(258).to(dtype).save_pretrained(tmp_path / "gpt2")
     data = toy_instructions(ToyInstructions(), numpy_generator(0, "data"))
     parts = {"method": fedsim.FedIT(lora_rank=2), "data": data, "rounds": 1, "sites": "c_attn", "cohort_size": 2}
     parts |= {"local": fedsim.LocalTraining(batch_size=8, learning_rate=3e-2, share=0.1)}
     fedsim.simulate(backbone=causal_backbone(tmp_path / "gpt2"), out=tmp_path / "run", threads=1, **parts)
     export_adapter(tmp_path / "run", tmp_path / "merged", client=0, merged=True)
+    export_adapter(tmp_path / "run", tmp_path / "adapter", client=0)
     model, aggregator, state = restored(tmp_path / "run")
     held, _ = held_by_client(model, aggregator, state, 0)
     tokens = torch.arange(3, 27).view(2, 12)
-    module = ClientModule(causal_backbone(tmp_path / "gpt2"), model.layout.sites)
-    outside = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2").eval()
+    module = ClientModule(in_use(causal_backbone(tmp_path / "gpt2")), model.layout.sites)
+    started = in_use(fedsim.start_from_adapter(causal_backbone(tmp_path / "gpt2"), tmp_path / "adapter"))
+    outside = GPT2LMHeadModel.from_pretrained(tmp_path / "gpt2", dtype=torch.float32).eval()
     outside.load_state_dict(load_file(tmp_path / "merged" / "model.safetensors"))
     with torch.no_grad():
         before = module(tokens)
@@ -197,6 +201,11 @@ def test_merged_weights_of_gpt2_load_into_transformers_own_model(tmp_path):
         inside = module(tokens)
         assert (inside - before).abs().max() > 1e-3
         close(outside(input_ids=tokens).logits, inside, atol=1e-4)
+        close(started(tokens).logits, inside, atol=1e-4)
+
+
+def in_use(backbone: torch.nn.Module) -> torch.nn.Module:
+    return cast_weights(backbone, torch.device("cpu"))
 
 
 RECIPE = "recipes/hilora_cifar100.py"

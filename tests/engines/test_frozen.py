@@ -1,5 +1,7 @@
 """A backbone whose linear weights were cast beforehand does what autocast does with the backbone itself."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 from language_models import tiny_gpt2, tiny_llama
@@ -7,13 +9,15 @@ from lightning.fabric import Fabric
 from test_engines_agree import CASES, CLIENTS, LAYOUT, SIZES, assignments, backbone, federation, overlap_too
 from test_engines_agree_on_tokens import engines as engines_on_tokens
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from fedsim.adapters.layout import HALVES
 from fedsim.data.instructions.prompts import ByteTokenizer
 from fedsim.engines.batched import BatchedEngine
 from fedsim.engines.sequential import SequentialEngine
 from fedsim.models.causal import without_convolutions
 from fedsim.models.client_module import ClientModule
-from fedsim.models.frozen import cast_linears
+from fedsim.models.frozen import cast_weights
 from fedsim.plan import Plan
 from fedsim.round import Population
 
@@ -23,7 +27,7 @@ LANGUAGE_MODELS = {"LLaMA": lambda: tiny_llama(258), "tied GPT-2": lambda: witho
 
 def cast(net: nn.Module) -> nn.Module:
     with torch.autocast("cpu", torch.bfloat16):
-        return cast_linears(net, CPU)
+        return cast_weights(net, CPU)
 
 
 def assert_same_bits(found, expected):
@@ -85,8 +89,57 @@ def test_a_weight_that_an_embedding_shares_keeps_its_type():
     assert copy.transformer.h[0].attn.c_attn.weight.dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_weights_in_half_precision_train_and_answer_as_their_values_in_fp32_do(name, precision, dtype):
+    from test_engines_agree_on_tokens import assignments, federation
+
+    def updates(net):
+        fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
+        with fabric.autocast():
+            net = cast_weights(net, CPU)
+        layout, plan, *engines = engines_on_tokens(net, federation(ByteTokenizer()))
+        for engine in engines:
+            engine.fabric = fabric
+            if isinstance(engine, BatchedEngine):
+                engine.passes.fabric = fabric
+            yield from engine.local_update(plan, [assignments(layout)])
+
+    stored = LANGUAGE_MODELS[name]().to(dtype)
+    assert_same_bits(list(updates(stored)), list(updates(deepcopy(stored).float())))
+    assert {parameter.dtype for parameter in stored.parameters()} == {dtype}, "the stored ones stay"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
+def test_the_host_makes_no_copy_of_what_moves_to_a_device(dtype, monkeypatch):
+    """The device has no memory here; it would be a GPU."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: True)
+    monkeypatch.setattr(torch, "get_autocast_dtype", lambda kind: torch.bfloat16)
+    net = LANGUAGE_MODELS["LLaMA"]().to(dtype)
+    with Made() as made:
+        moved = cast_weights(net, torch.device("meta"))
+    assert made.on == {"meta"}
+    assert {parameter.dtype for parameter in moved.parameters()} == {torch.bfloat16, torch.float32}
+
+
+class Made(TorchDispatchMode):
+    """Notes on which devices new memory is taken."""
+
+    def __init__(self):
+        super().__init__()
+        self.on = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **kwargs or {})
+        given = {tensor.untyped_storage()._cdata for tensor in args if isinstance(tensor, torch.Tensor)}
+        if isinstance(out, torch.Tensor) and out.untyped_storage()._cdata not in given:
+            self.on.add(out.device.type)
+        return out
+
+
 def test_without_autocast_and_with_weights_in_few_bits_it_is_the_backbone_itself():
     net = backbone()
-    assert cast_linears(net, CPU) is net
+    assert cast_weights(net, CPU) is net
     net.head.weight = nn.Parameter(torch.zeros(3, 8, dtype=torch.int8), requires_grad=False)
     assert cast(net) is net

@@ -35,6 +35,40 @@ def test_a_model_of_a_folder_gives_the_logits_that_transformers_gives(kind, tmp_
     assert list(loaded(tokens.int())) == ["logits"]
 
 
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="the system does not say what is mapped")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shard", ["1GB", "10KB"])
+def test_weights_lie_in_their_files_in_the_type_that_these_have_and_not_in_memory(dtype, shard, tmp_path: Path):
+    model = tiny_llama().to(dtype)
+    model.save_pretrained(tmp_path, max_shard_size=shard)
+    loaded = causal_backbone(tmp_path)
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    ranges = [[int(end, 16) for end in line[0].split("-")] for line in maps if str(tmp_path) in line[-1]]
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, model.get_parameter(name))
+        assert any(begin <= parameter.data_ptr() < end for begin, end in ranges), name
+
+
+def test_weights_of_several_types_become_fp32_lest_any_loses_bits(tmp_path: Path):
+    model = tiny_llama().half()
+    model.save_pretrained(tmp_path)
+    state = load_file(tmp_path / "model.safetensors")
+    state["model.norm.weight"] = torch.full((16,), 1 + 2**-20)
+    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+    loaded = causal_backbone(tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    assert torch.equal(loaded.model.norm.weight, state["model.norm.weight"])
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight.float())
+
+
+def test_weights_that_are_no_safetensors_become_fp32(tmp_path: Path):
+    model = tiny_llama().half()
+    model.config.save_pretrained(tmp_path)
+    torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
+    loaded = causal_backbone(tmp_path)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+
+
 def test_a_model_that_is_not_to_be_pretrained_needs_no_more_than_its_config(tmp_path: Path):
     model, (tokens, _) = tiny_llama(), prompts_of([7, 7])
     model.config.save_pretrained(tmp_path)
