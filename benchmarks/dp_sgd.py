@@ -46,11 +46,13 @@ def measure(workload: Workload, repeats: int) -> list[str]:
             loop.round()
             taken.append(time.process_time() - start)
     plain, private = seconds
-    engine, shapes = both[1].simulation.engine, both[1].simulation.spec.layout.shapes
-    numbers = 2 * sum(shape.numel() for shape in shapes.values()) * engine.block_size * workload.batch_size
+    ratio = median(two / one for one, two in zip(plain, private, strict=True))
+    spec, n_blocks = both[1].simulation.spec, -(-workload.clients // both[1].simulation.engine.block_size)
+    samples = -(-workload.clients // n_blocks) * workload.batch_size
+    numbers = 2 * samples * sum(shape.numel() for shape in spec.layout.shapes.values())
     return [
         workload.name, f"{median(plain):.2f} ({min(plain):.2f}–{max(plain):.2f})",
-        f"{median(private):.2f} ({min(private):.2f}–{max(private):.2f})", f"{median(private) / median(plain):.2f}",
+        f"{median(private):.2f} ({min(private):.2f}–{max(private):.2f})", f"{ratio:.2f}",
         f"{peaks[0]:.0f} + {peaks[1] - peaks[0]:.0f}", f"{4 * numbers / MIB:.1f}",
     ]  # fmt: skip
 
@@ -58,7 +60,7 @@ def measure(workload: Workload, repeats: int) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, show and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=5, help="rounds of each that are timed")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds of each that are timed")
     parser.add_argument("--workloads", nargs="*", default=[workload.name for workload in CPU], help="which federations")
     asked = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -66,8 +68,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [measure(workload, asked.repeats) for workload in chosen]
     show("What DP-SGD costs", COLUMNS, rows)
     note = (
-        "CPU seconds of a round, median (min–max); memory: the process's peak after a plain round, and what a round of "
-        "DP-SGD adds to it; computed: a copy of what is trained and its gradient, for each sample of a pass."
+        "CPU seconds of a round, median (min–max); ÷ plain: median of its ratio to the plain round before it; memory: "
+        "the process's peak after a plain round, and what a round of DP-SGD adds to it; computed: a copy of what is "
+        "trained and its gradient, for each sample of a pass."
     )
     write("dp_sgd", f"{provenance(1)}\n\n{note}\n\n{as_markdown(COLUMNS, rows)}", "What DP-SGD costs")
 
