@@ -69,8 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     show("What DP-SGD costs", COLUMNS, rows)
     note = (
         "CPU seconds of a round, median (min–max); ÷ plain: median of its ratio to the plain round before it; memory: "
-        "the process's peak after a plain round, and what a round of DP-SGD adds to it; computed: a copy of what is "
-        "trained and its gradient, for each sample of a pass."
+        "the process's peak after a plain round, and what a round of DP-SGD adds to it (a peak never falls: less shows "
+        "after a larger row); computed: a copy of what is trained and its gradient, for each sample of a pass."
     )
     write("dp_sgd", f"{provenance(1)}\n\n{note}\n\n{as_markdown(COLUMNS, rows)}", "What DP-SGD costs")
 

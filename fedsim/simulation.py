@@ -75,6 +75,8 @@ def simulate(
     recipe = dict(recipe or spec.describe() | {"threads": threads})
     loaded = spec.fingerprint()
     start = start_of(spec, out, recipe, loaded, resume, threads)
+    if samples is not None and start.tensors:
+        samples.restore(start.tensors)
     fabric, workers = launch(), Workers.from_environment(timeout)
     start = start.agreed(workers, loaded)
     n_threads = set_threads(start.threads, fabric.device, workers.count == 1)
@@ -97,8 +99,6 @@ def simulate(
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, spec, workload.initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
-            if samples is not None and start.tensors:
-                samples.restore(start.tensors)
         return Simulation(spec, aggregator, turns, engine, progress, recorder, samples).run(state)
 
 

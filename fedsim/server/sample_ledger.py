@@ -30,6 +30,7 @@ class SampleLedger:
 
     def __post_init__(self) -> None:
         self.releases = torch.zeros(self.population.n_clients, dtype=torch.long)
+        self.most: dict[Mechanism, int] = {}  # of the clients of each, so that a round costs what its cohort does
         if self.local.sample_noise:
             check_accounting()
 
@@ -41,6 +42,7 @@ class SampleLedger:
         for client in clients:
             for each in plan.passes:
                 self.releases[client] += self._of(workload.of(each, client).steps, self.population.samples[client])
+            self._note(client, int(self.releases[client]))
         told: dict[str, object] = {"sample_epsilon": self.epsilon(), "delta": self.delta}
         if round_index:
             return told
@@ -50,12 +52,7 @@ class SampleLedger:
 
     def epsilon(self) -> float:
         """Return ε of the client with the largest."""
-        most: dict[Mechanism, int] = {}
-        for client, n in enumerate(self.releases.tolist()):
-            if n:
-                mechanism = self._mechanism(self.population.samples[client])
-                most[mechanism] = max(n, most.get(mechanism, 0))
-        return largest_epsilon(most, self.local.sample_noise or 0.0, self.delta)
+        return largest_epsilon(self.most, self.local.sample_noise or 0.0, self.delta)
 
     @property
     def kept(self) -> dict[str, Tensor]:
@@ -68,6 +65,12 @@ class SampleLedger:
         if found is None or found.dtype != torch.long or found.shape != self.releases.shape or int(found.min()) < 0:
             raise ValueError(f"The checkpoint's '{SAMPLES}' is nothing that a run writes (--resume).")
         self.releases = found.clone()
+        for client in found.nonzero().flatten().tolist():
+            self._note(client, int(found[client]))
+
+    def _note(self, client: int, releases: int) -> None:
+        mechanism = self._mechanism(self.population.samples[client])
+        self.most[mechanism] = max(releases, self.most.get(mechanism, 0))
 
     def _of(self, steps: int, n_samples: int) -> int:
         """Releases of a client with so many samples in so many steps."""

@@ -119,6 +119,7 @@ def test_a_checkpoint_without_what_was_given_away_is_refused(tiny_run):
             ledger.restore(kept)
     ledger.restore(tensors)
     assert ledger.releases.tolist() == [2] * 5 + [0]
+    assert ledger.epsilon() == pytest.approx(direct(REPLACE, dp.GaussianDpEvent(0.55), 2), rel=1e-12)
 
 
 REFUSED = {"FedSB", "ILoRA", "SCAFFOLD"}
