@@ -18,6 +18,7 @@ from fedsim.engines.sequential import SequentialEngine
 from fedsim.engines.stack import StackedOptimizer
 from fedsim.models.client_module import ClientModule
 from fedsim.models.sites import find_sites
+from fedsim.parts.directions import SubspaceClustering
 from fedsim.parts.fisher import FisherAllocation
 from fedsim.parts.objectives import proximal, tier_overlap
 from fedsim.parts.tree import TreeCuts
@@ -303,7 +304,7 @@ SOME = {"lora_rank": 2, "capabilities": fedsim.Capabilities(values=(1, 2), ratio
 METHODS = {
     "fedit": fedsim.FedIT(lora_rank=2),
     "local": fedsim.Local(lora_rank=2, head_policy="local"),
-    "hilora": fedsim.HiLoRA(lora_rank=2),
+    "hilora": fedsim.HiLoRA(lora_rank=2, clustering=SubspaceClustering(k_min=2)),
     "mixed": Mixed(),
     "fedalt": fedsim.FedALT(lora_rank=2, lora_alpha=4),
     "fedlease": fedsim.FedLEASE(lora_rank=2, lora_alpha=4, warmup_rounds=1, max_experts=3),
