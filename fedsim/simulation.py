@@ -79,10 +79,11 @@ def simulate(
         samples.restore(start.tensors)
     fabric, workers = launch(), Workers.from_environment(timeout)
     start = start.agreed(workers, loaded)
-    n_threads = set_threads(start.threads, fabric.device, workers.count == 1)
+    n_threads = set_threads(start.threads, fabric.device, workers.count + workers.n_others == 1)
     workload = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
     title, metric = title or type(spec.method).__name__, spec.data.task.metrics[0]
-    progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, metric=metric)
+    shown = {"metric": metric, "is_alone": not workers.n_others}
+    progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, **shown)
     is_one_shape = spec.engine == "batched" and spec.is_static(fabric.device) and spec.data.pad_token is None
     computing = arithmetic(spec.deterministic, spec.tf32, has_cudnn_attention=is_one_shape)
     with handle_signals(), run_folder_lock(out, workers), progress, computing:
@@ -95,7 +96,7 @@ def simulate(
         state, recorder = spec.state(start.round_index), None
         if workers.is_first:
             state = restore_state(spec.state(start.round_index, workload.initial, out), start.tensors)
-            made_with = recipe | {FINGERPRINT: loaded}, machine(fabric, n_threads)
+            made_with = recipe | {FINGERPRINT: loaded}, machine(fabric, workers.count, n_threads)
             folder = RunFolder.reopen(out, start.round_index, recipe) if resume else RunFolder.create(out, *made_with)
             record_model(out, spec, workload.initial)
             recorder = Recorder(folder, spec.population, engine.block_size, spec.data.task, spec.wandb)
@@ -146,7 +147,7 @@ def prepare_engine(
         client = max(spec.population.seen, key=spec.data.train_size)
         tensors = {slot: initial[slot] for slot in slots_in_use(plan, spec.method, initial)}
         fits = measured_block_size(engine, plan, trial_assignment(plan, client, tensors, spec.local))
-        share = largest_size(spec.n_cohort, workers.count)
+        share = largest_size(spec.n_cohort, workers.count + workers.n_others)  # the same in teams
         engine.resize(min(share, *workers.all_numbers(fits)))
     engine.on_client = on_client
     return engine
@@ -170,7 +171,7 @@ class Simulation:
             self.recorder.started(state.round_index, self.spec.data)
             self.progress.show_data(self.spec.data.notes)
         while True:
-            stop_if_asked(self.aggregator.workers, state.round_index, self.spec.rounds)
+            stop_if_asked(self.aggregator.workers, state.round_index, self.spec.rounds, self.progress.title)
             if state.round_index == self.spec.rounds:
                 return self.evaluate_unseen(state)
             state = self.run_round(state)

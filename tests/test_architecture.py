@@ -99,6 +99,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "methods",
         "plan",
         "report",
+        "engines",
         "server",
         "run_spec",
         "records",

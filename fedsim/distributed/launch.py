@@ -149,7 +149,7 @@ def one_voice() -> Iterator[None]:
                 tell_launcher(said.getvalue())
 
 
-def machine(fabric: "Fabric", threads: int) -> dict[str, object]:
+def machine(fabric: "Fabric", workers: int, threads: int) -> dict[str, object]:
     """Return what a run was carried out on, for its recipe.json."""
-    used = {"workers": fabric.world_size, "device": str(fabric.device.type), "threads": threads}
+    used = {"workers": workers, "device": str(fabric.device.type), "threads": threads}
     return used | {"precision": str(fabric.strategy.precision.precision)}

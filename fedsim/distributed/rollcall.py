@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from datetime import timedelta
 
@@ -23,13 +24,18 @@ class RollCall:
     `fabric run`), a board that does not answer is worker 0's hanging.
     """
 
-    def __init__(self, index: int, count: int) -> None:
-        self.index, self.count, self.meeting = index, count, 0
+    def __init__(self, index: int, members: Sequence[int]) -> None:
+        self.index, self.members, self.meeting, self.waits = index, members, 0, 0
         store = dist.distributed_c10d._get_default_store().clone()
         store.set_timeout(timedelta(seconds=GRACE))
         self.store = dist.PrefixStore("fedsim", store)
         self.store.set(f"process/{index}", f"{os.getpid()} {socket.gethostname()}")
         self._write(0)
+
+    @property
+    def name(self) -> str:
+        """What tells the meetings of these workers from those of others."""
+        return f"{self.members[0]}-{self.members[-1]}"
 
     def arrive(self) -> None:
         """Say that this worker is at the next meeting."""
@@ -70,8 +76,9 @@ class RollCall:
 
     def _write(self, steps: int) -> None:
         with suppress(RuntimeError):  # where the launcher is gone, which is noticed elsewhere
-            self.store.set(f"steps/{self.index}", str(steps))
+            self.store.set(f"{self.name}/steps/{self.index}", str(steps))
+            self.store.add("beats", 1)
 
     def _furthest_behind(self) -> list[int]:
-        steps = [int(self.store.get(f"steps/{worker}")) for worker in range(self.count)]
-        return [worker for worker, each in enumerate(steps) if each == min(steps) and each < steps[self.index]]
+        steps = {worker: int(self.store.get(f"{self.name}/steps/{worker}")) for worker in self.members}
+        return [worker for worker, each in steps.items() if each == min(steps.values()) and each < steps[self.index]]

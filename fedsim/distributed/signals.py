@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 from fedsim.distributed.workers import Workers
 
@@ -52,7 +52,7 @@ class StopRequest:
         now = time.monotonic()
         if not self.signal:
             self.signal, self.time = number, now
-            if Workers.is_first_or_alone():
+            if int(os.environ.get("RANK", 0)) == 0:
                 again = ", Ctrl-C again to leave at once" if number == signal.SIGINT else ""
                 _say(f"{name(number)}: stopping when this round is finished{again}")
         elif signal.SIGINT in (self.signal, number) and now - self.time > ONE_REQUEST:
@@ -78,13 +78,22 @@ def handle_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def stop_if_asked(workers: Workers, done: int, rounds: int) -> None:
-    """Raise `Stopped` on every worker when any of them was asked to stop. All must call this at the same place."""
+def stop_if_asked(workers: Workers, done: int, rounds: int, title: str = "") -> None:
+    """Raise `Stopped` on every worker when any of them was asked to stop. All must call this at the same place.
+
+    `title` says which run it is, where several run side by side.
+    """
     number = max(workers.all_numbers(_request.signal))
     if not number:
         return
     if workers.is_first:
-        _say(f"{name(number)}: stopped after {done} of {rounds} rounds; the run can be resumed")
+        which = f"{title} " if workers.n_others else ""
+        _say(f"{name(number)}: {which}stopped after {done} of {rounds} rounds; the run can be resumed")
+    leave()
+
+
+def leave() -> NoReturn:
+    """Raise `Stopped`."""
     if is_launched():  # it ends all workers when the first has left, and worker 0 may have something to say yet
         _request.before = dict.fromkeys(SIGNALS, signal.SIG_IGN)
     raise Stopped(STOPPED)

@@ -37,16 +37,23 @@ class LostWorker(Fault):
 
 @dataclass(frozen=True)
 class Workers:
-    """The processes of this run: `index` is this one's `fabric.global_rank`; they wait `timeout` s for each other."""
+    """The processes of this run, `index` is this one; they wait `timeout` s for each other.
+
+    They are all of the launch, by `fabric.global_rank`, or inside `teams.side_by_side` those of a team.
+    """
 
     index: int = 0
     count: int = 1
     group: dist.ProcessGroup | None = None
+    calls: RollCall | None = None
+    """Who is where, with several workers."""
     timeout: float = TIMEOUT
     launcher: int = 0
     """The process id of `fabric run`, 0 without it."""
-    calls: RollCall | None = None
-    """Who is where, with several workers."""
+    first: int = 0
+    """The global rank of worker 0; the others' follow."""
+    n_others: int = 0
+    """Workers of other teams."""
 
     @property
     def is_first(self) -> bool:
@@ -56,47 +63,68 @@ class Workers:
     @staticmethod
     def is_first_or_alone() -> bool:
         """Whether this process may look at the run folder: worker 0, or any before there is a process group."""
+        if _team:
+            return _team[-1].is_first
         return not (dist.is_available() and dist.is_initialized()) or dist.get_rank() == 0
+
+    @staticmethod
+    def n_launched() -> int:
+        """Return how many workers the launch has."""
+        return int(os.environ.get("WORLD_SIZE", 1))
 
     @classmethod
     def from_environment(cls, timeout: float = TIMEOUT) -> "Workers":
-        """Return all processes of the running process group, or one worker when there is none."""
+        """Return this process's team, all processes of the running process group, or one worker when there is none."""
         launcher = _launcher()
+        if _team:
+            return _team[-1]
         if not (dist.is_available() and dist.is_initialized()):
             return cls(launcher=launcher)
-        index, count, (group, calls) = dist.get_rank(), dist.get_world_size(), _group(dist.group.WORLD, timeout)
-        return cls(index, count, group, timeout, launcher, calls)
+        index, count = dist.get_rank(), dist.get_world_size()
+        return cls(index, count, *_group(dist.group.WORLD, timeout, 0, count), timeout, launcher)
+
+    def split(self, sizes: Sequence[int]) -> "tuple[int, Workers]":
+        """Return the number of this process's team, and its workers, where teams of these sizes follow one another.
+
+        All workers must call it alike, since each takes part in making every team's group.
+        """
+        firsts = [sum(sizes[:team]) for team in range(len(sizes))]
+        groups = [_group(dist.group.WORLD, self.timeout, *team) for team in zip(firsts, sizes, strict=True)]
+        mine = max(team for team, first in enumerate(firsts) if first <= self.index)
+        index, n_others = self.index - firsts[mine], self.count - sizes[mine]
+        own = Workers(index, sizes[mine], *groups[mine], self.timeout, self.launcher, firsts[mine], n_others)
+        return mine, own
 
     def broadcast(self, payload: bytes | None) -> bytes:
         """Give worker 0's bytes to everyone."""
-        self._check_launcher()
+        self._check_in()
         if self.count == 1:
             assert payload is not None
             return payload
         with self._meeting():
             length = torch.tensor([len(payload) if payload is not None else 0])
-            dist.broadcast(length, 0, group=self.group)
+            dist.broadcast(length, self.first, group=self.group)
             buffer = bytes_as_tensor(payload) if payload is not None else torch.empty(int(length), dtype=torch.uint8)
-            dist.broadcast(buffer, 0, group=self.group)
+            dist.broadcast(buffer, self.first, group=self.group)
         return buffer.numpy().tobytes()
 
     def scatter_tensors(self, of_worker: Sequence[Mapping[str, Tensor]] | None) -> Mapping[str, Tensor]:
         """Give every worker its own of worker 0's tensors."""
-        self._check_launcher()
+        self._check_in()
         if of_worker is not None and self.count == 1:
             return of_worker[0]
         payloads = [pack(tensors) for tensors in of_worker or ()]
         with self._meeting():
             lengths = torch.tensor(list(map(len, payloads)) or [0] * self.count)
-            dist.broadcast(lengths, 0, group=self.group)
+            dist.broadcast(lengths, self.first, group=self.group)
             own = torch.empty(int(lengths.max()), dtype=torch.uint8)
             padded = [F.pad(bytes_as_tensor(payload), (0, len(own) - len(payload))) for payload in payloads]
-            dist.scatter(own, padded or None, 0, group=self.group)
+            dist.scatter(own, padded or None, self.first, group=self.group)
         return unpack(own[: int(lengths[self.index])].numpy().tobytes())
 
     def gather(self, payload: bytes) -> list[bytes]:
         """Return every worker's bytes on worker 0, in worker order, and nothing elsewhere."""
-        self._check_launcher()
+        self._check_in()
         if self.count == 1:
             return [payload]
         with self._meeting():
@@ -106,7 +134,7 @@ class Workers:
             buffer = torch.zeros(widest, dtype=torch.uint8)
             buffer[: len(payload)] = bytes_as_tensor(payload)
             buffers = [torch.empty(widest, dtype=torch.uint8) for _ in range(self.count)] if self.index == 0 else None
-            dist.gather(buffer, buffers, 0, group=self.group)
+            dist.gather(buffer, buffers, self.first, group=self.group)
         return [b[: int(n)].numpy().tobytes() for b, n in zip(buffers or [], lengths, strict=False)]
 
     def all_numbers(self, number: int) -> list[int]:
@@ -119,23 +147,29 @@ class Workers:
         """Raise a Fault on every worker where one has loaded other data or weights than worker 0."""
         gathered = [json.loads(each) for each in self.gather(json.dumps(loaded).encode())]
         differing = [
-            f"worker {index} has other {' and '.join(name for name in loaded if each[name] != loaded[name])}"
-            for index, each in enumerate(gathered)
+            f"worker {worker} has other {' and '.join(name for name in loaded if each[name] != loaded[name])}"
+            for worker, each in enumerate(gathered, self.first)
             if each != dict(loaded)
         ]
         if differing := json.loads(self.broadcast(json.dumps(differing).encode() if self.is_first else None)):
             fault = Fault(
-                f"Not every worker has loaded what worker 0 has: {'; '.join(differing)}. All must read the same files, "
-                "and a script must draw what is random from a seed of its own."
+                f"Not every worker has loaded what worker {self.first} has: {'; '.join(differing)}. All must read the "
+                "same files, and a script must draw what is random from a seed of its own."
             )
             fault.is_echo = not self.is_first
             raise fault
 
-    def _check_launcher(self) -> None:
+    def _check_in(self) -> None:
+        """Let other teams know that this worker goes on, also where it has nobody to meet."""
+        self.check_launcher()
+        if self.count == 1 and self.calls:
+            self.calls.arrive()
+
+    def check_launcher(self) -> None:
         """End when the launcher was killed: nobody would end these workers, who would go on beside a resumed run."""
         if self.launcher and os.getppid() != self.launcher:
             fault = Fault("The launcher (fabric run) has ended. Finished rounds are kept; continue with --resume.")
-            fault.is_echo = not self.is_first
+            fault.is_echo = not (self.is_first and self.first == 0)
             raise fault
 
     @contextmanager
@@ -159,15 +193,18 @@ class Workers:
         """Somebody hangs."""
         missing = calls.missing()
         calls.end(missing)
-        who = " and ".join(map(str, missing)) or f"0 … {self.count - 1}, one of them,"
+        who = " and ".join(map(str, missing)) or f"{self.first} … {self.first + self.count - 1}, one of them,"
         return LostWorker(f"Worker {who}", self.timeout, is_echo=not calls.is_first_to_say())
 
     def _left_alone(self, calls: RollCall, error: RuntimeError) -> LostWorker:
         """Somebody has ended: worker 0 knows who, unless whoever it was has said why."""
-        self._check_launcher()
+        self.check_launcher()
         missing = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
-        among = "1" if self.count == 2 else f"1 … {self.count - 1}, one of them,"  # in the middle of a transfer
-        who = f"Worker {missing[1].strip() if missing else among}" if self.is_first else "Worker 0"
+        one, last = self.first + 1, self.first + self.count - 1
+        who = f"{one}" if self.count == 2 else f"{one} … {last}, one of them,"  # in the middle of a transfer
+        if missing:
+            who = ", ".join(str(self.first + int(index)) for index in missing[1].split(","))
+        who = f"Worker {who if self.is_first else self.first}"
         return LostWorker(who, None, is_echo=not (self.is_first and calls.is_first_to_say()))
 
 
@@ -177,11 +214,26 @@ def _launcher() -> int:
     return os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else 0
 
 
+_team: list[Workers] = []
+"""The team of this process, while there are several."""
+
+
+@contextmanager
+def working_as(team: Workers) -> Iterator[None]:
+    """Inside, let the workers of any run be those of a team."""
+    _team.append(team)
+    try:
+        yield
+    finally:
+        _team.pop()
+
+
 @functools.cache
-def _group(world: object, timeout: float) -> tuple[dist.ProcessGroup, RollCall]:
+def _group(world: object, timeout: float, first: int, count: int) -> tuple[dist.ProcessGroup, RollCall]:
     """Return what all runs of these processes share: nothing would give a group's thread and sockets back."""
-    group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
-    return group, RollCall(dist.get_rank(), dist.get_world_size())
+    ranks = list(range(first, first + count))
+    group = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
+    return group, RollCall(dist.get_rank(), ranks)
 
 
 def check_timeout(timeout: float) -> None:

@@ -19,6 +19,7 @@ from fedsim.distributed.launch import check_threads, launch, one_voice, tell_lau
 from fedsim.distributed.signals import Stopped, resume_command
 from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
+from fedsim.experiments.cells import How
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
 from fedsim.parts.downlink import Downlink
@@ -49,6 +50,9 @@ class RunOptions:
     """Several seeds instead of one, each with a split of its own: run them all and sum them up in one table."""
     reference: str | None = None
     """Of several methods, the one that the others are tested against; default: the best of the others."""
+    cells: How = "auto"
+    """Of several runs, whether some workers train one and some another where all are done sooner, or all train each
+    together; bits are the same."""
     dry_run: bool = False
     """Train nothing and write nothing; print what the run would cost in steps, samples, bytes and time."""
     rounds: int = 50

@@ -11,6 +11,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_threads, launch
 from fedsim.distributed.signals import handle_signals
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
+from fedsim.experiments.cells import Cell, How, check_how, finished, job_of, run_cells
+from fedsim.experiments.schedule import Job
 from fedsim.experiments.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.options import LocalTraining
 from fedsim.plan import Method
@@ -25,7 +29,7 @@ from fedsim.report.comparison import Comparison, latex, markdown, table_csv
 from fedsim.report.summary import Result
 from fedsim.run_spec import RunSpec
 from fedsim.simulation import simulate
-from fedsim.storage.disk import check_is_new, read_json, write_atomically
+from fedsim.storage.disk import check_is_new, write_atomically
 from fedsim.storage.run_folder import FINGERPRINT, RunFolder, check_same_recipe, flat, load_checkpoint
 from fedsim.storage.tables import lines_up_to
 
@@ -43,18 +47,21 @@ def compare(
     resume: bool = False,
     reference: str | None = None,
     validation_share: float = VALIDATION_SHARE,
+    cells: How = "auto",
     **common: Any,
 ) -> Comparison | None:
     """Run every method on every seed's data; return the comparison on worker 0, None elsewhere.
 
     `data` makes a seed's federation; `common` are further arguments of `simulate`. A `Grid` is tuned first, on the
     first seed's training rows only. `reference` names the method that others are tested against (default: the best of
-    the others). With `resume`, finished runs are read and unfinished ones go on, and `seeds` may have further ones
-    behind those of before. Raises ValueError for anything that does not fit, before a file exists.
+    the others). `cells` says how workers share runs: "together", all of them each, or "auto", some one and some another
+    where all are done sooner; bits are the same. With `resume`, finished runs are read and unfinished ones go on, and
+    `seeds` may have further ones behind those of before. Raises ValueError for anything that does not fit, before a
+    file exists.
     """
-    check_names(methods, seeds, reference)
+    check_names(methods, seeds, reference), check_how(cells)
     check_threads(common.get("threads")), check_timeout(common.get("timeout", TIMEOUT))
-    table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common))
+    table = Cells(methods, data, tuple(seeds), Path(out), validation_share, dict(common), cells)
     recipe = dict(recipe or table.describe())
     table.check()
     if Workers.is_first_or_alone():
@@ -95,7 +102,7 @@ def check_names(methods: Methods, seeds: Sequence[int], reference: str | None) -
 
 @dataclass(frozen=True)
 class Cells:
-    """All runs of a comparison. Every worker goes through the same ones in the same order and trains its share."""
+    """All runs of a comparison. Workers that share a run go through it alike, and each trains its share."""
 
     methods: Methods
     data: Callable[[int], FederatedData]
@@ -103,9 +110,12 @@ class Cells:
     out: Path
     validation_share: float
     common: Mapping[str, Any]
+    how: How = "auto"
     trials: dict[str, list[Trial]] = field(init=False)
     loaded: dict[str, dict[str, str]] = field(init=False, default_factory=dict)
     """Fingerprints of the backbone and of every seed's data; the checks before the start find them."""
+    jobs: dict[tuple[int, int], Job] = field(init=False, default_factory=dict)
+    """What a trial on a seed costs, by seed and the trial's `id`; the checks find them too."""
 
     def __post_init__(self) -> None:
         local = self.common.get("local", LocalTraining())
@@ -160,6 +170,7 @@ class Cells:
             for of_method in self.trials.values():
                 for trial in of_method:
                     spec = self._setting(trial, federation, seed)
+                    self.jobs[seed, id(trial)] = job_of(spec)
             self.loaded[f"seed-{seed}"] = spec.fingerprint()
         if self.is_tuned:
             with_validation(self.data(self.seeds[0]), self.validation_share, self.seeds[0])
@@ -170,13 +181,15 @@ class Cells:
             return {name: of_method[0] for name, of_method in self.trials.items()}
         seed, chosen, report = self.seeds[0], {}, {}
         federation = with_validation(self.data(seed), self.validation_share, seed)
+        cells = [
+            self._cell(self.trial(name, index), name, trial, seed, f"trial {index + 1}/{len(of_method)} · {name}")
+            for name, of_method in self.trials.items()
+            for index, trial in enumerate(of_method)
+        ]
+        results = self._run(cells, recipe, lambda seed: federation)
+        every = iter(self._agreed([result.summary["global.mean"] if result else None for result in results]))
         for name, of_method in self.trials.items():
-            scores = []
-            for index, trial in enumerate(of_method):
-                title = f"trial {index + 1}/{len(of_method)} · {name}"
-                result = self._simulate(self.trial(name, index), name, title, trial, federation, seed, recipe)
-                scores.append(result.summary["global.mean"] if result else None)
-            scores = self._agreed(scores)
+            scores = [next(every) for _ in of_method]
             best = scores.index(max(scores))
             chosen[name] = of_method[best]
             tried = [{"values": trial.values, "score": score} for trial, score in zip(of_method, scores, strict=True)]
@@ -189,33 +202,35 @@ class Cells:
 
     def run(self, recipe: Mapping[str, Any], chosen: Mapping[str, Trial]) -> dict[str, list[Result]]:
         """Run every method on every seed; return results by method, in the order of seeds (empty but on worker 0)."""
+        n = len(self.seeds) * len(chosen)
+        cells = [
+            self._cell(self.cell(seed, name), name, trial, seed, f"{number}/{n} · {name}, seed {seed}")
+            for number, (seed, (name, trial)) in enumerate(product(self.seeds, chosen.items()), 1)
+        ]
         results: dict[str, list[Result]] = {name: [] for name in chosen}
-        for of_seed, seed in enumerate(self.seeds):
-            federation = self.data(seed)
-            for number, (name, trial) in enumerate(chosen.items(), of_seed * len(chosen) + 1):
-                title = f"{number}/{len(self.seeds) * len(chosen)} · {name}, seed {seed}"
-                result = self._simulate(self.cell(seed, name), name, title, trial, federation, seed, recipe)
-                results[name] += [result] if result else []
+        for cell, result in zip(cells, self._run(cells, recipe, lru_cache(1)(self.data)), strict=True):
+            results[cell.name] += [result] if result else []
         return results
 
-    def _simulate(
-        self,
-        folder: Path,
-        name: str,
-        title: str,
-        trial: Trial,
-        data: FederatedData,
-        seed: int,
-        recipe: Mapping[str, Any],
-    ) -> Result | None:
+    def _cell(self, folder: Path, name: str, trial: Trial, seed: int, title: str) -> Cell:
+        return Cell(folder, name, trial, seed, title, self.jobs[seed, id(trial)])
+
+    def _run(
+        self, cells: Sequence[Cell], recipe: Mapping[str, Any], data: Callable[[int], FederatedData]
+    ) -> list[Result | None]:
+        timeout = self.common.get("timeout", TIMEOUT)
+        return run_cells(cells, lambda cell: self._simulate(cell, data, recipe), self.how, self.out, timeout)
+
+    def _simulate(self, cell: Cell, data: Callable[[int], FederatedData], recipe: Mapping[str, Any]) -> Result | None:
         """Run one cell; where it is finished read it, where it was begun go on."""
+        folder, trial, seed = cell.folder, cell.trial, cell.seed
         result, is_begun = finished(folder), (folder / "recipe.json").exists()
         is_finished, is_begun = self._agreed([result is not None, is_begun])
         if is_finished:
             return result
-        own = cell_recipe(recipe, name, trial, seed)
-        arguments = {**self.common, "method": trial.method, "local": trial.local, "data": data, "seed": seed}
-        return simulate(out=folder, recipe=own, resume=is_begun, title=title, **arguments)
+        own = cell_recipe(recipe, cell.name, trial, seed)
+        arguments = {**self.common, "method": trial.method, "local": trial.local, "data": data(seed), "seed": seed}
+        return simulate(out=folder, recipe=own, resume=is_begun, title=cell.title, **arguments)
 
     def _agreed(self, values: list[Any]) -> list[Any]:
         """Return worker 0's values on every worker: other machines may not have the folder that they come from."""
@@ -235,15 +250,6 @@ def policies_of(chosen: Mapping[str, Trial]) -> str:
     if len(set(policies.values())) == 1:
         return f"head policy {next(iter(policies.values()))}"
     return "head policies " + ", ".join(f"{name}: {policy}" for name, policy in policies.items())
-
-
-def finished(folder: Path) -> Result | None:
-    """Return the result of a run folder whose run is complete, else None."""
-    path = folder / "result.json"
-    if not path.exists():
-        return None
-    summary = read_json(path)
-    return Result(folder, summary, str(summary.pop("digest", "")))
 
 
 def combined_digest(results: Mapping[str, Sequence[Result]]) -> str:

@@ -73,7 +73,7 @@ def run(recipe: Any, methods: Methods, data: Federation, backbone: nn.Module) ->
     if recipe.dry_run:
         print_costs(several or {type(methods).__name__.lower(): methods}, data, seeds, **common)
     elif several is not None:
-        if found := compare(several, data, seeds=seeds, reference=recipe.reference, **common):
+        if found := compare(several, data, seeds=seeds, reference=recipe.reference, cells=recipe.cells, **common):
             print_comparison(found)
     elif result := simulate(method=methods, data=data(seed), seed=seed, **common):
         print_result(result)

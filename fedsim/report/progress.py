@@ -15,7 +15,10 @@ from fedsim.round import ClientUpdate
 
 
 class LiveProgress:
-    """Shows round, stage, loss, the headline metric, clients per second and ETA; silent on every worker but 0."""
+    """Shows round, stage, loss, the headline metric, clients per second and ETA; silent on every worker but 0.
+
+    Runs that are not alone on the terminal, but side by side, take turns with plain lines.
+    """
 
     def __init__(
         self,
@@ -25,10 +28,11 @@ class LiveProgress:
         is_shown: bool,
         console: Console | None = None,
         metric: str = "accuracy",
+        is_alone: bool = True,
     ):
         self.metric = metric
         self.title, self.rounds, self.first_round, self.is_shown = title, rounds, first_round, is_shown
-        self.console = console or Console()
+        self.console = console or (Console() if is_alone else Console(force_terminal=False))
         self.started = time.perf_counter()
         self.bar: Progress | None = None
         self.begin_phase(first_round, "", 0)

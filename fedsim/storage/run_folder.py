@@ -40,8 +40,8 @@ SEEDS = "seeds"
 """The field of a recipe that may grow when a comparison is resumed."""
 ROUNDS = "rounds"
 """The field that may grow when a single run is resumed."""
-MAY_CHANGE = frozenset({"on_nan", "timeout", "bank"})
-"""What a run does where it would otherwise end, and where it holds its copies: bits do not depend on them."""
+MAY_CHANGE = frozenset({"on_nan", "timeout", "bank", "cells"})
+"""What a run does where it would end, where it holds its copies, how workers share runs: bits depend on none."""
 FINGERPRINT = "fingerprint"
 """The field of recipe.json that says what was loaded; it is no part of the recipe, which is what was asked for."""
 
