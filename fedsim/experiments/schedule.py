@@ -14,15 +14,16 @@ SERVER = 0.04
 
 
 class Job(NamedTuple):
-    """What is left of a cell: rounds, blocks of clients in a round, and what a block costs, in any unit."""
+    """What is left of a cell: rounds, blocks of clients in a round, a block's cost in any unit, the server's share."""
 
     rounds: int
     blocks: int
     cost: float = 1.0
+    server: float = SERVER
 
     def time(self, n_workers: int) -> float:
         """Return how long so many workers take."""
-        return self.rounds * self.cost * (-(-self.blocks // n_workers) + SERVER * self.blocks)
+        return self.rounds * self.cost * (-(-self.blocks // n_workers) + self.server * self.blocks)
 
     def less(self, rounds: int) -> "Job":
         """Return what is left after so many rounds, of which the final evaluation is always one."""
