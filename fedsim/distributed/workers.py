@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -229,8 +230,11 @@ def working_as(team: Workers) -> Iterator[None]:
 
 
 @functools.cache
-def _group(world: object, timeout: float, first: int, count: int) -> tuple[dist.ProcessGroup, RollCall]:
-    """Return what all runs of these processes share: nothing would give a group's thread and sockets back."""
+def _group(world: object, timeout: float, first: int, count: int) -> tuple[Any, RollCall]:
+    """Return what all runs of these processes share: nothing would give a group's thread and sockets back.
+
+    Every worker of the launch must call it, also where it is none of them.
+    """
     ranks = list(range(first, first + count))
     group = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
     return group, RollCall(dist.get_rank(), ranks)
