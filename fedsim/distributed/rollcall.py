@@ -67,12 +67,21 @@ class RollCall:
     def end(self, workers: list[int]) -> None:
         """Kill those of them that are on this machine, a little later: the launcher would wait for them for long."""
         try:
-            processes = [self.store.get(f"process/{worker}").decode().split(maxsplit=1) for worker in workers]
+            here = list(self._processes(workers).values())
         except RuntimeError:
             return
-        if here := [process for process, host in processes if host == socket.gethostname()]:
+        if here:
             command = f'sleep {KILL_WAIT}; kill -{signal.SIGKILL.value} "$@"'
             subprocess.Popen(["sh", "-c", command, "sh", *here], start_new_session=True, stderr=subprocess.DEVNULL)
+
+    def ended(self) -> list[int]:
+        """Return whose processes, of those on this machine, are gone."""
+        return [worker for worker, process in self._processes(self.members).items() if not _is_there(int(process))]
+
+    def _processes(self, workers: Sequence[int]) -> dict[int, str]:
+        """The process ids of those of them that are on this machine."""
+        said = {worker: self.store.get(f"process/{worker}").decode().split(maxsplit=1) for worker in workers}
+        return {worker: process for worker, (process, host) in said.items() if host == socket.gethostname()}
 
     def _write(self, steps: int) -> None:
         with suppress(RuntimeError):  # where the launcher is gone, which is noticed elsewhere
@@ -82,3 +91,11 @@ class RollCall:
     def _furthest_behind(self) -> list[int]:
         steps = {worker: int(self.store.get(f"{self.name}/steps/{worker}")) for worker in self.members}
         return [worker for worker, each in steps.items() if each == min(steps.values()) and each < steps[self.index]]
+
+
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except OSError as error:
+        return not isinstance(error, ProcessLookupError)
+    return True

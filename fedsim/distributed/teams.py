@@ -47,7 +47,8 @@ def side_by_side(workers: Workers, sizes: Sequence[int]) -> Iterator[int]:
 def wait_for_all(workers: Workers, calls: RollCall) -> None:
     """Return when every worker has called this; all must do so equally often.
 
-    Raises a Fault where another team has failed, and where nobody at all goes on for the workers' time-out.
+    Raises a Fault where another team has failed, or a worker of this machine has ended, and where nobody at all goes on
+    for the workers' time-out.
     """
     calls.waits += 1
     store, place = calls.store, f"wait/{calls.waits}"
@@ -60,13 +61,14 @@ def wait_for_all(workers: Workers, calls: RollCall) -> None:
             workers.check_launcher()
             if store.check([FAILED]):
                 raise _echo("Another team has failed.")
+            if lost := calls.ended():
+                raise LostWorker(_named(lost), None, is_echo=not calls.is_first_to_say())
             if (now := store.add("beats", 0)) != beats:
                 beats, since = now, time.monotonic()
             elif time.monotonic() - since > workers.timeout:
                 missing = [w for w in calls.members if not store.check([f"{place}/{w}"])]
                 calls.end(missing)
-                named = f"Worker {' and '.join(map(str, missing))}"
-                raise LostWorker(named, workers.timeout, is_echo=not calls.is_first_to_say())
+                raise LostWorker(_named(missing), workers.timeout, is_echo=not calls.is_first_to_say())
     except RuntimeError as error:
         if isinstance(error, Fault):
             raise
@@ -80,6 +82,10 @@ def _comes(calls: RollCall, key: str) -> bool:
         calls.store.wait([key], timedelta(seconds=LOOK))
         return True
     return False
+
+
+def _named(workers: Sequence[int]) -> str:
+    return f"Worker {' and '.join(map(str, workers))}"
 
 
 def _echo(message: str) -> Fault:

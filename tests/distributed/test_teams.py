@@ -87,6 +87,8 @@ def fail_one(folder: Path) -> None:
                 for _ in range(6):
                     time.sleep(1)
                     Workers.from_environment(3).all_numbers(0)
+            if number == 1 and how == "ends":
+                os._exit(0)
             if number == 1 and how == "hangs":
                 time.sleep(60)
     except Fault as fault:
@@ -101,6 +103,7 @@ def fail_one(folder: Path) -> None:
     [
         ("fails", "fault 0 True Another team has failed."),
         ("hangs", "fault 0 False Worker 1 did not answer for 3 seconds (--timeout): it hangs."),
+        ("ends", "fault 0 False Worker 1 has ended."),
         ("works", None),
     ],
 )
