@@ -15,7 +15,6 @@ from fedsim.errors import Fault
 
 LOOK = 1.0
 """Seconds between two looks at the other teams."""
-FAILED = "failed"
 
 
 @contextmanager
@@ -29,6 +28,7 @@ def side_by_side(workers: Workers, sizes: Sequence[int]) -> Iterator[int]:
         return
     assert workers.calls
     number, team = workers.split(sizes)
+    workers.calls.waits += 1
     is_stopped = False
     try:
         with working_as(team):
@@ -37,7 +37,7 @@ def side_by_side(workers: Workers, sizes: Sequence[int]) -> Iterator[int]:
         is_stopped = True
     except BaseException:
         with suppress(RuntimeError):  # whoever keeps the board has ended
-            workers.calls.store.set(FAILED, "1")
+            workers.calls.store.set(f"wait/{workers.calls.waits}/failed", "1")
         raise
     wait_for_all(workers, workers.calls)
     if any(workers.all_numbers(int(is_stopped))):
@@ -45,12 +45,11 @@ def side_by_side(workers: Workers, sizes: Sequence[int]) -> Iterator[int]:
 
 
 def wait_for_all(workers: Workers, calls: RollCall) -> None:
-    """Return when every worker has called this; all must do so equally often.
+    """Return when every worker is at the wait that `calls` counts.
 
     Raises a Fault where another team has failed, or a worker of this machine has ended, and where nobody at all goes on
     for the workers' time-out.
     """
-    calls.waits += 1
     store, place = calls.store, f"wait/{calls.waits}"
     beats, since = 0, time.monotonic()
     try:
@@ -59,7 +58,7 @@ def wait_for_all(workers: Workers, calls: RollCall) -> None:
             store.set(f"{place}/all", "1")
         while not _comes(calls, f"{place}/all"):
             workers.check_launcher()
-            if store.check([FAILED]):
+            if store.check([f"{place}/failed"]):
                 raise _echo("Another team has failed.")
             if lost := calls.ended():
                 raise LostWorker(_named(lost), None, is_echo=not calls.is_first_to_say())
