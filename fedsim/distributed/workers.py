@@ -1,5 +1,6 @@
 """The processes of a run, and how bytes move between them. All collectives live here."""
 
+import atexit
 import functools
 import json
 import os
@@ -235,9 +236,18 @@ def _group(world: object, timeout: float, first: int, count: int) -> tuple[Any, 
 
     Every worker of the launch must call it, also where it is none of them.
     """
+    atexit.unregister(_end_groups)
+    atexit.register(_end_groups)
     ranks = list(range(first, first + count))
     group = dist.new_group(ranks, backend="gloo", timeout=timedelta(seconds=timeout))
     return group, RollCall(dist.get_rank(), ranks)
+
+
+def _end_groups() -> None:
+    """End the groups' threads while Python is there: one that lets go of a tensor after that aborts the process."""
+    _group.cache_clear()
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def check_timeout(timeout: float) -> None:

@@ -11,7 +11,7 @@ import lightning.fabric
 import pytest
 import torch.distributed as dist
 from conftest import ROOT, TinyAttention, tiny_data
-from runs import QUICKSTART, SMALL, called_by_script, environment, fabric, finished, load, run
+from runs import QUICKSTART, SMALL, called_by_script, environment, fabric, finished, load, python, run
 
 import fedsim
 from fedsim.costs.availability import Availability
@@ -278,3 +278,32 @@ def test_all_runs_of_a_process_share_one_group_which_nothing_would_give_back():
     (first, *rest), (later, *_) = groups
     assert all(group is first for group in rest)
     assert later is not first, "another process group needs a group of its own"
+
+
+ENDS = """
+import atexit
+import os
+
+import torch.distributed as dist
+
+from fedsim.distributed.workers import Workers
+
+
+def threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+dist.destroy_process_group()
+before = threads()
+atexit.register(lambda: print(dist.is_initialized(), threads() - before))
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+assert Workers.from_environment().group is not None and threads() > before
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads in /proc")
+def test_groups_and_their_threads_end_before_python_does(tmp_path):
+    (tmp_path / "script.py").write_text(ENDS)
+    done = run(python(tmp_path / "script.py"))
+    assert done.stdout.split() == ["False", "0"], done.stdout + done.stderr
