@@ -19,7 +19,7 @@ from statistics import median
 import tyro
 from results import ROOT, markdown, provenance, write
 
-from fedsim.experiments.schedule import Job, makespan, stages
+from fedsim.experiments.makespan import Job, makespan, stages
 from fedsim.storage.disk import read_json
 
 WAYS = ("together", "auto")

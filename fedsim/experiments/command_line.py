@@ -19,7 +19,7 @@ from fedsim.distributed.launch import check_threads, launch, one_voice, tell_lau
 from fedsim.distributed.signals import Stopped, resume_command
 from fedsim.distributed.workers import TIMEOUT, check_timeout
 from fedsim.errors import Fault, OnNan
-from fedsim.experiments.cells import How
+from fedsim.experiments.cell_runs import How
 from fedsim.experiments.help import help_text
 from fedsim.options import check_options, check_run
 from fedsim.parts.downlink import Downlink

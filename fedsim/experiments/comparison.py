@@ -20,8 +20,8 @@ from fedsim.data.federated import FederatedData
 from fedsim.distributed.launch import check_threads, launch
 from fedsim.distributed.signals import handle_signals
 from fedsim.distributed.workers import TIMEOUT, Workers, check_timeout
-from fedsim.experiments.cells import Cell, How, check_how, finished, job_of, run_cells
-from fedsim.experiments.schedule import Job
+from fedsim.experiments.cell_runs import Cell, How, check_how, finished, job_of, run_cells
+from fedsim.experiments.makespan import Job
 from fedsim.experiments.tuning import VALIDATION_SHARE, Grid, Trial, check_equal_trials, trials_of, with_validation
 from fedsim.options import LocalTraining
 from fedsim.plan import Method

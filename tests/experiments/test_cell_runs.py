@@ -13,8 +13,8 @@ from runs import QUICKSTART, SMALL, called_by_script, environment, fabric, finis
 
 import fedsim
 from fedsim.distributed.workers import Workers
-from fedsim.experiments.cells import job_of, run_cells
-from fedsim.experiments.schedule import Job
+from fedsim.experiments.cell_runs import job_of, run_cells
+from fedsim.experiments.makespan import Job
 from fedsim.run_spec import RunSpec
 from fedsim.storage.run_folder import load_checkpoint
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from fedsim.experiments.schedule import SERVER, Job, makespan, splits, stages
+from fedsim.experiments.makespan import SERVER, Job, makespan, splits, stages
 
 
 def test_a_round_takes_a_blocks_time_for_each_turn_and_the_server_a_while():

@@ -12,7 +12,7 @@ from fedsim.distributed.launch import has_gpu
 from fedsim.distributed.teams import side_by_side
 from fedsim.distributed.workers import Workers
 from fedsim.engines.block_size import cpu_block_size
-from fedsim.experiments.schedule import Job, Stage, stages
+from fedsim.experiments.makespan import Job, Stage, stages
 from fedsim.experiments.tuning import Trial
 from fedsim.report.summary import Result
 from fedsim.run_spec import RunSpec
