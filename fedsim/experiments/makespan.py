@@ -10,7 +10,7 @@ from heapq import heapify, heapreplace
 from typing import NamedTuple
 
 SERVER = 0.04
-"""What the server does in a round and what is said between workers, in blocks, for each block."""
+"""What the server does in a round and what workers say to each other, in blocks, for each block: a guess."""
 
 
 class Job(NamedTuple):
