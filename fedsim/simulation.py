@@ -81,7 +81,7 @@ def simulate(
     start = start.agreed(workers, loaded)
     n_threads = set_threads(start.threads, fabric.device, workers.count + workers.n_others == 1)
     workload = Workload(spec.method, spec.population, spec.layout, spec.initial_slots(), spec.local)
-    title, shown = title or type(spec.method).__name__, (spec.data.task.metrics[0], not workers.n_others)
+    title, shown = title or type(spec.method).__name__, (spec.data.task.metrics[0], workers.post)
     progress = LiveProgress(title, spec.rounds, start.round_index, workers.is_first, None, *shown)
     is_one_shape = spec.engine == "batched" and spec.is_static(fabric.device) and spec.data.pad_token is None
     computing = arithmetic(spec.deterministic, spec.tf32, has_cudnn_attention=is_one_shape)

@@ -17,6 +17,26 @@ KILL_WAIT = 2
 """Seconds that a worker that hangs is left, so that the launcher hears first of the one that says so."""
 
 
+class Board:
+    """A row of text from each of the teams that work side by side, which any worker may read."""
+
+    def __init__(self, calls: "RollCall", n_teams: int) -> None:
+        self.store, self.rows = dist.PrefixStore(f"rows/{calls.waits}", calls.store), [""] * n_teams
+
+    def post(self, team: int, row: str) -> None:
+        """Let all read a team's row."""
+        with suppress(RuntimeError):  # where the launcher is gone, which is noticed elsewhere
+            self.store.set(str(team), row)
+
+    def read(self) -> list[str]:
+        """Return the latest row of every team, empty where it has none."""
+        with suppress(RuntimeError):
+            for team in range(len(self.rows)):
+                if self.store.check([str(team)]):
+                    self.rows[team] = self.store.get(str(team)).decode()
+        return self.rows
+
+
 class RollCall:
     """Every worker writes down how often it has arrived at a meeting and has left one.
 

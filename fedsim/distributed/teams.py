@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-from fedsim.distributed.rollcall import RollCall
+from fedsim.distributed.rollcall import Board, RollCall
 from fedsim.distributed.signals import Stopped, leave
 from fedsim.distributed.workers import LostWorker, Workers, working_as
 from fedsim.errors import Fault
@@ -18,16 +18,17 @@ LOOK = 1.0
 
 
 @contextmanager
-def side_by_side(workers: Workers, sizes: Sequence[int]) -> Iterator[int]:
+def side_by_side(workers: Workers, sizes: Sequence[int], board: Board | None = None) -> Iterator[int]:
     """Inside, this process's workers are its team, one of these sizes; yields the team's number.
 
+    What teams are at is written on the `board` where there is one, in all workers or in none.
     On leaving all teams meet. Raises `Stopped` in all where one was stopped, and a Fault where one has failed.
     """
     if len(sizes) == 1:
         yield 0
         return
     assert workers.calls
-    number, team = workers.split(sizes)
+    number, team = workers.split(sizes, board)
     workers.calls.waits += 1
     is_stopped = False
     try:

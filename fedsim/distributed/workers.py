@@ -6,7 +6,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -17,7 +17,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from fedsim.distributed.rollcall import RollCall
+from fedsim.distributed.rollcall import Board, RollCall
 from fedsim.errors import Fault
 from fedsim.storage.wire import pack, unpack
 
@@ -56,6 +56,8 @@ class Workers:
     """The global rank of worker 0; the others' follow."""
     n_others: int = 0
     """Workers of other teams."""
+    post: Callable[[str], None] | None = None
+    """Puts this team's row on the board that teams share, where they share one."""
 
     @property
     def is_first(self) -> bool:
@@ -85,7 +87,7 @@ class Workers:
         index, count = dist.get_rank(), dist.get_world_size()
         return cls(index, count, *_group(dist.group.WORLD, timeout, 0, count), timeout, launcher)
 
-    def split(self, sizes: Sequence[int]) -> "tuple[int, Workers]":
+    def split(self, sizes: Sequence[int], board: Board | None = None) -> "tuple[int, Workers]":
         """Return the number of this process's team, and its workers, where teams of these sizes follow one another.
 
         All workers must call it alike, since each takes part in making every team's group.
@@ -94,7 +96,8 @@ class Workers:
         groups = [_group(dist.group.WORLD, self.timeout, *team) for team in zip(firsts, sizes, strict=True)]
         mine = max(team for team, first in enumerate(firsts) if first <= self.index)
         index, n_others = self.index - firsts[mine], self.count - sizes[mine]
-        own = Workers(index, sizes[mine], *groups[mine], self.timeout, self.launcher, firsts[mine], n_others)
+        post = functools.partial(board.post, mine) if board else None
+        own = Workers(index, sizes[mine], *groups[mine], self.timeout, self.launcher, firsts[mine], n_others, post)
         return mine, own
 
     def broadcast(self, payload: bytes | None) -> bytes:

@@ -2,18 +2,23 @@
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from rich.console import Console
+
 from fedsim.distributed.blocks import largest_size
 from fedsim.distributed.launch import has_gpu
+from fedsim.distributed.rollcall import Board
 from fedsim.distributed.teams import side_by_side
 from fedsim.distributed.workers import Workers
 from fedsim.engines.block_size import cpu_block_size
 from fedsim.experiments.makespan import Job, Stage, stages
 from fedsim.experiments.tuning import Trial
+from fedsim.report.progress import TeamRows
 from fedsim.report.summary import Result
 from fedsim.run_spec import RunSpec
 from fedsim.storage.disk import read_json
@@ -59,12 +64,26 @@ def run_cells(
     workers = Workers.from_environment(timeout)
     results: list[Result | None] = [None] * len(cells)
     for stage in _agreed_stages(cells, how, out, workers):
-        with side_by_side(workers, stage.sizes) as team:
+        with shared_screen(workers, len(stage.sizes)) as board, side_by_side(workers, stage.sizes, board) as team:
             for index in stage.cells[team]:
                 results[index] = run(cells[index])
     if not workers.is_first:
         return [None] * len(cells)
     return [result or finished(cell.folder) for cell, result in zip(cells, results, strict=True)]
+
+
+@contextmanager
+def shared_screen(workers: Workers, n_teams: int) -> Iterator[Board | None]:
+    """Show on worker 0's terminal what all teams are at; nothing elsewhere, where each prints a line a round."""
+    if n_teams == 1 or not workers.calls or not workers.all_numbers(int(Console().is_terminal))[0]:
+        yield None
+        return
+    board = Board(workers.calls, n_teams)
+    if not workers.is_first:
+        yield board
+        return
+    with TeamRows(board.read):
+        yield board
 
 
 def _agreed_stages(cells: Sequence[Cell], how: How, out: Path, workers: Workers) -> list[Stage]:

@@ -1,23 +1,63 @@
-"""Live progress on worker 0: a rich bar on a terminal, one plain line a round elsewhere."""
+"""Live progress on worker 0: a rich bar on a terminal, one plain line a round elsewhere; teams share a screen."""
 
+import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType, TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from fedsim.report.evaluation import mean_loss, summarise_updates
 from fedsim.report.summary import EPSILONS
 from fedsim.round import ClientUpdate
 
+LOOK = 0.5
+"""Seconds between two looks at what teams are at, and between two rows of a team within a round."""
+
+
+class Row(NamedTuple):
+    """What a run is at: words, finished rounds, all rounds."""
+
+    text: str
+    done: int
+    rounds: int
+
+
+def columns() -> tuple[ProgressColumn, ...]:
+    """Return words, a bar, rounds, and the time that is left; the last three are whole in 60 columns."""
+    words = Column(ratio=1, no_wrap=True, overflow="ellipsis")
+    text = TextColumn("{task.description}", markup=False, table_column=words)
+    return text, BarColumn(12), MofNCompleteColumn(), TextColumn("ETA"), TimeRemainingColumn()
+
+
+class TeamRows(Progress):
+    """Bars of runs that go on side by side, one a team; their rows as JSON, or empty, are `read` twice a second."""
+
+    def __init__(self, read: Callable[[], Sequence[str]], console: Console | None = None):
+        self.read: Callable[[], Sequence[str]] = tuple  # rich draws before it has all it needs
+        super().__init__(*columns(), console=console, expand=True, refresh_per_second=1 / LOOK)
+        self.read = read
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the bars as they are now."""
+        for number, text in enumerate(self.read()):
+            row = Row(*json.loads(text)) if text else Row("", 0, 1)
+            if number == len(self.task_ids):
+                self.add_task("")
+            task = self.tasks[number]
+            if row.done < task.completed:
+                self.reset(task.id)  # the time that is left is the next run's
+            self.update(task.id, description=row.text, completed=row.done, total=row.rounds, visible=bool(text))
+        yield from super().get_renderables()
+
 
 class LiveProgress:
     """Shows round, stage, loss, the headline metric, clients per second and ETA; silent on every worker but 0.
 
-    Runs that are not alone on the terminal, but side by side, take turns with plain lines.
+    A run that is not alone on the terminal, but side by side with others, hands its row to `post`.
     """
 
     def __init__(
@@ -28,27 +68,22 @@ class LiveProgress:
         is_shown: bool,
         console: Console | None = None,
         metric: str = "accuracy",
-        is_alone: bool = True,
+        post: Callable[[str], None] | None = None,
     ):
         self.metric = metric
         self.title, self.rounds, self.first_round, self.is_shown = title, rounds, first_round, is_shown
-        self.console = console or (Console() if is_alone else Console(force_terminal=False))
+        self.console, self.post, self.posted = console or Console(), post, 0.0
         self.started = time.perf_counter()
         self.bar: Progress | None = None
         self.begin_phase(first_round, "", 0)
 
     def __enter__(self) -> "LiveProgress":
         self.started = time.perf_counter()
-        if self.is_shown and self.console.is_terminal:
-            words = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # bar, rounds and ETA are whole in 60 columns
-            columns = (
-                TextColumn("{task.description}", markup=False, table_column=words),
-                BarColumn(12),
-                MofNCompleteColumn(),
-            )
-            self.bar = Progress(*columns, TextColumn("ETA"), TimeRemainingColumn(), console=self.console, expand=True)
+        if self.is_shown and not self.post and self.console.is_terminal:
+            self.bar = Progress(*columns(), console=self.console, expand=True)
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.rounds, completed=self.first_round)
+        self._show(self.title, self.first_round)
         return self
 
     def __exit__(
@@ -57,9 +92,18 @@ class LiveProgress:
         if self.bar:
             self.bar.stop()
 
+    def _show(self, text: str, done: int) -> bool:
+        """Show it in the bar or among the other teams' rows, and say whether there is either."""
+        if self.bar:
+            self.bar.update(self.task, completed=done, description=text)
+        elif self.post and self.is_shown:
+            self.posted = time.perf_counter()
+            self.post(json.dumps(Row(text, done, self.rounds)))
+        return bool(self.bar or self.post)
+
     def show_data(self, notes: Mapping[str, float]) -> None:
         """Say in one line how the data were made, where there is something to say."""
-        if self.is_shown and notes:
+        if self.is_shown and notes and not self.post:
             parts = [f"{name} {value:,.3f}" if value % 1 else f"{name} {value:,.0f}" for name, value in notes.items()]
             self.console.print(f"data · {' · '.join(parts)}", highlight=False, soft_wrap=True)
 
@@ -71,9 +115,9 @@ class LiveProgress:
     def client_done(self, update: ClientUpdate) -> None:
         """Count one of this worker's clients (terminal only)."""
         self.done += 1
-        if self.bar:
+        if self.bar or time.perf_counter() - self.posted > LOOK:
             text = f"{self.title} · round {self.round_index + 1} · {self.stage} · client {self.done}/{self.clients}"
-            self.bar.update(self.task, description=text)
+            self._show(text, self.round_index)
 
     def end_round(
         self,
@@ -97,8 +141,7 @@ class LiveProgress:
         scores = f"{kind} {self.metric}{of} {mean:.3f} · {self.stage} · loss {loss:.3f}"
         scores += "".join(f" · {title} {log[key]:.3g}" for key, title in EPSILONS.items() if key in log)
         text = f"{self.title} · {scores} · {rate:.1f} clients/s"
-        if self.bar:
-            self.bar.update(self.task, completed=done, description=text)
+        if self._show(text, done):
             return
         eta = (now - self.started) / max(done - self.first_round, 1) * (self.rounds - done)
         self.console.print(f"round {done}/{self.rounds} · {text} · ETA {eta:.0f} s", highlight=False, soft_wrap=True)

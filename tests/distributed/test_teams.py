@@ -11,6 +11,7 @@ from runs import called_by_script, fabric, run
 
 from fedsim.distributed import signals
 from fedsim.distributed.launch import launch
+from fedsim.distributed.rollcall import Board
 from fedsim.distributed.signals import Stopped
 from fedsim.distributed.teams import side_by_side
 from fedsim.distributed.workers import Workers
@@ -27,8 +28,11 @@ def exchange(folder: Path) -> None:
     launch()
     workers = Workers.from_environment(60)
     for sizes in ((2, 1), (1, 2), (3,), (2, 1)):
-        with side_by_side(workers, sizes) as number:
+        board = Board(workers.calls, len(sizes))
+        with side_by_side(workers, sizes, board) as number:
             team = Workers.from_environment(60)
+            if team.post and team.is_first:
+                team.post(f"team {number}")
             assert team.count == sizes[number]
             assert team.n_others == 3 - team.count
             assert Workers.is_first_or_alone() == team.is_first == (team.index == 0)
@@ -41,6 +45,8 @@ def exchange(folder: Path) -> None:
             for _ in range(number + 1):  # teams may meet as often as they like
                 assert team.all_numbers(workers.index) == list(range(team.first, team.first + team.count))
             team.check_same({"data": f"of team {number}"})
+        rows = [f"team {number}" for number in range(len(sizes))]
+        assert board.read() == (rows if len(sizes) > 1 else [""])
         assert Workers.from_environment(60).count == 3
         assert workers.all_numbers(workers.index) == [0, 1, 2]
     say("done", workers.index)
