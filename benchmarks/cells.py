@@ -3,8 +3,8 @@
     python benchmarks/cells.py --repeats 3
 
 The demo's three cells are run together, side by side and by one worker in turn, and timed from the first to the last.
-What one worker takes says what side by side could bring at most. For eight workers the schedule alone is asked: when the
-last cell ends, over the work of all cells shared evenly.
+What one worker takes says what side by side could bring at most. For eight workers the schedule alone is asked: when
+the last cell ends, over the work of all cells shared evenly.
 """
 
 import os
@@ -80,8 +80,8 @@ def measured(options: Options) -> Iterator[str]:
     )
     yield (
         f"Two workers on a cell are {alone:.2f} × as fast as one, so the server's share of a round is "
-        f"{(1 - alone / 2) / (alone - 1):.3f} of a block for each block. Two cells side by side and the third by both are "
-        f"at most {METHODS / (1 + alone):.2f} × as fast as together, and no deal of cells more than {2 / alone:.2f} ×."
+        f"{(1 - alone / 2) / (alone - 1):.3f} of a block for each block. Two cells side by side and the third by both "
+        f"are at most {METHODS / (1 + alone):.2f} × as fast as together, and no deal of cells more than {2 / alone:.2f} ×."
     )
 
 
