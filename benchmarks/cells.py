@@ -80,8 +80,8 @@ def measured(options: Options) -> Iterator[str]:
     )
     yield (
         f"Two workers on a cell are {alone:.2f} × as fast as one, so the server's share of a round is "
-        f"{(1 - alone / 2) / (alone - 1):.3f} of a block for each block. Two cells side by side and the third by both "
-        f"are at most {METHODS / (1 + alone):.2f} × as fast as together, and no deal of cells more than {2 / alone:.2f} ×."
+        f"{(1 - alone / 2) / (alone - 1):.2f} of a block for each block. Two cells side by side and the third by both "
+        f"are {METHODS / (1 + alone):.2f} × as fast as together at most, and no deal more than {2 / alone:.2f} ×."
     )
 
 

@@ -9,8 +9,11 @@ from collections.abc import Iterator, Sequence
 from heapq import heapify, heapreplace
 from typing import NamedTuple
 
-SERVER = 0.04
-"""What the server does in a round and what workers say to each other, in blocks, for each block: a guess."""
+SERVER = 0.1
+"""What the server does in a round and what workers say to each other, in blocks, for each block.
+
+Of the demo on two workers .08 to .28 was measured (benchmarks/cells.py); larger backbones have less.
+"""
 
 
 class Job(NamedTuple):

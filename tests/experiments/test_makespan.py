@@ -44,7 +44,7 @@ def test_three_equal_jobs_on_two_workers_are_two_side_by_side_and_then_one_toget
 
 
 def test_ten_blocks_on_eight_workers_are_shared_by_five_and_three():
-    (stage,) = stages([Job(20, 10)] * 3, 8)
+    (stage,) = stages([Job(20, 10, server=0.0)] * 3, 8)
     assert stage.sizes == (5, 3)
     assert [len(hand) for hand in stage.cells] == [2, 1]
 
