@@ -77,6 +77,16 @@ def answers(sizes: Sizes, accelerator: str) -> Iterator[Row]:
         yield f"write: {sizes.clients} clients × {BATCH} answers", f"{milliseconds(each)} a token, peak {peak()}"
 
 
+def large_block(sizes: Sizes, device: torch.device) -> Row:
+    """Measure how many clients of a LLaMA in bf16 fit into one pass."""
+    sizes = replace(sizes, llama=sizes.large, prompt=2 * sizes.prompt, clients=sizes.crowd, steps=1)
+    model = llama(sizes, device).to(torch.bfloat16)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    measured = Loop(model, instructions(sizes), {"batch_size": BATCH}, block_size=None).engine.block_size
+    name = f"{parameters / 1e9:.2f} · 10⁹ parameters in bf16, {BATCH} × {sizes.prompt} tokens a client"
+    return f"measured block: {name}", f"{measured} clients"
+
+
 def instructions(sizes: Sizes) -> fedsim.FederatedData:
     """Return clients with random prompts and answers: the second half of each sample is the answer."""
     random, length = torch.Generator().manual_seed(0), sizes.prompt

@@ -10,6 +10,7 @@ import torch
 
 from fedsim.round import Assignment
 from gpu.federations import Loop, Row, images, peak_memory, release, use, vit
+from gpu.language import large_block
 from gpu.sizes import Sizes
 
 HOLDING = """
@@ -43,6 +44,9 @@ def blocks(sizes: Sizes, accelerator: str) -> Iterator[Row]:
         loop.train(loop.dispatch()[:beside])
         kept = "and it trains" if loop.engine.pass_size == beside else f"halved to {loop.engine.pass_size}"
         yield f"measured beside a process with {sizes.held_gib:g} GiB", f"{beside} clients, {kept}"
+    del loop
+    release()
+    yield large_block(sizes, device)
 
 
 def crowd(sizes: Sizes, device: torch.device) -> Loop:

@@ -22,6 +22,8 @@ class Sizes:
     vit: Vit = Vit()
     bert: dict[str, int]
     llama: dict[str, int]
+    large: dict[str, int]
+    """A LLaMA of which only the block is measured."""
     clients: int = 10
     batches: tuple[int, ...] = (8, 16, 32, 128)
     steps: int = 6
@@ -55,13 +57,15 @@ class Sizes:
 FULL = Sizes(
     bert=shape(768, 12, heads=12, inner=3072, vocab_size=30_522),
     llama=shape(2048, 16, heads=32, inner=8192, num_key_value_heads=8, vocab_size=32_000),
+    large=shape(4096, 32, heads=32, inner=11_008, vocab_size=32_000),
 )
-"""ViT-B/16, BERT-base and a LLaMA of 1.1 billion parameters."""
+"""ViT-B/16, BERT-base, a LLaMA of 1.1 billion parameters and one as large as LLaMA-2-7B."""
 
 SMOKE = Sizes(
     vit=Vit(name="vit_tiny_patch16_224", image=32, depth=2),
     bert=shape(32, 2, heads=2, inner=64, vocab_size=100),
     llama=shape(32, 2, heads=4, inner=64, num_key_value_heads=2, vocab_size=100),
+    large=shape(32, 2, heads=4, inner=64, vocab_size=100),
     clients=3,
     batches=(2,),
     steps=2,
