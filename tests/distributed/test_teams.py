@@ -24,7 +24,7 @@ def say(*parts: object) -> None:
 
 
 def exchange(folder: Path) -> None:
-    """Everything that workers exchange, in teams of two and one, in all, and in teams again."""
+    """Everything that workers exchange, in teams, in all, and in teams again; then one team is stopped."""
     launch()
     workers = Workers.from_environment(60)
     for sizes in ((2, 1), (1, 2), (3,), (2, 1)):
@@ -49,23 +49,8 @@ def exchange(folder: Path) -> None:
         assert board.read() == (rows if len(sizes) > 1 else [""])
         assert Workers.from_environment(60).count == 3
         assert workers.all_numbers(workers.index) == [0, 1, 2]
-    say("done", workers.index)
-
-
-def test_teams_exchange_among_themselves_and_then_all_together(tmp_path):
-    done = run(fabric(3, called_by_script(exchange, tmp_path / "script.py"), tmp_path))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(line for line in done.stdout.splitlines() if line.startswith("done")) == [
-        f"done {i}" for i in range(3)
-    ]
-
-
-def stop_one(folder: Path) -> None:
-    """One team is asked to stop, and the other, which is done, learns of it."""
-    launch()
-    workers = Workers.from_environment(60)
     try:
-        with side_by_side(workers, (1, 1)) as number:
+        with side_by_side(workers, (2, 1)) as number:
             if number == 1:
                 signals._request.signal = signals.SIGNALS[0]
                 signals.stop_if_asked(Workers.from_environment(60), 2, 5, "2/2 · fedit")
@@ -74,10 +59,12 @@ def stop_one(folder: Path) -> None:
     dist.barrier()
 
 
-def test_what_stops_one_team_stops_all_where_they_meet(tmp_path):
-    done = run(fabric(2, called_by_script(stop_one, tmp_path / "script.py"), tmp_path))
+def test_teams_exchange_among_themselves_and_then_all_together_and_what_stops_one_stops_all(tmp_path):
+    done = run(fabric(3, called_by_script(exchange, tmp_path / "script.py"), tmp_path))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert {"stopped 0 75", "stopped 1 75"} <= set(done.stdout.splitlines())
+    assert sorted(line for line in done.stdout.splitlines() if line.startswith("stopped")) == [
+        f"stopped {worker} 75" for worker in range(3)
+    ]
     assert "SIGTERM: 2/2 · fedit stopped after 2 of 5 rounds; the run can be resumed" in done.stderr
 
 

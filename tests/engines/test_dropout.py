@@ -65,7 +65,7 @@ def test_what_is_dropped_at_two_places_is_unrelated():
         assert abs(float(((other.double() - 0.8) / 0.4 * maps[0]).mean())) < 4 / maps[0].numel() ** 0.5
 
 
-@pytest.mark.parametrize("name", ["dropout", "uneven data"])
+@pytest.mark.parametrize("name", ["dropout", pytest.param("uneven data", marks=pytest.mark.slow)])
 def test_a_compiler_sees_few_graphs_without_breaks_where_shapes_are_static(monkeypatch, name):
     counter = CompileCounter()
     torch._dynamo.reset()

@@ -43,6 +43,7 @@ def workers_of(cell: Path) -> int:
     return json.loads((cell / "recipe.json").read_text())["environment"]["workers"]
 
 
+@pytest.mark.slow
 def test_cells_are_the_same_bits_side_by_side_as_together_and_with_one_worker(alone, tmp_path):
     for how, sizes in (("auto", [1, 1, 2]), ("together", [2, 2, 2])):
         out = tmp_path / how

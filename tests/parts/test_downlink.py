@@ -126,9 +126,13 @@ OTHERS = {
     "fed_sb": fedsim.FedSB(ranks=fedsim.LoraRanks(values=(2, 3))),
     "fedsa_lora": fedsim.FedSALoRA(lora_rank=2, lora_alpha=4),
 }
+LONG = ("ditto", "fdlora", "flora")
+"""Each has another one like it among those that are tested by default."""
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in OTHERS]
+)
 def test_other_methods_train_from_sparse_downloads_and_resume_to_the_same_bits(tiny_run, stop_after, monkeypatch, name):
     common = {"method": OTHERS[name], "cohort_size": 3, "rounds": 4, "downlink": Downlink(top_k=0.5)}
     plain = tiny_run("plain", **common | {"downlink": Downlink()})
