@@ -1,6 +1,6 @@
 """The cells of a comparison side by side, or all workers on each: the demo on two workers, and a schedule for eight.
 
-    python benchmarks/cells.py --repeats 3
+    python benchmarks/cells.py --repeats 3 --write
 
 The demo's three cells are run together, side by side and by one worker in turn, and timed from the first to the last.
 What one worker takes says what side by side could bring at most. For eight workers the schedule alone is asked: when
@@ -40,6 +40,8 @@ class Options:
     """Rounds of each cell; 20 are the demo's."""
     seeds: tuple[int, ...] = (1, 2, 3, 5, 10)
     """Numbers of seeds for which three methods are scheduled."""
+    write: bool = False
+    """Put what is printed into RESULTS.md, too."""
 
 
 def run(way: str, rounds: int, out: Path) -> tuple[float, float, str]:
@@ -102,11 +104,12 @@ def planned(options: Options) -> Iterator[str]:
 
 
 def main(options: Options) -> None:
-    """Measure, print and write."""
+    """Measure and print."""
     lines = [provenance(1), "", *measured(options), "", f"{WORKERS} workers, cohorts of {COHORT} clients:", ""]
     text = "\n".join([*lines, *planned(options)])
     print(text)
-    write("cells", text, "Cells of a comparison side by side")
+    if options.write:
+        write("cells", text, "Cells of a comparison side by side")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import isnan
 from types import MappingProxyType, TracebackType
 from typing import Any, NamedTuple
 
@@ -138,7 +139,7 @@ class LiveProgress:
         kind, source = ("global", evaluated) if evaluated else ("personal", updates)
         mean = summarise_updates(source, kind, (self.metric,)).get(f"{kind}.mean", float("nan"))
         of = f" of {len(evaluated):,} clients" if 0 < len(evaluated) < n_seen else ""
-        scores = f"{kind} {self.metric}{of} {mean:.3f} · {self.stage} · loss {loss:.3f}"
+        scores = f"{kind} {self.metric}{of} {mean:.3f} · {self.stage} · loss {'–' if isnan(loss) else f'{loss:.3f}'}"
         scores += "".join(f" · {title} {log[key]:.3g}" for key, title in EPSILONS.items() if key in log)
         text = f"{self.title} · {scores} · {rate:.1f} clients/s"
         if self._show(text, done):

@@ -86,3 +86,12 @@ def test_every_team_has_a_row_as_soon_as_it_says_something():
     assert [line.split("  ")[0] for line in drawn()] == ["1/3 · local · round 3", "2/3 · fedit"]
     rows[1] = json.dumps(Row("3/3 · hilora", 1, 6))  # the next run of that team
     assert re.search(r"^3/3 · hilora .* 1/6 ETA -:--:--", drawn()[1])
+
+
+def test_a_round_in_which_nobody_trained_has_no_loss():
+    screen = io.StringIO()
+    with LiveProgress("fedit", 1, 0, is_shown=True, console=Console(file=screen, force_terminal=False)) as progress:
+        progress.begin_phase(0, "train", 0)
+        progress.end_round([], [])
+    assert "loss –" in screen.getvalue()
+    assert "nan" not in screen.getvalue().partition("loss")[2]
