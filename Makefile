@@ -58,7 +58,7 @@ test: setup ## Run the default tests (minutes)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' -n auto --dist worksteal $(ARGS)
 
 test-slow: setup ## Run the slow tests: kill-and-resume, learning on real data; then those that start a cluster
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not cluster' -n 2 --dist loadfile --timeout 1800 $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and not cluster' -n 2 --dist worksteal --timeout 1800 $(ARGS)
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow and cluster' $(ARGS) || test $$? -eq 5
 
 test-oldest: ## Test with the lowest versions that pyproject.toml allows, in an environment of their own that is removed

@@ -142,14 +142,14 @@ def d2(smoke: bool) -> Setting:
     source = ImageOptions(**CIFAR, domain=SUPERCLASSES, top_classes=40)
     return Setting(
         "CIFAR-100, forty classes, SC-Dir(3)",
-        Clients(source=source, split=Skew(partition="sc-dir", n_clients=12 if smoke else 24)),
+        Clients(source=source, split=Skew(partition="sc-dir", n_clients=8 if smoke else 24)),
         TimmModel(name=VIT, weights=WEIGHTS),
         rows(methods, feddpa_t=Row(methods["feddpa-t"], half(local))),
         local,
         rounds=3 if smoke else 10,
         seeds=2 if smoke else 10,
         reference="hilora",
-        per_class=(12, 6) if smoke else (48, 40),
+        per_class=(5, 3) if smoke else (48, 40),
         evaluations=("global", "unseen.tuned"),
     )
 
