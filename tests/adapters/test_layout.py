@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot, byte_count, fit_rank, pad_rank, parse_slot
+from fedsim.adapters.layout import HEAD_TIER, Layout, Site, Slot, byte_count, fit_rank, is_not_a, pad_rank, parse_slot
 
 QUERY, VALUE = Site("q", "q", 16, 8, 0), Site("v", "v", 16, 8, 0)
 HEAD, PLAIN_HEAD = (Site("head", "head", 8, 3, 1, is_head=True, has_bias=bias) for bias in (True, False))
@@ -18,6 +18,10 @@ def test_a_slot_reads_back_as_it_was_written():
 def test_text_that_is_no_slot_is_refused(text):
     with pytest.raises(ValueError, match="tier/site/factor"):
         parse_slot(text)
+
+
+def test_where_every_a_stays_as_it_is_all_else_is_trained():
+    assert "".join(factor for factor in "ABHWb" if is_not_a(Slot("root", "q", factor))) == "BHWb"
 
 
 def test_slots_come_tier_by_tier_then_site_by_site_with_their_shapes():

@@ -99,8 +99,10 @@ def test_what_is_recorded_trains_later_blocks_as_their_clients_do_one_by_one(nam
     ours = engine(mixing=case.get("mixing"))
     module = ClientModule(backbone(), LAYOUT.sites, mixing=case.get("mixing"))
     reference = SequentialEngine(ours.fabric, module, federation(), 7)
-    for block in blocks(case, 0.8):
-        assert_same(updates(ours, plan, [block]), updates(reference, plan, [block]))
+    both = blocks(case, 0.8)
+    found = [updates(ours, plan, [block]) for block in both]  # the later block may not change what the first one gave
+    for block, of_block in zip(both, found, strict=True):
+        assert_same(of_block, updates(reference, plan, [block]))
     assert sum(recorded) > len(recorded) > 0
 
 

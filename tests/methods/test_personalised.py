@@ -104,6 +104,13 @@ def test_agglomeration_is_scipys_on_the_same_cosines():
         assert agglomerated(torch.from_numpy(distances), n_groups).tolist() == expected.tolist()
 
 
+@pytest.mark.parametrize(
+    ("n_clients", "n_groups", "labels"), [(0, 2, []), (1, 2, [0]), (2, 1, [0, 0]), (2, 2, [0, 1]), (2, 3, [0, 1])]
+)
+def test_few_clients_have_a_group_each_or_one_in_all(n_clients, n_groups, labels):
+    assert agglomerated(1 - torch.eye(n_clients), n_groups).tolist() == labels
+
+
 @pytest.mark.parametrize("engine", ["batched", "sequential"])
 def test_fedprox_without_its_term_is_fedit_and_with_it_stays_nearer_at_no_more_bytes(tiny_run, engine):
     runs = {

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import fedsim
 from fedsim.parts.directions import SubspaceClustering
+from fedsim.records.recorder import most_groups
 from fedsim.storage.run_folder import load_checkpoint
 from fedsim.storage.wire import pack, structure_of
 
@@ -28,6 +30,11 @@ def made(tmp_path_factory):
         return kept
 
     return make
+
+
+@pytest.mark.parametrize(("n_clients", "at_work", "most"), [(6, (), 14), (6, (0, 1), 42), (1, (3,), 8)])
+def test_a_slot_may_have_a_group_for_each_client_for_some_without_and_for_each_version(n_clients, at_work, most):
+    assert most_groups(SimpleNamespace(last_seen=torch.zeros(n_clients), at_work=at_work)) == most
 
 
 @pytest.fixture
