@@ -143,7 +143,7 @@ def in_copy(copy: Path, tests: Sequence[str]) -> None:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
     os.chdir(copy)
-    sys.path.insert(0, str(copy))
+    sys.path[0] = str(copy)  # instead of this file's folder, in which tests would find other modules of their names
     os.environ |= {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1"}
     sys.dont_write_bytecode = True
     os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", "-m", "not slow", *tests]))
